@@ -1,0 +1,3 @@
+//! The `wasmscope` command.
+
+fn main() {}

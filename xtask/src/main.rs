@@ -1,0 +1,2 @@
+//! Hosts.
+fn main(){}
