@@ -26,7 +26,12 @@ impl ClockAnchor {
 
     /// Wall time of a monotonic instant, before or after the anchor.
     pub fn wall(&self, monotonic_ns: u64) -> SystemTime {
-        UNIX_EPOCH + Duration::from_nanos(self.unix_ns.saturating_add(monotonic_ns).saturating_sub(self.monotonic_ns))
+        UNIX_EPOCH
+            + Duration::from_nanos(
+                self.unix_ns
+                    .saturating_add(monotonic_ns)
+                    .saturating_sub(self.monotonic_ns),
+            )
     }
 }
 

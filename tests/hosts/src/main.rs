@@ -1,2 +1,2 @@
 //! Hosts.
-fn main(){}
+fn main() {}
