@@ -1,0 +1,46 @@
+//! The reading end of the ring buffer.
+
+use std::os::fd::{AsRawFd, RawFd};
+
+use aya::maps::{MapData, RingBuf};
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// Owned by the event task. The kernel wakes it for control events only; for the rest it must look on a timer.
+pub struct Ring {
+    ring: AsyncFd<OwnedRing>,
+}
+
+struct OwnedRing(RingBuf<MapData>);
+
+impl AsRawFd for OwnedRing {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl Ring {
+    pub(super) fn new(ring: RingBuf<MapData>) -> std::io::Result<Self> {
+        Ok(Self {
+            ring: AsyncFd::with_interest(OwnedRing(ring), Interest::READABLE)?,
+        })
+    }
+
+    /// Waits until the kernel has woken the agent.
+    pub async fn woken(&self) {
+        if let Ok(mut guard) = self.ring.readable().await {
+            guard.clear_ready();
+        }
+    }
+
+    /// Hands over up to `limit` records and returns how many there were.
+    pub fn drain(&mut self, limit: usize, mut each: impl FnMut(&[u8])) -> usize {
+        let ring = &mut self.ring.get_mut().0;
+        let mut count = 0;
+        while count < limit {
+            let Some(item) = ring.next() else { break };
+            each(&item);
+            count += 1;
+        }
+        count
+    }
+}
