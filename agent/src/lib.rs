@@ -2,5 +2,7 @@
 //!
 //! `ARCHITECTURE.md` at the root of the repository says how the modules meet.
 
+#[expect(unsafe_code, reason = "system calls and map values that aya does not wrap")]
+pub mod bpf;
 pub mod clock;
 pub mod span;

@@ -100,7 +100,7 @@ pub struct Kernel {
     processes: HashMap<MapData, u32, PodConfig>,
     counters: PerCpuArray<MapData, u64>,
     syscall_stats: PerCpuHashMap<MapData, PodKey, PodStats>,
-    ebpf: Ebpf,
+    pub(super) ebpf: Ebpf,
 }
 
 #[derive(Clone, Copy)]

@@ -1,6 +1,6 @@
 //! The reading end of the ring buffer.
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use aya::maps::{MapData, RingBuf};
 use tokio::io::{Interest, unix::AsyncFd};
@@ -12,16 +12,16 @@ pub struct Ring {
 
 struct OwnedRing(RingBuf<MapData>);
 
-impl AsRawFd for OwnedRing {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+impl AsFd for OwnedRing {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
 impl Ring {
     pub(super) fn new(ring: RingBuf<MapData>) -> std::io::Result<Self> {
         Ok(Self {
-            ring: AsyncFd::with_interest(OwnedRing(ring), Interest::READABLE)?,
+            ring: AsyncFd::register_with_interest(OwnedRing(ring), Interest::READABLE)?,
         })
     }
 
