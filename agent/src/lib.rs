@@ -5,4 +5,8 @@
 #[expect(unsafe_code, reason = "system calls and map values that aya does not wrap")]
 pub mod bpf;
 pub mod clock;
+pub mod correlate;
+pub mod decode;
+pub mod event;
 pub mod span;
+pub mod syscalls;
