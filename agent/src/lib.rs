@@ -8,5 +8,6 @@ pub mod clock;
 pub mod correlate;
 pub mod decode;
 pub mod event;
+pub mod process;
 pub mod span;
 pub mod syscalls;

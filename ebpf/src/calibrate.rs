@@ -75,44 +75,51 @@ pub fn calibrate(thread: *mut Thread, config: *mut ProcessConfig, stack_pointer:
     activation
 }
 
-/// Looks at every word of static TLS that has the form of a slot.
+/// Looks at every word of static TLS that has the form of a slot: the first one from where the last attempt on this
+/// process stopped. A search that judged several would be too long for the verifier.
 #[inline(always)]
 fn search_static(thread: &mut Thread, config: &mut ProcessConfig, stack_pointer: u64) -> u64 {
     let Some(pointer) = thread_pointer() else { return 0 };
-    let mut found = [0u64; 4];
-    let mut found_at = [0u64; 4];
-    let mut found_count = 0usize;
+    let slot = first_static(thread, pointer.wrapping_add_signed(config.tls_offset), stack_pointer);
+    if slot == 0 {
+        config.tls_offset = 0;
+        return 0;
+    }
+    let offset = (slot as i64).wrapping_sub(pointer as i64);
+    let activation = read_user_word(slot).unwrap_or(0) & !1;
+    if activation == 0 || !accept(thread, config, activation, stack_pointer) {
+        config.tls_offset = offset;
+        return 0;
+    }
+    thread.slot = slot;
+    config.tls_offset = offset;
+    config.tls_kind = TLS_STATIC;
+    activation
+}
+
+/// Address of the first word below `end` that looks like a slot, 0 if there is none.
+#[inline(never)]
+fn first_static(thread: *mut Thread, end: u64, stack_pointer: u64) -> u64 {
+    // SAFETY: as in `calibrate`; the record is not in use yet.
+    let words: *mut [u64; CHUNK_WORDS] = unsafe { (*thread).record.as_mut_ptr().cast() };
+    let mut start = end;
     let mut chunk = 0u64;
     while chunk < TLS_WORDS / CHUNK_WORDS as u64 {
         chunk += 1;
-        let start = pointer - chunk * (CHUNK_WORDS as u64 * 8);
-        let words: *mut [u64; CHUNK_WORDS] = thread.record.as_mut_ptr().cast();
+        start -= CHUNK_WORDS as u64 * 8;
         if !read_user(words, start) {
             // Below the block; everything that follows is too.
-            break;
+            return 0;
         }
         let mut index = 0usize;
         while index < CHUNK_WORDS {
             // SAFETY: `words` spans the chunk and `index` is below its length.
             let word = unsafe { (*words)[index] };
-            if looks_like_slot(word, stack_pointer) && found_count < found.len() {
-                found[found_count] = word & !1;
-                found_at[found_count] = start + index as u64 * 8;
-                found_count += 1;
+            if looks_like_slot(word, stack_pointer) {
+                return start + index as u64 * 8;
             }
             index += 1;
         }
-    }
-    let mut candidate = 0usize;
-    while candidate < found.len() {
-        let activation = found[candidate];
-        if activation != 0 && accept(thread, config, activation, stack_pointer) {
-            thread.slot = found_at[candidate];
-            config.tls_offset = (thread.slot as i64).wrapping_sub(pointer as i64);
-            config.tls_kind = TLS_STATIC;
-            return activation;
-        }
-        candidate += 1;
     }
     0
 }
@@ -121,16 +128,30 @@ fn search_static(thread: &mut Thread, config: &mut ProcessConfig, stack_pointer:
 #[inline(always)]
 fn search_modules(thread: &mut Thread, config: &mut ProcessConfig, stack_pointer: u64) -> u64 {
     let Some(pointer) = thread_pointer() else { return 0 };
+    let module = first_module(pointer, config.tls_offset, stack_pointer);
+    if module == 0 {
+        return 0;
+    }
+    let slot = dynamic_block(pointer, module as u32).wrapping_add_signed(config.tls_offset);
+    let activation = read_user_word(slot).unwrap_or(0) & !1;
+    if activation == 0 || !accept(thread, config, activation, stack_pointer) {
+        return 0;
+    }
+    thread.slot = slot;
+    config.tls_module = module as u32;
+    activation
+}
+
+/// The first library in whose TLS block the word at `offset` looks like a slot, 0 if there is none.
+#[inline(never)]
+fn first_module(pointer: u64, offset: i64, stack_pointer: u64) -> u64 {
     let mut module = 1u32;
     while module < TLS_MODULES {
         let block = dynamic_block(pointer, module);
         if block != 0 {
-            let slot = block.wrapping_add_signed(config.tls_offset);
-            let word = read_user_word(slot).unwrap_or(0);
-            if looks_like_slot(word, stack_pointer) && accept(thread, config, word & !1, stack_pointer) {
-                thread.slot = slot;
-                config.tls_module = module;
-                return word & !1;
+            let word = read_user_word(block.wrapping_add_signed(offset)).unwrap_or(0);
+            if looks_like_slot(word, stack_pointer) {
+                return u64::from(module);
             }
         }
         module += 1;

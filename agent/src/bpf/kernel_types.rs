@@ -5,20 +5,20 @@ use std::path::Path;
 use btf_rs::{Btf, Type};
 
 /// Where the kernel publishes its types.
-pub const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
+pub(super) const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// Byte offsets that the programs need; 0 where they could not be found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TaskOffsets {
+pub(super) struct TaskOffsets {
     /// `task_struct.thread.fsbase`: the thread pointer of x86-64.
-    pub fsbase: u32,
+    pub(super) fsbase: u32,
     /// `task_struct.tgid`.
-    pub tgid: u32,
+    pub(super) tgid: u32,
 }
 
 /// Why they could not be found.
 #[derive(Debug, thiserror::Error)]
-pub enum KernelTypesError {
+pub(super) enum KernelTypesError {
     /// The kernel was built without it, or it cannot be read.
     #[error("cannot read the kernel's type information at {VMLINUX_BTF}")]
     Unreadable(#[source] btf_rs::Error),
@@ -28,7 +28,7 @@ pub enum KernelTypesError {
 }
 
 /// Looks the offsets up.
-pub fn task_offsets() -> Result<TaskOffsets, KernelTypesError> {
+pub(super) fn task_offsets() -> Result<TaskOffsets, KernelTypesError> {
     let btf = Btf::from_file(Path::new(VMLINUX_BTF)).map_err(KernelTypesError::Unreadable)?;
     let offset = |path: &[&str], words: &'static str| {
         member_offset(&btf, "task_struct", path).ok_or(KernelTypesError::Missing(words))
