@@ -43,11 +43,13 @@ pub enum RecordKind {
     Fork = 10,
     /// [`Calibrated`]
     Calibrated = 11,
+    /// [`ImportTable`]
+    ImportTable = 12,
 }
 
 impl RecordKind {
     /// Every kind, in order of its number.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::ActivationSwap,
         Self::HostCall,
         Self::HostCallEnd,
@@ -59,6 +61,7 @@ impl RecordKind {
         Self::ThreadExit,
         Self::Fork,
         Self::Calibrated,
+        Self::ImportTable,
     ];
 
     /// The kind that `value` stands for.
@@ -226,6 +229,30 @@ pub struct Calibrated {
     pub store_offset: u32,
     /// As in [`crate::ProcessConfig`].
     pub limits_base: u32,
+}
+
+/// Bytes of a caller's `VMContext` that an [`ImportTable`] may hold: room for about 120 imports.
+pub const IMPORT_TABLE_BYTES: usize = 4096;
+/// It is read in pieces of this size, until one is not there.
+pub const IMPORT_TABLE_CHUNK_BYTES: usize = 256;
+
+/// The first call from one place to one host function: what is needed to name it. Instances live no longer than a
+/// request, so this cannot be read later.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ImportTable {
+    /// Kind [`RecordKind::ImportTable`].
+    pub header: RecordHeader,
+    /// The callee's `VMContext`.
+    pub callee: u64,
+    /// The caller's `VMContext`.
+    pub caller: u64,
+    /// Guest return address of the call; 0 if unknown.
+    pub call_site: u64,
+    /// Bytes of `vmcontext` that were read.
+    pub length: u64,
+    /// Start of the caller's `VMContext`.
+    pub vmcontext: [u8; IMPORT_TABLE_BYTES],
 }
 
 // Frames come last and follow 8-byte fields only, so cutting a record never splits a field.

@@ -47,8 +47,34 @@ pub struct ProcessConfig {
     pub code_end: u64,
     /// Aggregate syscalls in [`SyscallStats`] when not 0.
     pub aggregate: u32,
-    /// Unused, zero.
-    pub reserved: u32,
+    /// `flags` of processes that this one makes.
+    pub child_flags: u32,
+}
+
+/// Import tables sent per call site; a site that calls more host functions than this does so through a table of its own,
+/// or its host makes new ones all the time.
+pub const MAX_TABLES_PER_CALL_SITE: u32 = 16;
+
+/// A place in guest code that calls host functions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SeenCallSite {
+    /// Guest return address.
+    pub call_site: u64,
+    /// Process.
+    pub pid: u32,
+    /// Generation of its config: code at one address can be replaced.
+    pub generation: u32,
+}
+
+/// What was called from there last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SeenCallee {
+    /// The callee's `VMContext`.
+    pub callee: u64,
+    /// Import tables sent for the site.
+    pub sent: u64,
 }
 
 /// One row of the syscall aggregate.

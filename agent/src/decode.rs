@@ -1,13 +1,13 @@
 //! From a ring record's bytes to a typed record. Lengths are checked, nothing is assumed of the content.
 
 use wasmscope_common::{
-    ActivationSwap, Calibrated, CodePublished, HostCall, HostCallEnd, MAX_FRAMES, ProcessEvent, RecordHeader,
+    ActivationSwap, Calibrated, CodePublished, HostCall, HostCallEnd, ImportTable, MAX_FRAMES, ProcessEvent, RecordHeader,
     RecordKind, STACK_TRUNCATED, Syscall, Trap, Unwind,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// A record, as a program wrote it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "described at RecordKind")]
 #[expect(clippy::large_enum_variant, reason = "lives on the stack of the decoding loop only")]
 pub enum Record {
@@ -22,6 +22,7 @@ pub enum Record {
     ThreadExit(ProcessEvent),
     Fork(ProcessEvent),
     Calibrated(Calibrated),
+    ImportTable(Box<ImportTable>),
 }
 
 /// Why bytes are not a record.
@@ -67,6 +68,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
         RecordKind::ThreadExit => Record::ThreadExit(read(bytes, 0, 0)?),
         RecordKind::Fork => Record::Fork(read(bytes, 0, 0)?),
         RecordKind::Calibrated => Record::Calibrated(read(bytes, 0, 0)?),
+        RecordKind::ImportTable => Record::ImportTable(Box::new(read(bytes, 0, 0)?)),
     })
 }
 
@@ -96,6 +98,7 @@ impl Record {
             Self::CodePublished(record) => &record.header,
             Self::Exec(record) | Self::ThreadExit(record) | Self::Fork(record) => &record.header,
             Self::Calibrated(record) => &record.header,
+            Self::ImportTable(record) => &record.header,
         }
     }
 

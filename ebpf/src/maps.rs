@@ -2,9 +2,9 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
 };
-use wasmscope_common::{COUNTER_SLOTS, Counter, ProcessConfig, SyscallKey, SyscallStats};
+use wasmscope_common::{COUNTER_SLOTS, Counter, ProcessConfig, SeenCallSite, SeenCallee, SyscallKey, SyscallStats};
 
 use crate::thread::Thread;
 
@@ -32,6 +32,10 @@ pub static SYSCALL_STATS: PerCpuHashMap<SyscallKey, SyscallStats> = PerCpuHashMa
 /// Hits per site, so that the agent can see which sites are hot.
 #[map]
 pub static SITE_HITS: Array<u64> = Array::with_max_entries(16_384, 0);
+
+/// Call sites whose callee has been announced; the least recently used are forgotten and announced again.
+#[map]
+pub static CALL_SITES: LruHashMap<SeenCallSite, SeenCallee> = LruHashMap::with_max_entries(16_384, 0);
 
 /// Bytes from `task_struct` to `thread.fsbase`, from the kernel's BTF.
 #[unsafe(no_mangle)]

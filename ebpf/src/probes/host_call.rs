@@ -1,17 +1,19 @@
 //! Host functions called by guests: entry, with the guest's stack, and return.
 
-use aya_ebpf::{EbpfContext as _, bindings::pt_regs, helpers::bpf_get_attach_cookie, macros::uprobe, programs::ProbeContext};
+use aya_ebpf::{EbpfContext as _, bindings::{BPF_RB_NO_WAKEUP, pt_regs}, helpers::bpf_get_attach_cookie, macros::uprobe, programs::ProbeContext};
 use wasmscope_common::{
-    ArgumentLocation, Counter, EMIT_HOST_CALLS, HostCall, HostCallEnd, RecordKind, STACK_TRUNCATED, SiteCookie,
+    ArgumentLocation, Counter, EMIT_HOST_CALLS, HostCall, HostCallEnd, IMPORT_TABLE_BYTES, IMPORT_TABLE_CHUNK_BYTES,
+    ImportTable, MAX_TABLES_PER_CALL_SITE, RecordHeader, RecordKind, STACK_TRUNCATED, SeenCallSite, SeenCallee,
+    SiteCookie,
 };
 
 use crate::{
     activation::{TRUNCATED, read_limits, top, walk_from_exit},
     calibrate::{calibrate, is_complete},
-    maps::{SITE_HITS, add, count},
+    maps::{CALL_SITES, EVENTS, SITE_HITS, add, count},
     output::{Wake, emit, emit_with_frames, header},
     thread::{current, watched},
-    user::{read_user_word, register},
+    user::{read_user, read_user_word, register},
 };
 
 #[uprobe]
@@ -56,6 +58,10 @@ pub fn host_call(ctx: ProbeContext) -> u32 {
     }
     head.frame_count = frame_count as u16;
     // SAFETY: as above.
+    let call_site = if frame_count == 0 { 0 } else { unsafe { (*record).frames[0] } };
+    // SAFETY: a pointer into a map value.
+    announce_callee(&head, call_site, callee, caller, unsafe { (*config).generation });
+    // SAFETY: as above.
     unsafe {
         (*record).header = head;
         (*record).activation = activation;
@@ -91,6 +97,51 @@ pub fn host_call_end(ctx: ProbeContext) -> u32 {
         Wake::Later,
     );
     0
+}
+
+/// Sends the caller's import table, once per callee of a call site.
+#[inline(always)]
+fn announce_callee(head: &RecordHeader, call_site: u64, callee: u64, caller: u64, generation: u32) {
+    let key = SeenCallSite { call_site, pid: head.pid, generation };
+    let mut sent = 0;
+    if let Some(seen) = CALL_SITES.get_ptr(&key) {
+        // SAFETY: a pointer into a map value.
+        let seen = unsafe { *seen };
+        if seen.callee == callee || seen.sent >= u64::from(MAX_TABLES_PER_CALL_SITE) {
+            return;
+        }
+        sent = seen.sent;
+    }
+    count(Counter::Emitted);
+    let Some(mut entry) = EVENTS.reserve::<ImportTable>(0) else {
+        count(Counter::RingFull);
+        return;
+    };
+    let table = entry.as_mut_ptr();
+    // SAFETY: the reservation is as large and as aligned as the record.
+    unsafe {
+        (*table).header = *head;
+        (*table).header.kind = RecordKind::ImportTable as u8;
+        (*table).header.frame_count = 0;
+        (*table).callee = callee;
+        (*table).caller = caller;
+        (*table).call_site = call_site;
+    }
+    let mut length = 0usize;
+    while length < IMPORT_TABLE_BYTES {
+        // SAFETY: as above; `length` is a multiple of the chunk and below the end.
+        let chunk: *mut [u8; IMPORT_TABLE_CHUNK_BYTES] =
+            unsafe { (&raw mut (*table).vmcontext).cast::<u8>().add(length).cast() };
+        if !read_user(chunk, caller + length as u64) {
+            break;
+        }
+        length += IMPORT_TABLE_CHUNK_BYTES;
+    }
+    // SAFETY: as above.
+    unsafe { (*table).length = length as u64 };
+    entry.submit(u64::from(BPF_RB_NO_WAKEUP));
+    // A failure means that it will be sent again.
+    let _ = CALL_SITES.insert(&key, &SeenCallee { callee, sent: sent + 1 }, 0);
 }
 
 #[inline(always)]

@@ -55,7 +55,8 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
         return 0;
     }
     // SAFETY: a pointer into a map value.
-    let config = unsafe { *config };
+    let mut config = unsafe { *config };
+    config.flags = config.child_flags;
     if PROCESSES.insert(&child, &config, u64::from(BPF_ANY)).is_err() {
         count(Counter::ProcessTableFull);
         return 0;

@@ -208,7 +208,7 @@ fn code_published(regs: u64) {
                 code_start: address,
                 code_end: address + length,
                 aggregate: 0,
-                reserved: 0,
+                child_flags: global(&NEW_PROCESS_FLAGS),
             };
             if PROCESSES.insert(&head.pid, &config, u64::from(BPF_ANY)).is_err() {
                 count(Counter::ProcessTableFull);
