@@ -8,6 +8,8 @@ mod load;
 pub mod multi;
 mod ring;
 
+pub use aya::maps::MapError;
+
 pub use attach::{AttachError, SiteLinks, SiteProgram, UprobeSite};
 pub use load::{CounterValues, Kernel, LoadError, LoadOptions};
 pub use ring::Ring;

@@ -2,5 +2,7 @@
 //! written by tenants and bounded.
 
 pub mod describe;
+pub mod guests;
+pub mod hosts;
 pub mod maps;
 pub mod memory;
