@@ -3,6 +3,7 @@
 //! Tests trace the binaries of this crate from outside and compare what was seen with these counts for equality.
 
 pub mod counts;
+pub mod edge;
 pub mod host;
 pub mod nap;
 pub mod options;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Barrier};
 use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use serde_json::json;
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, InstancePre, Linker, PoolingAllocationConfig};
 
@@ -19,6 +19,13 @@ use crate::session::{Session, State};
 /// Does what the command line asks for.
 pub fn run(options: &Options) -> Result<()> {
     let scenario = scenario::find(&options.scenario).ok_or_else(|| anyhow!("no scenario {}", options.scenario))?;
+    ensure!(
+        options.tasks <= scenario.max_tasks,
+        "the scenario {} takes at most {} task(s), not {}",
+        scenario.name,
+        scenario.max_tasks,
+        options.tasks
+    );
     let output = OpenOptions::new().append(true).open(&options.output);
     let output = output.with_context(|| format!("cannot open {} for writing", options.output.display()))?;
     let counts = Arc::new(Counts::default());

@@ -30,7 +30,7 @@ impl Invoker {
     /// Calls `function`, counting it in `invocations` and, if it fails, among the traps.
     pub fn call<P: WasmParams, R: WasmResults>(
         &self,
-        store: impl AsContextMut<Data = State>,
+        store: impl AsContextMut<Data: Send>,
         invocations: &Counter,
         function: &TypedFunc<P, R>,
         params: P,
@@ -42,7 +42,7 @@ impl Invoker {
     /// As [`Self::call`], on a fiber; counts its suspends and resumes too.
     pub async fn call_async<P: WasmParams + Sync, R: WasmResults + Sync>(
         &self,
-        store: impl AsContextMut<Data = State>,
+        store: impl AsContextMut<Data: Send>,
         invocations: &Counter,
         function: &TypedFunc<P, R>,
         params: P,

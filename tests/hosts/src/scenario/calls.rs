@@ -14,6 +14,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     link: host::link,
     task,
     heartbeat: None,
+    max_tasks: u16::MAX,
 };
 
 /// Its text.

@@ -28,6 +28,7 @@ pub(super) const EXEC: Scenario = Scenario {
     link,
     task: leave_by_exec,
     heartbeat: None,
+    max_tasks: 1,
 };
 
 pub(super) const EXIT: Scenario = Scenario {

@@ -26,6 +26,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     link,
     task,
     heartbeat: None,
+    max_tasks: u16::MAX,
 };
 
 /// What the module itself is called.

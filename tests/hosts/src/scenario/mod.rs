@@ -71,6 +71,8 @@ pub struct Scenario {
     pub task: Task,
     /// How often to print how many host calls there have been so far, if at all.
     pub heartbeat: Option<Duration>,
+    /// How many tasks it can have.
+    pub max_tasks: u16,
 }
 
 /// All of them.

@@ -21,6 +21,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     link,
     task,
     heartbeat: None,
+    max_tasks: u16::MAX,
 };
 
 fn task<'a>(session: &'a mut Session, options: &'a Options) -> TaskFuture<'a> {

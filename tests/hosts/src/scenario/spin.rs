@@ -18,6 +18,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     link: |_, _| Ok(()),
     task,
     heartbeat: None,
+    max_tasks: u16::MAX,
 };
 
 fn task<'a>(session: &'a mut Session, options: &'a Options) -> TaskFuture<'a> {

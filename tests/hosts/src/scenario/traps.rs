@@ -21,6 +21,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     link,
     task,
     heartbeat: None,
+    max_tasks: u16::MAX,
 };
 
 /// Exports, each named after how it ends.

@@ -19,6 +19,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     link: host::link_write,
     task,
     heartbeat: None,
+    max_tasks: u16::MAX,
 };
 
 fn task<'a>(session: &'a mut Session, options: &'a Options) -> TaskFuture<'a> {
