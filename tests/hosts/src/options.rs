@@ -30,6 +30,10 @@ impl Mode {
 /// Runs guests that make host calls that make syscalls, and prints one line of JSON with how many of each there were.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "workload", version)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of its own on the command line"
+)]
 pub struct Options {
     /// What to run.
     #[arg(long, default_value = "calls", value_parser = PossibleValuesParser::new(scenario::possible_values()))]

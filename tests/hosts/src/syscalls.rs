@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Result;
 use rustix::thread::{NanosleepRelativeResult, Timespec};
 
@@ -51,7 +51,8 @@ impl Syscalls {
     /// One `openat`, for reading.
     pub fn open(&self, path: &Path) -> Result<OwnedFd> {
         self.openat.add_one();
-        rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        // Not `open`, which is another syscall where the architecture has it.
+        rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
     }
 
     /// One `pread64` from the start of `file`; returns the bytes read.

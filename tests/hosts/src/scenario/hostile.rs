@@ -59,6 +59,7 @@ fn names() -> Vec<String> {
         "../../etc/passwd",
         "%s%n%p{}{0}$(id)`id`",
         "\u{1b}[31mred\u{1b}[0m\u{1b}]0;title\u{7}",
+        "nul\0byte",
         "control\u{1}\u{8}\u{7f}\u{9b}",
         "\u{202e}gnp.exe\u{202c}\u{2066}\u{5d0}\u{5d1}",
         "zero\u{200b}width\u{feff}",
@@ -206,4 +207,25 @@ fn link_write(linker: &mut Linker<State>, setup: &Setup, module: &str, field: &s
         Ok(())
     })?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_is_there_twice() {
+        let mut names = names();
+        let count = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+
+    #[test]
+    fn the_name_section_holds_bytes_that_are_not_utf8() {
+        let module = hostile_module();
+        assert!(module.windows(2).any(|window| window == b"\xff\xc3"));
+        assert!(std::str::from_utf8(&module).is_err());
+    }
 }
