@@ -1,4 +1,5 @@
-;; A policy filter: reads its rules through WASI, compares request headers with them, asks the upstream about requests that pass.
+;; A policy filter: reads its rules through WASI, compares request headers with them, asks the upstream about
+;; requests that pass.
 (module $policy
   (import "host" "get_header" (func $host_get_header (param i32 i32 i32 i32) (result i32)))
   (import "host" "fetch" (func $host_fetch (param i32 i32) (result i32)))
@@ -69,7 +70,7 @@
         (br $next)))
     (local.get $position))
 
-  ;; Sets $text to the next quoted string; returns the position after it, or a position at or after `end` if there is none.
+  ;; Sets $text to the next quoted string; returns the position after it, or one after `end` if there is none.
   (func $next_string (param $position i32) (param $end i32) (result i32)
     (local $closing i32)
     (global.set $text (i32.add (call $find_quote (local.get $position) (local.get $end)) (i32.const 1)))

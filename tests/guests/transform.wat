@@ -35,7 +35,8 @@
       (then (return (i32.const 0))))
     (i32.load (i32.const 524)))
 
-  ;; Reads the file to 65536; returns its length, or 0. Looks at the clock before every piece, as things that report progress do.
+  ;; Reads the file to 65536; returns its length, or 0. Looks at the clock before every piece, as things that report
+  ;; progress do.
   (func $read_input (param $path i32) (param $path_length i32) (result i32)
     (local $end i32)
     (local $count i32)

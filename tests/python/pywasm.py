@@ -1,7 +1,7 @@
 """Runs a guest with `wasmtime` as it comes from PyPI; the host functions are Python.
 
-It knows nothing of Wasmscope. At the end it prints one line of JSON in the shape that `workload` prints, with exact counts of what it did, each
-counted at the point of doing.
+It knows nothing of Wasmscope. At the end it prints one line of JSON in the shape that `workload` prints, with exact
+counts of what it did, each counted at the point of doing.
 """
 
 import argparse
@@ -197,12 +197,12 @@ def at_least(minimum):
 def main():
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--calls", type=at_least(0), default=10, help="host calls of each kind in one invocation (default: 10)")
+    parser.add_argument("--calls", type=at_least(0), default=10, help="host calls of each kind per invocation (default: 10)")
     parser.add_argument("--repeat", type=at_least(1), default=1, help="invocations by each task (default: 1)")
     parser.add_argument("--tasks", type=at_least(1), default=1, help="threads, each with its own store (default: 1)")
     parser.add_argument("--trap", action="store_true", help="let the guest trap once after each invocation")
-    parser.add_argument("--wait", action="store_true", help="print `ready`, then wait for a line on stdin before running")
-    parser.add_argument("--compile-after-wait", action="store_true", help="compile the guest after that line, not before")
+    parser.add_argument("--wait", action="store_true", help="print `ready`, wait for a line on stdin, then run")
+    parser.add_argument("--compile-after-wait", action="store_true", help="compile the guest after that line")
     parser.add_argument("--hold", action="store_true", help="after printing, wait for a line or the end of stdin")
     parser.add_argument("--output", default="/dev/null", help="file that host.write writes to (default: /dev/null)")
     options = parser.parse_args()

@@ -27,7 +27,8 @@ impl Counter {
     }
 }
 
-/// Counters by name. Looking one up locks (and may wait for) a mutex: do it outside host functions and keep the [`Counter`].
+/// Counters by name. Looking one up locks (and may wait for) a mutex: do it outside host functions and keep the
+/// [`Counter`].
 #[derive(Debug, Default)]
 pub struct Group(Mutex<BTreeMap<String, Counter>>);
 
@@ -98,7 +99,8 @@ pub struct Counts {
     pub host_calls: Group,
     /// Invocations that ended in a trap (by its kind) or were unwound by a host function's error (`host_error`).
     pub traps: TrapCounters,
-    /// Times that an invocation's fiber left its thread before it was done. A nested invocation and those around it count one each.
+    /// Times that an invocation's fiber left its thread before it was done. A nested invocation and those around it
+    /// count one each.
     pub suspends: Counter,
     /// Times that such a fiber was resumed.
     pub resumes: Counter,

@@ -1,8 +1,9 @@
 //! A timer for fibers that costs them no syscall.
 //!
-//! tokio's own timer may write to an eventfd on the thread that starts it, which would be a `write` inside a host function that nobody counted. Here the
-//! fiber only leaves its waker in a slot. A thread of its own comes by and wakes all slots; being no worker of the runtime, it puts
-//! the tasks on the shared queue, from which any worker may take them: fibers move between threads.
+//! tokio's own timer may write to an eventfd on the thread that starts it, which would be a `write` inside a host
+//! function that nobody counted. Here the fiber only leaves its waker in a slot. A thread of its own comes by and wakes
+//! all slots; being no worker of the runtime, it puts the tasks on the shared queue, from which any worker may take
+//! them: fibers move between threads.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};

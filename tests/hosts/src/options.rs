@@ -13,7 +13,8 @@ use crate::scenario;
 pub enum Mode {
     /// `Func::call`: the guest runs on the calling thread's own stack, and sleeps block it.
     Sync,
-    /// `Func::call_async` under tokio: the guest runs on a fiber, which sleeps suspend and any worker thread may resume.
+    /// `Func::call_async` under tokio: the guest runs on a fiber, which sleeps suspend and any worker thread may
+    /// resume.
     Async,
 }
 

@@ -52,7 +52,8 @@ impl Invoker {
         self.note_error(result)
     }
 
-    /// Awaits `invocation`, which is one `call_async`. Each of its polls but the first resumes its fiber, each that is pending suspends it.
+    /// Awaits `invocation`, which is one `call_async`. Each of its polls but the first resumes its fiber, each that is
+    /// pending suspends it.
     async fn watch<F: Future>(&self, invocation: F) -> F::Output {
         let mut invocation = pin!(invocation);
         let mut left = None;
@@ -107,7 +108,8 @@ pub struct Session {
 }
 
 impl Session {
-    /// Instantiates every one of `modules` in a new store. Guests' start functions would escape the counts: none of the guests has one.
+    /// Instantiates every one of `modules` in a new store. Guests' start functions would escape the counts: none of the
+    /// guests has one.
     pub async fn new(modules: &[InstancePre<State>], mode: Mode, bed: Bed, counts: Arc<Counts>) -> Result<Self> {
         let engine = modules.first().context("a scenario has no modules")?.module().engine();
         let mut store = Store::new(

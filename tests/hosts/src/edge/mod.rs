@@ -1,4 +1,5 @@
-//! A small HTTP service that runs a guest for each request, as edge platforms do: one module per route, a new store and instance per request.
+//! A small HTTP service that runs a guest for each request, as edge platforms do: one module per route, a new store and
+//! instance per request.
 
 mod functions;
 mod guests;
@@ -17,7 +18,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::report;
 
-/// Serves guests over HTTP: /policy, /transform?op=upper|rot13|words|gray, /faulty?kind=…, and /counts with what has been done so far as JSON.
+/// Serves guests over HTTP: /policy, /transform?op=upper|rot13|words|gray, /faulty?kind=…, and /counts with what has
+/// been done so far as JSON.
 ///
 /// Prints `listening on ADDRESS` when it is ready. Ends on SIGINT or SIGTERM, after the requests that it is working on.
 #[derive(Clone, Debug, Parser)]

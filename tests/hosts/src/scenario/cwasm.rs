@@ -21,7 +21,8 @@ fn guests(engine: &Engine) -> Result<Guests> {
     let file = tempfile::Builder::new().prefix("calls-").suffix(".cwasm").tempfile();
     let path = file.context("cannot make a temporary file")?.into_temp_path();
     std::fs::write(&path, compiled).context("cannot write the compiled guest")?;
-    // SAFETY: the file was made by this engine a moment ago, is readable by this user only, and stays as it is while the module lives.
+    // SAFETY: the file was made by this engine a moment ago, is readable by this user only, and stays as it is while
+    // the module lives.
     let module = unsafe { Module::deserialize_file(engine, &path)? };
     Ok(Guests {
         modules: vec![module],

@@ -32,7 +32,8 @@ pub(super) const SCENARIO: Scenario = Scenario {
 /// What the module itself is called.
 const MODULE_NAME: &str = "pack\"et\nend\n%%{init: {\"theme\": \"dark\"}}%%<b>\u{202e}";
 
-/// Names that WebAssembly allows, all different. Each is used for an import module, an import field, an export and a function.
+/// Names that WebAssembly allows, all different. Each is used for an import module, an import field, an export and a
+/// function.
 fn names() -> Vec<String> {
     let mut names: Vec<String> = [
         "",
@@ -104,8 +105,9 @@ fn garbled_module() -> Vec<u8> {
     )
 }
 
-/// A module in which each of `exports` calls a function, called as in `helpers`, which calls the import of the same position in `imports`.
-/// No function has parameters or results. The name of the first export in the name section is `last_name`; the others have none.
+/// A module in which each of `exports` calls a function, called as in `helpers`, which calls the import of the same
+/// position in `imports`. No function has parameters or results. The name of the first export in the name section is
+/// `last_name`; the others have none.
 fn encode(
     module_name: &[u8],
     imports: &[(&str, &str)],

@@ -1,4 +1,5 @@
-//! `nested`: host functions that call back into the guest, three activations deep and across modules, with syscalls at each level.
+//! `nested`: host functions that call back into the guest, three activations deep and across modules, with syscalls at
+//! each level.
 
 use wasmtime::{Caller, Linker, Module, Result};
 
