@@ -197,7 +197,8 @@ def at_least(minimum):
 def main():
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--calls", type=at_least(0), default=10, help="host calls of each kind per invocation (default: 10)")
+    parser.add_argument("--calls", type=at_least(0), default=10,
+                        help="host calls of each kind per invocation (default: 10)")
     parser.add_argument("--repeat", type=at_least(1), default=1, help="invocations by each task (default: 1)")
     parser.add_argument("--tasks", type=at_least(1), default=1, help="threads, each with its own store (default: 1)")
     parser.add_argument("--trap", action="store_true", help="let the guest trap once after each invocation")

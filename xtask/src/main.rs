@@ -1,2 +1,3 @@
-//! Hosts.
+//! Tasks of this repository; `cargo xtask --help` lists them.
+mod toolchain;
 fn main() {}

@@ -1,0 +1,113 @@
+//! Builds the eBPF programs in `ebpf/` and leaves the object at `$OUT_DIR/wasmscope.bpf.o` for the agent to embed.
+//!
+//! `WASMSCOPE_EBPF_OBJECT=FILE` names a ready object instead, for packagers who build it in a step of its own.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+#[allow(dead_code, reason = "shared with xtask, which uses more of it")]
+#[path = "../xtask/src/toolchain.rs"]
+mod toolchain;
+
+use toolchain::Toolchain;
+
+const READY_OBJECT: &str = "WASMSCOPE_EBPF_OBJECT";
+
+fn main() -> ExitCode {
+    match provide_object() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("\nerror: {message}\n");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn provide_object() -> Result<(), String> {
+    let out_directory = PathBuf::from(variable("OUT_DIR")?);
+    let workspace = Path::new(&variable("CARGO_MANIFEST_DIR")?)
+        .parent()
+        .ok_or("the agent has no parent directory")?
+        .to_owned();
+    let object = out_directory.join("wasmscope.bpf.o");
+
+    println!("cargo::rerun-if-env-changed={READY_OBJECT}");
+    println!("cargo::rerun-if-changed=build.rs");
+    if let Some(ready) = env::var_os(READY_OBJECT) {
+        let ready = PathBuf::from(ready);
+        println!("cargo::rerun-if-changed={}", ready.display());
+        return copy(&ready, &object).map_err(|error| format!("{READY_OBJECT}: {error}"));
+    }
+    if env::var_os("DOCS_RS").is_some() {
+        // No BPF tools there, and documentation does not need the bytes.
+        return fs::write(&object, []).map_err(|error| format!("{}: {error}", object.display()));
+    }
+    for input in [
+        "ebpf/src",
+        "ebpf/Cargo.toml",
+        "ebpf/Cargo.lock",
+        "agent-common/src",
+        "agent-common/Cargo.toml",
+        "xtask/src/toolchain.rs",
+    ] {
+        println!("cargo::rerun-if-changed={}", workspace.join(input).display());
+    }
+
+    let own_target_directory = toolchain::target_directory_of(&out_directory);
+    let target_directories: Vec<_> = own_target_directory
+        .iter()
+        .cloned()
+        .chain([workspace.join("target")])
+        .collect();
+    let toolchain = Toolchain::find(&target_directories).map_err(|search| {
+        let mut message = format!(
+            "the eBPF programs cannot be built: {} not found",
+            search.missing().join(" and ")
+        );
+        for reason in &search.rejected {
+            message.push_str("\n  looked at ");
+            message.push_str(reason);
+        }
+        message + "\n  run `cargo xtask setup` to install what is missing"
+    })?;
+    println!("cargo::rerun-if-changed={}", toolchain.compiler.rustc.display());
+    println!("cargo::rerun-if-changed={}", toolchain.linker.display());
+
+    // One directory for every profile of the agent: the object is the same but for its messages.
+    let ebpf_target_directory = own_target_directory.unwrap_or(out_directory).join("ebpf");
+    let debug = variable("PROFILE")? == "debug";
+    let mut cargo = toolchain.cargo("build", &workspace.join("ebpf"), &ebpf_target_directory);
+    cargo.args(["--release", "--locked"]);
+    if debug {
+        cargo.args(["--features", "log"]);
+    }
+    let status = cargo
+        .status()
+        .map_err(|error| format!("{}: {error}", cargo.get_program().display()))?;
+    if !status.success() {
+        return Err(format!(
+            "building the eBPF programs failed ({status})\n  with {}\n  and {}\n  \
+             if the tools are at fault, `cargo xtask setup` checks and repairs them",
+            toolchain.compiler,
+            toolchain.linker.display()
+        ));
+    }
+    copy(
+        &ebpf_target_directory
+            .join(toolchain::BPF_TARGET)
+            .join("release/wasmscope-ebpf"),
+        &object,
+    )
+}
+
+fn variable(name: &str) -> Result<String, String> {
+    env::var(name).map_err(|error| format!("{name}: {error}"))
+}
+
+fn copy(from: &Path, to: &Path) -> Result<(), String> {
+    fs::copy(from, to)
+        .map(drop)
+        .map_err(|error| format!("{}: {error}", from.display()))
+}

@@ -1,0 +1,6 @@
+//! Processes as the agent sees them from outside: their memory, their mappings, what they are. Everything read here is
+//! written by tenants and bounded.
+
+pub mod describe;
+pub mod maps;
+pub mod memory;
