@@ -2,5 +2,6 @@
 //!
 //! `ARCHITECTURE.md` at the root of the repository says how the modules meet.
 
+pub mod bpf;
 pub mod clock;
 pub mod span;
