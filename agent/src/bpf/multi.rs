@@ -187,8 +187,11 @@ impl MultiProgram {
     /// the leading zeros of `/proc/PID/maps`). These need `CAP_SYS_PTRACE`, `map_files` `CAP_CHECKPOINT_RESTORE` as well;
     /// the link itself needs no capability beyond those of loading.
     ///
+    /// A mapping that is writable when this is called, or later when it is made, gets no breakpoints, also not when `mprotect`
+    /// turns it executable (as wasmtime does with `.cwasm` files): attach then, or attach again and drop the older link.
+    ///
     /// The offsets must be starts of instructions: the kernel checks only that some instruction can be decoded there, and
-    /// only in processes that have the file mapped. A breakpoint inside an instruction changes what the process does.
+    /// only in processes that have the file mapped. A breakpoint elsewhere changes what a process does, or the data it reads.
     pub fn attach(&self, path: &Path, sites: &[MultiSite], pid: Option<NonZeroU32>) -> Result<MultiLink, MultiError> {
         if pid.is_some() && !self.support.process_filter {
             return Err(MultiError::ProcessFilterUnsupported);
