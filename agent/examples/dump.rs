@@ -1,27 +1,29 @@
-use wasmscope::{bpf::*, decode::decode, process::{maps, memory::ProcessMemory}};
-use wasmscope_common::*;
+use wasmscope::{pipeline::*, span::*};
 #[tokio::main]
 async fn main() {
     let pid: u32 = std::env::args().nth(1).unwrap().parse().unwrap();
     let n: usize = std::env::args().nth(2).map_or(20, |s| s.parse().unwrap());
-    let (mut k, mut ring) = match Kernel::load(LoadOptions { ring_bytes: 16 << 20, watch_new_wasm: false, new_process_flags: 0 }) {
+    let secs: u64 = std::env::args().nth(3).map_or(3, |s| s.parse().unwrap());
+    let node = std::env::args().nth(4).is_some();
+    let mut p = match Pipeline::start(Options { ring_bytes: 16 << 20, watch_all: false, detail: if node {Detail::Node} else {Detail::Boundary} }) {
         Ok(v) => v,
         Err(e) => { let mut s: Option<&dyn std::error::Error> = Some(&e); while let Some(x) = s { eprintln!("{x}"); s = x.source(); } std::process::exit(1) }
     };
-    let m = maps::executable_mappings(pid).unwrap();
-    let mem = ProcessMemory::open(pid).unwrap();
-    let codes = maps::code_objects(&m, &mem);
-    eprintln!("code: {codes:#x?}");
-    let lo = codes.iter().map(|c| c.range.start).min().unwrap_or(0);
-    let hi = codes.iter().map(|c| c.range.end).max().unwrap_or(0);
-    k.watch(pid, ProcessConfig { flags: 7, generation: 1, code_start: lo, code_end: hi, ..Default::default() }).unwrap();
-    eprintln!("watching");
-    let mut seen = 0;
     let t = std::time::Instant::now();
-    while t.elapsed().as_secs() < 3 {
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        seen += ring.drain(1_000_000, |b| { if seen < n { println!("{:x?}", decode(b)); } });
-    }
-    eprintln!("{seen} records, config {:x?}", k.config(pid));
-    for (c, v) in k.counters().iter() { eprintln!("{} {v}", c.name()); }
+    let (report, _) = p.watch(pid).unwrap();
+    eprintln!("{report:#?} {:?}", t.elapsed());
+    let mut out = Output::default();
+    while t.elapsed().as_secs() < secs { p.ready().await; let o = p.turn(); out.append(o); if !p.is_watching(pid) {break} }
+    let (o, cap) = p.finish(); out.append(o);
+    for e in out.events.iter().take(n) { println!("{}", serde_json::to_string(e).unwrap()); }
+    println!("{cap:#?}");
+    let mut c = std::collections::BTreeMap::<String, u64>::new();
+    for t in &out.traces { for s in t.root.walk() {
+        let k = match &s.kind { SpanKind::Invoke{function} => format!("invoke {} {}", function.as_ref().map_or("?".into(), |f| format!("{}/{}", f.module.name, f.name)), s.outcome.as_str()),
+          SpanKind::HostCall{import} => format!("host {} {} {:?}", import.as_ref().map_or("?".into(), |f| format!("{}.{}", f.module, f.name)), s.outcome.as_str(), s.end_bound),
+          SpanKind::Syscall{name,..} => format!("sys {name} {}", s.stack.iter().map(|f| f.name.clone()).collect::<Vec<_>>().join("<")), SpanKind::Trap{code, function,..} => format!("trap {code} {:?}", function.as_ref().map(|f| &f.name)) };
+        *c.entry(k.chars().take(150).collect()).or_default() += 1; } }
+    println!("{c:#?}");
+    println!("suspends {}", out.traces.iter().flat_map(|t| t.root.walk()).filter(|s| matches!(s.kind, SpanKind::Invoke{..})).map(|s| s.suspends.len()).sum::<usize>());
+    let tt = std::time::Instant::now(); drop(p); eprintln!("dropped {:?}", tt.elapsed());
 }

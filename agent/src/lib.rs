@@ -11,6 +11,7 @@ pub mod event;
 pub mod image;
 pub mod pipeline;
 pub mod process;
+pub mod recording;
 pub mod runtime;
 pub mod span;
 pub mod syscalls;

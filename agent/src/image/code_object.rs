@@ -112,10 +112,12 @@ pub enum Symbol<'a> {
         /// Type of the function, an index without meaning outside the image.
         signature: u32,
     },
-    /// Entered by the host to run a module's initialisation (wasmtime 46 and later), or that code itself.
+    /// Initialisation of a module, its start function included (wasmtime 46 and later).
     ModuleStart {
         /// Core module within the image.
         module_index: u32,
+        /// Entered by the host, like [`Self::ArrayToWasm`]; otherwise what that calls.
+        is_entry: bool,
     },
     /// Entered by guests to call the runtime; with the builtin's name (`memory_grow`), empty if the image has no symbols.
     Builtin(&'a str),
@@ -140,7 +142,7 @@ enum StoredSymbol {
     Function { module_index: u32, function_index: u32, name: NameRef },
     ArrayToWasm { module_index: u32, function_index: u32 },
     WasmToArray { signature: u32 },
-    ModuleStart { module_index: u32 },
+    ModuleStart { module_index: u32, is_entry: bool },
     Builtin(NameRef),
     ComponentTrampoline(NameRef),
     Other(NameRef),
@@ -190,7 +192,7 @@ impl fmt::Debug for CodeObject {
 
 /// Whether an ELF image of wasmtime starts at the reader's first byte: one read of 64 bytes.
 pub fn is_code_object<R: ReadAt + ?Sized>(reader: &R) -> bool {
-    read_header(reader).is_ok_and(|header| header.e_ident.os_abi == OS_ABI_WASMTIME)
+    read_header(reader).is_ok_and(|header| header.e_ident.os_abi.0 == OS_ABI_WASMTIME)
 }
 
 impl CodeObject {
@@ -200,10 +202,10 @@ impl CodeObject {
     /// reason at the place where it would be.
     pub fn read<R: ReadAt + ?Sized>(reader: &R) -> Result<Self, ImageError> {
         let elf = Elf::read(reader)?;
-        if elf.header.e_ident.os_abi != OS_ABI_WASMTIME || elf.header.e_type.get(E) != elf::ET_REL {
+        if elf.header.e_ident.os_abi.0 != OS_ABI_WASMTIME || elf.header.e_type.get(E) != elf::ET_REL {
             return Err(ImageError::Malformed("not written by wasmtime"));
         }
-        let flags = elf.header.e_flags.get(E);
+        let flags = elf.header.e_flags.get(E).0;
         let kind = match flags & (FLAG_MODULE | FLAG_COMPONENT) {
             FLAG_MODULE => CodeKind::Module,
             FLAG_COMPONENT => CodeKind::Component,
@@ -399,7 +401,7 @@ impl SymbolStore {
                 Symbol::ArrayToWasm { module_index, function_index }
             }
             StoredSymbol::WasmToArray { signature } => Symbol::WasmToArray { signature },
-            StoredSymbol::ModuleStart { module_index } => Symbol::ModuleStart { module_index },
+            StoredSymbol::ModuleStart { module_index, is_entry } => Symbol::ModuleStart { module_index, is_entry },
             StoredSymbol::Builtin(name) => Symbol::Builtin(self.name(name)),
             StoredSymbol::ComponentTrampoline(name) => Symbol::ComponentTrampoline(self.name(name)),
             StoredSymbol::Other(name) => Symbol::Other(self.name(name)),
@@ -477,7 +479,7 @@ fn read_symbols<R: ReadAt + ?Sized>(
     for symbol in table {
         let (start, len) = (symbol.st_value.get(E), symbol.st_size.get(E));
         let is_inside = len > 0 && start.checked_add(len).is_some_and(|end| end <= text_bytes);
-        if symbol.st_info & 0xf != elf::STT_FUNC || !is_inside {
+        if symbol.st_type() != elf::STT_FUNC || !is_inside {
             continue;
         }
         let Some(name) = string_at(&strings, symbol.st_name.get(E)) else { continue };
@@ -503,8 +505,8 @@ fn parse_symbol(store: &mut SymbolStore, name: &[u8]) -> StoredSymbol {
     if let Some((signature, b"::wasm_to_array_trampoline")) = strip_indexed(name, b"signatures[") {
         return StoredSymbol::WasmToArray { signature };
     }
-    if let Some((module_index, _)) = strip_indexed(name, b"module_start[") {
-        return StoredSymbol::ModuleStart { module_index };
+    if let Some((module_index, abi)) = strip_indexed(name, b"module_start[") {
+        return StoredSymbol::ModuleStart { module_index, is_entry: abi == b"::Array" };
     }
     if let Some(builtin) = name.strip_prefix(b"wasmtime_builtin_") {
         return StoredSymbol::Builtin(store.intern(builtin));
@@ -611,7 +613,9 @@ fn symbols_of_table(
                 StoredSymbol::ArrayToWasm { module_index: module, function_index }
             }
             FunctionKey::WasmToArray { signature } => StoredSymbol::WasmToArray { signature },
-            FunctionKey::ModuleStart { module } => StoredSymbol::ModuleStart { module_index: module },
+            FunctionKey::ModuleStart { module, is_entry } => {
+                StoredSymbol::ModuleStart { module_index: module, is_entry }
+            }
             FunctionKey::Builtin => StoredSymbol::Builtin(NameRef::EMPTY),
             FunctionKey::ComponentTrampoline => StoredSymbol::ComponentTrampoline(NameRef::EMPTY),
             FunctionKey::Other => StoredSymbol::Other(NameRef::EMPTY),

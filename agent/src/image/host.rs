@@ -1,7 +1,7 @@
 //! A host executable or shared library as a probe sees it: where it is mapped from, its thread-local storage, and the few of its
 //! functions that mark crossings into and out of guests.
 
-use object::{elf, pod::slice_from_bytes};
+use object::{LittleEndian, elf, pod::slice_from_bytes};
 
 pub use super::elf::ElfError as HostError;
 use super::{
@@ -169,7 +169,7 @@ impl HostImage {
                 address: header.p_vaddr.get(E),
                 file_offset: header.p_offset.get(E),
                 file_bytes: header.p_filesz.get(E),
-                is_executable: header.p_flags.get(E) & elf::PF_X != 0,
+                is_executable: header.p_flags.get(E).0 & elf::PF_X.0 != 0,
             })
             .collect();
         let has_interpreter = of_type(elf::PT_INTERP).is_some();
@@ -381,7 +381,7 @@ impl<'a> Search<'a> {
     }
 
     fn visit(&mut self, symbol: &ElfSym, name: &[u8]) {
-        let kind = symbol.st_info & 0xf;
+        let kind = symbol.st_type();
         let is_defined = symbol.st_shndx.get(E) != elf::SHN_UNDEF;
         if !is_defined || self.demangled_count >= MAX_DEMANGLED || self.crate_name.find(name).is_none() {
             return;
@@ -550,13 +550,13 @@ fn is_pie<R: ReadAt + ?Sized>(reader: &R, dynamic: Option<&ProgramHeader>, has_i
     let len = dynamic.p_filesz.get(E).min(MAX_DYNAMIC_BYTES) as usize;
     let Ok(bytes) = read_exact_at(reader, dynamic.p_offset.get(E), len) else { return has_interpreter };
     let mut has_library_name = false;
-    for entry in bytes.as_chunks::<16>().0 {
-        let (tag, value) = entry.split_at(8);
-        let [tag, value] = [tag, value].map(|half| half.iter().rev().fold(0u64, |all, byte| all << 8 | u64::from(*byte)));
-        match u32::try_from(tag) {
-            Ok(elf::DT_NULL) => break,
-            Ok(elf::DT_FLAGS_1) if value & u64::from(elf::DF_1_PIE) != 0 => return true,
-            Ok(elf::DT_SONAME) => has_library_name = true,
+    let count = bytes.len() / size_of::<elf::Dyn64<LittleEndian>>();
+    let entries = slice_from_bytes::<elf::Dyn64<LittleEndian>>(&bytes, count).map_or(&[][..], |(entries, _)| entries);
+    for entry in entries {
+        match entry.d_tag.get(E) {
+            elf::DT_NULL => break,
+            elf::DT_FLAGS_1 if entry.d_val.get(E) & u64::from(elf::DF_1_PIE.0) != 0 => return true,
+            elf::DT_SONAME => has_library_name = true,
             _ => {}
         }
     }
@@ -575,7 +575,7 @@ fn read_build_id<R: ReadAt + ?Sized>(reader: &R, headers: &[ProgramHeader]) -> O
             let padded = |len: u32| (len as usize).next_multiple_of(align);
             let data_at = (12 + name_len as usize).next_multiple_of(align) - 12;
             let data = after.get(data_at..data_at + data_len as usize)?;
-            if kind == elf::NT_GNU_BUILD_ID && after.starts_with(b"GNU\0") && (1..=64).contains(&data.len()) {
+            if kind == elf::NT_GNU_BUILD_ID.0 && after.starts_with(b"GNU\0") && (1..=64).contains(&data.len()) {
                 return Some(data.iter().map(|byte| format!("{byte:02x}")).collect());
             }
             rest = after.get(data_at + padded(data_len)..)?;

@@ -174,6 +174,7 @@ pub(super) fn component_modules(
             if names.imports.is_empty() && names.exports.is_empty() || !accept(index, names.function_import_count()) {
                 continue;
             }
+            eprintln!("DBG {index} {start:#x} {names:?}");
             ambiguous[slot] |= found[slot].is_some();
             found[slot] = Some((names, start..info.len() - cursor.bytes.len()));
         }
@@ -260,7 +261,7 @@ pub(super) enum FunctionKey {
     WasmToArray { signature: u32 },
     Builtin,
     ComponentTrampoline,
-    ModuleStart { module: u32 },
+    ModuleStart { module: u32, is_entry: bool },
     Other,
 }
 
@@ -294,6 +295,7 @@ pub(super) fn function_table(info: &[u8], text_bytes: u64) -> Option<(Vec<TableF
 fn decode_function_table(cursor: &mut Cursor<'_>, text_bytes: u64) -> Option<Vec<TableFunction>> {
     const KIND_SHIFT: u32 = 28;
     const HAS_SOURCE: u32 = 0;
+    const ARRAY_ABI: u32 = 1;
     let namespaces = cursor.ascending(true)?;
     let count = namespaces.len();
     if count == 0 || namespaces.iter().any(|namespace| namespace >> KIND_SHIFT > 9) {
@@ -342,7 +344,7 @@ fn decode_function_table(cursor: &mut Cursor<'_>, text_bytes: u64) -> Option<Vec
                 2 => FunctionKey::WasmToArray { signature: index },
                 3 => FunctionKey::Builtin,
                 6 | 7 => FunctionKey::ComponentTrampoline,
-                9 => FunctionKey::ModuleStart { module: low },
+                9 => FunctionKey::ModuleStart { module: low, is_entry: index == ARRAY_ABI },
                 _ => FunctionKey::Other,
             };
             // A gap in a dense namespace is written as an empty function.
