@@ -24,6 +24,7 @@ use crate::{
 };
 
 const MPROTECT: u64 = 10;
+const RT_SIGRETURN: u64 = 15;
 const PROT_EXEC: u64 = 4;
 const PAGE_BYTES: u64 = 4096;
 /// Start of an ELF image of wasmtime: magic, 64-bit, little-endian, version 1, OS/ABI 200.
@@ -62,6 +63,10 @@ pub fn sys_exit(ctx: RawTracePointContext) -> i32 {
         return 0;
     }
     state.entered_ns = 0;
+    if state.syscall == RT_SIGRETURN {
+        // Part of how the runtime handles a trap, not a call of the guest's; it leaves the registers of another moment.
+        return 0;
+    }
     let regs: u64 = ctx.arg(0);
     let mut activation = top(state);
     if !is_complete(state) {
@@ -97,7 +102,7 @@ fn record(thread: &mut Thread, activation: u64, entered_ns: u64, regs: u64, resu
     let mut head = header(RecordKind::Syscall);
     let duration_ns = head.at_ns - entered_ns;
     if thread.aggregate != 0 {
-        aggregate(thread, head.pid, registers.number, result, duration_ns);
+        aggregate(thread, head.pid, thread.syscall, result, duration_ns);
     }
     if thread.flags & EMIT_SYSCALLS == 0 {
         return;
@@ -116,7 +121,7 @@ fn record(thread: &mut Thread, activation: u64, entered_ns: u64, regs: u64, resu
         (*record).activation = activation;
         (*record).entry_handler = thread.limits.entry_handler;
         (*record).duration_ns = duration_ns;
-        (*record).number = registers.number;
+        (*record).number = thread.syscall;
         (*record).result = result;
         (*record).arguments = [registers.first, registers.second, registers.third];
     }
