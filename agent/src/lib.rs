@@ -3,4 +3,8 @@
 //! `ARCHITECTURE.md` at the root of the repository says how the modules meet.
 
 pub mod clock;
+pub mod errno;
+pub mod http;
+pub mod metrics;
+pub mod sink;
 pub mod span;
