@@ -1,4 +1,4 @@
-//! What the agent counts and measures, as OpenMetrics text. The names of the families live here and nowhere else.
+//! What the agent counts and measures, as `OpenMetrics` text. The names of the families live here and nowhere else.
 //!
 //! Counters are exact: each span, loss and record adds one where it belongs. Durations are observed where both ends are known (or inferred); a call that was
 //! still open when the window ended is counted but not timed. Each family has a cap on its series ([`MAX_COUNTER_SERIES`],
@@ -200,7 +200,7 @@ impl Metrics {
             .with(&labels, |histogram| histogram.observe(duration.as_secs_f64()));
     }
 
-    /// All series as OpenMetrics text; see [`CONTENT_TYPE`].
+    /// All series as `OpenMetrics` text; see [`CONTENT_TYPE`].
     pub fn encode(&self) -> String {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry).expect("writing to a string cannot fail");

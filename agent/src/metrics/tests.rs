@@ -5,7 +5,7 @@ use super::*;
 use crate::sink::testing::{host_call, invoke, process, syscall, trace, trap};
 use crate::span::{Module, Suspend};
 
-/// A strict reader of the parts of OpenMetrics that the agent writes: series by name and label set.
+/// A strict reader of the parts of `OpenMetrics` that the agent writes: series by name and label set.
 fn parse(text: &str) -> HashMap<String, f64> {
     let body = text.strip_suffix("# EOF\n").expect("the text ends in # EOF");
     let mut series = HashMap::new();
@@ -332,7 +332,10 @@ fn hostile_names_can_neither_forge_nor_break_series() {
         .filter(|(name, _)| name.starts_with("wasm_invocations_total{"))
         .collect();
     assert_eq!(invocations.len(), names.len());
-    assert!(invocations.iter().all(|(_, value)| **value == 1.0), "{invocations:#?}");
+    assert!(
+        invocations.iter().all(|(_, value)| **value as u64 == 1),
+        "{invocations:#?}"
+    );
     assert!(series.keys().all(|name| name.len() < 1_000));
     assert!(
         text.chars()

@@ -176,7 +176,7 @@ pub struct Exporter {
 
 impl Exporter {
     /// Starts the task, on the current tokio runtime. The collector need not be there yet.
-    pub fn start(config: ExporterConfig, anchor: ClockAnchor) -> Result<Self, StartError> {
+    pub fn start(config: &ExporterConfig, anchor: ClockAnchor) -> Result<Self, StartError> {
         let protocol = config.protocol.unwrap_or_else(protocol_from_env);
         let endpoint = config
             .endpoint
@@ -188,7 +188,7 @@ impl Exporter {
             });
         }
         let timeout = config.timeout.unwrap_or_else(timeout_from_env);
-        let exporter = build(&config, protocol, timeout)?;
+        let exporter = build(config, protocol, timeout)?;
         let (queue, receiver) = mpsc::channel(config.queue_capacity.max(1));
         let (stop, stopped) = watch::channel(None);
         let counters = Arc::new(Counters::default());
@@ -471,7 +471,7 @@ impl Worker {
 async fn stop_requested(stopped: &mut watch::Receiver<Option<Instant>>) {
     if stopped.wait_for(Option::is_some).await.is_err() {
         // The exporter was dropped without a shutdown; the closed queue ends the task once it has been emptied.
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
