@@ -5,7 +5,7 @@
 //! inside published guest code, and frames on the stack in use. The result is kept in the process's config.
 
 use wasmscope_common::{
-    Calibrated, Counter, ProcessConfig, RecordKind, STORE_WORDS, TLS_DYNAMIC, TLS_STATIC, TLS_UNKNOWN,
+    Calibrated, Counter, ProcessConfig, RecordKind, STORE_WORDS, TLS_DYNAMIC, TLS_SEARCH, TLS_STATIC, TLS_UNKNOWN,
 };
 
 use crate::{
@@ -32,8 +32,11 @@ pub fn is_complete(thread: &Thread) -> bool {
     thread.slot != 0 && thread.store_offset != 0 && thread.limits_base != 0
 }
 
-/// Tries to complete what is known of the current process from the current thread. Returns the activation on top if
-/// that worked, 0 otherwise.
+/// Answer of [`calibrate`]: there may be an activation, but not enough is known to follow it.
+pub const UNKNOWN: u64 = 1;
+
+/// Tries to complete what is known of the current process from the current thread. Returns the activation on top, 0 if
+/// there is none, or [`UNKNOWN`].
 #[inline(never)]
 pub fn calibrate(thread: *mut Thread, config: *mut ProcessConfig, stack_pointer: u64) -> u64 {
     // SAFETY: both point into map values; the thread's is used by this program alone, and racing writers of the config
@@ -45,19 +48,24 @@ pub fn calibrate(thread: *mut Thread, config: *mut ProcessConfig, stack_pointer:
     }
     let activation = if thread.slot != 0 {
         let activation = read_user_word(thread.slot).unwrap_or(0) & !1;
-        if activation == 0 || !accept(thread, config, activation, stack_pointer) {
-            return 0;
+        if activation != 0 && !accept(thread, config, activation, stack_pointer) {
+            return UNKNOWN;
         }
         activation
     } else {
         match config.tls_kind {
             TLS_DYNAMIC => search_modules(thread, config, stack_pointer),
-            TLS_UNKNOWN => search_static(thread, config, stack_pointer),
+            TLS_SEARCH => search_static(thread, config, stack_pointer),
+            TLS_UNKNOWN => match search_static(thread, config, stack_pointer) {
+                // It may be elsewhere.
+                0 => UNKNOWN,
+                found => found,
+            },
             _ => 0,
         }
     };
-    if activation == 0 {
-        return 0;
+    if activation == 0 || activation == UNKNOWN {
+        return activation;
     }
     config.store_offset = thread.store_offset;
     config.limits_base = thread.limits_base;
@@ -89,7 +97,7 @@ fn search_static(thread: &mut Thread, config: &mut ProcessConfig, stack_pointer:
     let activation = read_user_word(slot).unwrap_or(0) & !1;
     if activation == 0 || !accept(thread, config, activation, stack_pointer) {
         config.tls_offset = offset;
-        return 0;
+        return UNKNOWN;
     }
     thread.slot = slot;
     config.tls_offset = offset;
@@ -135,7 +143,7 @@ fn search_modules(thread: &mut Thread, config: &mut ProcessConfig, stack_pointer
     let slot = dynamic_block(pointer, module as u32).wrapping_add_signed(config.tls_offset);
     let activation = read_user_word(slot).unwrap_or(0) & !1;
     if activation == 0 || !accept(thread, config, activation, stack_pointer) {
-        return 0;
+        return UNKNOWN;
     }
     thread.slot = slot;
     config.tls_module = module as u32;

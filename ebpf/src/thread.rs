@@ -27,7 +27,8 @@ pub struct Thread {
     pub flags: u32,
     /// As in the config.
     pub aggregate: u32,
-    pub reserved: u32,
+    /// 1 from a trap of the guest until its activation leaves: the exit fields are of an earlier moment.
+    pub trapped: u32,
     /// `VMStoreContext` fields as read last.
     pub limits: Limits,
     /// Frame pointer and return address as read last.
@@ -69,7 +70,7 @@ static NEW_THREAD: Thread = Thread {
     limits_base: 0,
     flags: 0,
     aggregate: 0,
-    reserved: 0,
+    trapped: 0,
     limits: Limits { exit_fp: 0, exit_pc: 0, entry_sp: 0, entry_fp: 0, entry_handler: 0 },
     frame: Frame { caller_fp: 0, return_address: 0 },
     record: [0; MAX_RECORD_BYTES / 8],

@@ -24,11 +24,11 @@ struct Arguments {
 enum Command {
     /// Trace processes that run WebAssembly and draw what happened
     #[command(after_help = trace::EXAMPLES)]
-    Trace(trace::Arguments),
+    Trace(trace::TraceArguments),
     /// Draw or export a recording: needs no privileges and no kernel support
-    Replay(replay::Arguments),
+    Replay(replay::ReplayArguments),
     /// Say what this kernel, these privileges and these processes allow, and what to do about the rest
-    Check(check::Arguments),
+    Check(check::CheckArguments),
 }
 
 /// Runs the command that the process was started with.
@@ -74,5 +74,32 @@ fn tell(error: &anyhow::Error) {
     ) {
         eprintln!("  try: sudo wasmscope …   or: setcap {}+ep wasmscope", check::CAPABILITIES.join(","));
         eprintln!("  `wasmscope check` says what is missing");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_pid_and_a_command_exclude_each_other() {
+        assert!(Arguments::try_parse_from(["wasmscope", "trace", "--pid", "1", "--", "true"]).is_err());
+    }
+
+    #[test]
+    fn durations_and_ring_sizes_are_checked() {
+        for bad in [["--duration", "0"], ["--duration", "-1"], ["--duration", "x"], ["--ring-mib", "3"], ["--pid", "0"]] {
+            assert!(
+                Arguments::try_parse_from(["wasmscope", "trace", bad[0], bad[1]]).is_err(),
+                "{bad:?} was accepted"
+            );
+        }
     }
 }

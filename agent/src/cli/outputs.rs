@@ -49,7 +49,7 @@ pub(super) enum Format {
 
 /// The options that say where traces go.
 #[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
+pub(super) struct OutputArguments {
     /// What traces are written as
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -68,7 +68,7 @@ pub(super) struct Arguments {
 
 /// The outputs at work.
 pub(super) struct Outputs {
-    arguments: Arguments,
+    arguments: OutputArguments,
     picker: Picker,
     stream: Stream,
     metrics: Arc<Metrics>,
@@ -92,9 +92,16 @@ enum Target {
     },
 }
 
+impl OutputArguments {
+    /// Whether metrics are written to a file.
+    pub(super) fn has_metrics(&self) -> bool {
+        self.metrics_file.is_some()
+    }
+}
+
 impl Outputs {
     /// Opens them. Fails before anything is traced if one cannot be written.
-    pub(super) fn open(arguments: Arguments, clock: ClockAnchor) -> anyhow::Result<Self> {
+    pub(super) fn open(arguments: OutputArguments, clock: ClockAnchor) -> anyhow::Result<Self> {
         let stream = match (arguments.format, &arguments.output) {
             (Format::Json, _) => Stream::Json(JsonWriter::new(Target::open(arguments.output.as_deref())?, clock)),
             (Format::Otlp, Some(path)) => Stream::OtlpJson(OtlpJsonWriter::new(Target::open(Some(path))?, clock)),
@@ -175,6 +182,15 @@ impl Outputs {
                 }
             }
         }
+        self.write_metrics()
+    }
+
+    /// Ends a run that has nothing but metrics.
+    pub(super) fn finish_metrics_only(self) -> anyhow::Result<()> {
+        self.write_metrics()
+    }
+
+    fn write_metrics(&self) -> anyhow::Result<()> {
         if let Some(path) = &self.arguments.metrics_file {
             let mut target = Target::open(Some(path))?;
             target

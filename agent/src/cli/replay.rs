@@ -8,15 +8,15 @@ use super::outputs::{self, Outputs};
 use crate::{clock::ClockAnchor, correlate::Correlator, recording};
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
+pub(super) struct ReplayArguments {
     /// The recording, as written by `wasmscope trace --record`
     #[arg(value_name = "RECORDING")]
     recording: PathBuf,
     #[command(flatten)]
-    outputs: outputs::Arguments,
+    outputs: outputs::OutputArguments,
 }
 
-pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+pub(super) fn run(arguments: ReplayArguments) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -25,7 +25,7 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     runtime.block_on(replay(arguments))
 }
 
-async fn replay(arguments: Arguments) -> anyhow::Result<ExitCode> {
+async fn replay(arguments: ReplayArguments) -> anyhow::Result<ExitCode> {
     let path = &arguments.recording;
     let open = || {
         File::open(path)

@@ -70,6 +70,10 @@ impl Summary {
         }
     }
 
+    pub(super) fn trace_count(&self) -> u64 {
+        self.exports.values().map(|export| export.count).sum()
+    }
+
     /// One line of totals, for progress.
     pub(super) fn totals(&self) -> String {
         format!(
@@ -125,8 +129,8 @@ impl fmt::Display for Summary {
                 f,
                 "{name:<40} {:>9}×   p50 {:>8}   p99 {:>8}   guest {}% host {}% kernel {}% suspended {}%",
                 grouped(totals.count),
-                crate::diagram::human_duration(at(50)),
-                crate::diagram::human_duration(at(99)),
+                crate::diagram::label::duration(at(50)),
+                crate::diagram::label::duration(at(99)),
                 share(totals.guest_ns),
                 share(totals.host_ns),
                 share(totals.kernel_ns),

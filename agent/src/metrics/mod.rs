@@ -24,6 +24,8 @@ use self::labels::{
     PhaseLabels, SyscallLabels, SyscallTimeLabels, TrapLabels, Value, Workload,
 };
 use crate::errno;
+use wasmscope_common::SyscallStats;
+
 use crate::span::{Bound, Function, Loss, Outcome, Process, Span, SpanKind, Trace};
 
 /// Series of one family of counters, those of `other` aside.
@@ -165,6 +167,31 @@ impl Metrics {
             let export = export_labels(&workload, function.as_deref());
             self.suspended_time.with(&export, |seconds| {
                 seconds.inner().nanoseconds.fetch_add(suspended_ns, Ordering::Relaxed);
+            });
+        }
+    }
+
+    /// Counts syscalls that the kernel has counted by itself. Only the errors' number is known, not which they were.
+    pub fn observe_syscalls(&self, process: &Process, export: Option<&Function>, syscall: &str, stats: &SyscallStats) {
+        let export = export_labels(&Workload::new(process), export);
+        let call = SyscallTimeLabels {
+            export: export.clone(),
+            syscall: Value::new(syscall),
+        };
+        for (outcome, count) in [("ok", stats.count - stats.error_count), ("errno", stats.error_count)] {
+            if count > 0 {
+                let labels = SyscallLabels {
+                    call: call.clone(),
+                    outcome: Value::new(outcome),
+                };
+                self.syscalls.with(&labels, |counter| {
+                    counter.inc_by(count);
+                });
+            }
+        }
+        if let (Some(direction), 1..) = (io_direction(syscall), stats.bytes) {
+            self.io_bytes.with(&IoLabels { export, direction }, |counter| {
+                counter.inc_by(stats.bytes);
             });
         }
     }

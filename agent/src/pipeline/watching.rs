@@ -2,7 +2,7 @@
 
 use std::{io, ops::Range, path::Path};
 
-use wasmscope_common::{ImportTable, ProcessConfig, SiteCookie};
+use wasmscope_common::{ImportTable, ProcessConfig, SiteCookie, TLS_SEARCH, TLS_UNKNOWN};
 
 use super::{Detail, Pipeline, SharedHost};
 use crate::{
@@ -24,7 +24,7 @@ const MAX_PROCESSES: usize = 4096;
 /// A process that is being watched.
 pub(super) struct Watched {
     memory: ProcessMemory,
-    guests: Guests,
+    pub(super) guests: Guests,
     host: Option<SharedHost>,
     facts: describe::ProcessFacts,
     /// Executable ranges, to tell code from data.
@@ -191,10 +191,11 @@ impl Pipeline {
             aggregate: u32::from(self.options.detail == Detail::MetricsOnly),
             ..known
         };
-        if let Some(tls) = watched.host.as_ref().and_then(|host| host.plan.tls)
+        if let Some(host) = &watched.host
             && config.store_offset == 0
+            && matches!(config.tls_kind, TLS_UNKNOWN | TLS_SEARCH)
         {
-            tls.apply(&mut config);
+            host.plan.tls.apply(&mut config);
         }
         if let Some(range) = watched.guests.code_range() {
             config.code_start = range.start;
@@ -313,6 +314,7 @@ impl Pipeline {
     }
 
     pub(super) fn process_replaced(&mut self, pid: u32, events: &mut Vec<Event>) {
+        self.collect_aggregate(pid);
         self.processes.remove(&pid);
         if self.add_process(pid, events).is_err() {
             self.lose("symbols", "process_gone");
@@ -329,6 +331,7 @@ impl Pipeline {
         if pid != tid || describe::is_alive(pid) {
             return;
         }
+        self.collect_aggregate(pid);
         if self.processes.remove(&pid).is_some() {
             self.kernel.unwatch(pid);
             events.push(Event {
@@ -421,7 +424,7 @@ impl Watched {
             .count()
     }
 
-    fn describe(&self, pid: u32) -> Process {
+    pub(super) fn describe(&self, pid: u32) -> Process {
         let plan = self.host.as_ref().map(|host| &host.plan);
         Process {
             pid,

@@ -22,6 +22,12 @@ pub(crate) fn bounded_line(text: &str, max_bytes: usize) -> Cow<'_, str> {
     }
 }
 
+/// The same for a terminal: what would move the cursor, change colours or turn writing round becomes U+FFFD.
+pub(crate) fn printable(text: &str) -> String {
+    let reorders = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}');
+    text.replace(|c: char| c.is_control() || reorders(c), "\u{fffd}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

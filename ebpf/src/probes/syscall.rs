@@ -11,12 +11,12 @@ use aya_ebpf::{
 };
 use wasmscope_common::{
     CodePublished, Counter, EMIT_SYSCALLS, MAX_FRAMES, ProcessConfig, RecordKind, STACK_TRUNCATED, SyscallKey,
-    SyscallStats, Syscall, SYSCALL_HISTOGRAM_BUCKETS, TLS_UNKNOWN, WATCH_NEW_WASM,
+    Syscall, SyscallStats, TLS_UNKNOWN, WATCH_NEW_WASM,
 };
 
 use crate::{
     activation::{TRUNCATED, read_limits, top, walk_from_exit},
-    calibrate::{calibrate, is_complete},
+    calibrate::{UNKNOWN, calibrate, is_complete},
     maps::{NEW_PROCESS_FLAGS, PROCESSES, SYSCALL_STATS, THREADS, WATCH_FLAGS, count, global},
     output::{Wake, emit, emit_with_frames, header},
     thread::{Thread, current, watched},
@@ -72,11 +72,8 @@ pub fn sys_exit(ctx: RawTracePointContext) -> i32 {
     if !is_complete(state) {
         let Some(config) = watched() else { return 0 };
         activation = calibrate(thread, config, stack_pointer(regs));
-        // SAFETY: as above; the call may have written to it.
-        let state = unsafe { &*thread };
-        if activation == 0 {
-            let unresolved = state.slot == 0 || top(state) != 0;
-            count(if unresolved { Counter::Uncalibrated } else { Counter::SyscallOffActivation });
+        if activation == UNKNOWN {
+            count(Counter::Uncalibrated);
             return 0;
         }
     }
@@ -155,20 +152,10 @@ fn aggregate(thread: &Thread, pid: u32, number: u64, result: i64, duration_ns: u
     } else if moves_bytes(number) {
         stats.bytes += result as u64;
     }
-    // Bucket i holds durations below 2^(i+8): an unrolled binary logarithm, the verifier has no `clz`.
-    let mut value = duration_ns >> 8;
-    let mut bucket = 0usize;
-    while bucket < SYSCALL_HISTOGRAM_BUCKETS - 1 && value != 0 {
-        value >>= 1;
-        bucket += 1;
-    }
-    if bucket < SYSCALL_HISTOGRAM_BUCKETS {
-        stats.buckets[bucket] += 1;
-    }
 }
 
 static EMPTY_STATS: SyscallStats =
-    SyscallStats { count: 0, error_count: 0, total_ns: 0, bytes: 0, buckets: [0; SYSCALL_HISTOGRAM_BUCKETS] };
+    SyscallStats { count: 0, error_count: 0, total_ns: 0, bytes: 0 };
 
 /// x86-64: read, write, pread64, pwrite64, readv, writev, sendto, recvfrom, sendmsg, recvmsg.
 #[inline(always)]
