@@ -8,6 +8,9 @@ pub const EMIT_SYSCALLS: u32 = 1;
 pub const EMIT_HOST_CALLS: u32 = 2;
 /// Emit [`crate::ActivationSwap`], [`crate::Trap`] and [`crate::Unwind`] records.
 pub const EMIT_ACTIVATIONS: u32 = 4;
+/// Flag of a child that is about to replace its image by one that the agent has looked at: its TLS fields are of that image
+/// already. Good for one exec.
+pub const KEEP_TLS_ON_EXEC: u32 = 8;
 /// Global flag: watch a process from the moment it publishes wasm code.
 pub const WATCH_NEW_WASM: u32 = 1;
 
