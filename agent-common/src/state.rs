@@ -25,7 +25,7 @@ pub const TLS_DYNAMIC: u32 = 2;
 pub const TLS_SEARCH: u32 = 3;
 
 /// Words at the start of an activation record that are searched for the store pointer.
-pub const STORE_WORDS: usize = 16;
+pub const STORE_WORDS: usize = 12;
 
 /// How to follow a thread of one process to its guest frames. Zero means "not known, find it": the programs calibrate
 /// what the agent could not derive from the binary, and report it in a [`crate::Calibrated`] record.

@@ -19,8 +19,8 @@ use crate::{
 const LIMITS_BASES: [u32; 2] = [0x30, 0x28];
 /// Words of static TLS below the thread pointer that are searched.
 const TLS_WORDS: u64 = 768;
-/// Slots judged per attempt.
-const TLS_CANDIDATES: u32 = 6;
+/// Words that look like a slot judged per attempt; more are too many for the verifier.
+const TLS_CANDIDATES: u32 = 3;
 /// Words read at a time.
 const CHUNK_WORDS: usize = 32;
 /// TLS blocks of shared libraries that are searched.
@@ -39,8 +39,10 @@ pub const UNKNOWN: u64 = 1;
 
 /// Tries to complete what is known of the current process from the current thread. Returns the activation on top, 0 if
 /// there is none, or [`UNKNOWN`].
-#[inline(never)]
-pub fn calibrate(thread: *mut Thread, config: *mut ProcessConfig, stack_pointer: u64) -> u64 {
+///
+/// Only one program looks for slots: the verifier has to follow the whole search in every program that contains it.
+#[inline(always)]
+pub fn calibrate<const SEARCH: bool>(thread: *mut Thread, config: *mut ProcessConfig, stack_pointer: u64) -> u64 {
     // SAFETY: both point into map values; the thread's is used by this program alone, and racing writers of the config
     // write the same values.
     let (thread, config) = unsafe { (&mut *thread, &mut *config) };
@@ -54,6 +56,8 @@ pub fn calibrate(thread: *mut Thread, config: *mut ProcessConfig, stack_pointer:
             return UNKNOWN;
         }
         activation
+    } else if !SEARCH {
+        UNKNOWN
     } else {
         match config.tls_kind {
             TLS_DYNAMIC => search_modules(thread, config, stack_pointer),
@@ -85,32 +89,30 @@ pub fn calibrate(thread: *mut Thread, config: *mut ProcessConfig, stack_pointer:
     activation
 }
 
-/// Looks at the words of static TLS that have the form of a slot: a few of them, from where the last attempt on this
-/// process stopped.
+/// Looks at the words of static TLS that have the form of a slot: a few of them, from where the thread's last attempt
+/// stopped.
 #[inline(always)]
 fn search_static(thread: &mut Thread, config: &mut ProcessConfig, stack_pointer: u64) -> u64 {
     let Some(pointer) = thread_pointer() else { return 0 };
-    let began_at = config.tls_offset;
-    let mut offset = began_at;
+    let resumed = thread.searched_to != 0;
     let mut attempt = 0;
     while attempt < TLS_CANDIDATES {
         attempt += 1;
-        let slot = first_static(thread, pointer.wrapping_add_signed(offset), stack_pointer);
+        let end = if thread.searched_to == 0 { pointer } else { thread.searched_to };
+        let slot = first_static(thread, end, stack_pointer);
+        thread.searched_to = slot;
         if slot == 0 {
             // All have been judged; if that took more than this attempt, the others were at another moment.
-            config.tls_offset = 0;
-            return if began_at == 0 { 0 } else { UNKNOWN };
+            return if resumed { UNKNOWN } else { 0 };
         }
-        offset = (slot as i64).wrapping_sub(pointer as i64);
         let activation = read_user_word(slot).unwrap_or(0) & !1;
         if activation != 0 && accept(thread, config, activation, stack_pointer) {
             thread.slot = slot;
-            config.tls_offset = offset;
+            config.tls_offset = (slot as i64).wrapping_sub(pointer as i64);
             config.tls_kind = TLS_STATIC;
             return activation;
         }
     }
-    config.tls_offset = offset;
     UNKNOWN
 }
 
