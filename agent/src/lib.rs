@@ -2,5 +2,15 @@
 //!
 //! `ARCHITECTURE.md` at the root of the repository says how the modules meet.
 
+#[expect(unsafe_code, reason = "system calls and map values that aya does not wrap")]
+pub mod bpf;
 pub mod clock;
+pub mod correlate;
+pub mod decode;
+pub mod event;
+pub mod image;
+pub mod pipeline;
+pub mod process;
+pub mod runtime;
 pub mod span;
+pub mod syscalls;
