@@ -33,6 +33,8 @@ pub(crate) struct Options {
 
 /// How long the demo host may take to compile its guests and listen.
 const HOST_LIMIT: Duration = Duration::from_mins(2);
+/// How long it may take to end after the last response.
+const END_LIMIT: Duration = Duration::from_secs(20);
 const LISTENING: &str = "listening on ";
 
 /// The recording shown where tracing is not possible, from the root of the repository.
@@ -118,7 +120,8 @@ pub(crate) fn live(workspace: &Workspace, files: &Files) -> Result<bool> {
     let step = Step::start("ending the trace");
     tracing.end()?;
     step.done("written");
-    drop(host);
+    host.interrupt()?;
+    host.wait(END_LIMIT)?;
 
     let diagram = draw(&agent, files)?;
     let traces =

@@ -137,10 +137,21 @@ impl NameRef {
 
 #[derive(Clone, Copy)]
 enum StoredSymbol {
-    Function { module_index: u32, function_index: u32, name: NameRef },
-    ArrayToWasm { module_index: u32, function_index: u32 },
-    WasmToArray { signature: u32 },
-    ModuleStart { module_index: u32 },
+    Function {
+        module_index: u32,
+        function_index: u32,
+        name: NameRef,
+    },
+    ArrayToWasm {
+        module_index: u32,
+        function_index: u32,
+    },
+    WasmToArray {
+        signature: u32,
+    },
+    ModuleStart {
+        module_index: u32,
+    },
     Builtin(NameRef),
     ComponentTrampoline(NameRef),
     Other(NameRef),
@@ -214,14 +225,22 @@ impl CodeObject {
         let image_bytes = text_offset.saturating_add(text_bytes);
         super::elf::check_bound("image", image_bytes, MAX_IMAGE_BYTES)?;
         let engine_version = read_engine_version(reader, &elf)?;
-        let major = engine_version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+        let major = engine_version
+            .split('.')
+            .next()
+            .and_then(|major| major.parse::<u32>().ok());
         let layout = major.and_then(Layout::of_major);
         let known_major = major.filter(|_| layout.is_some());
 
         let (mut symbols, mut symbol_source) = match read_symbols(reader, &elf, text_bytes) {
-            Ok((symbols, cut)) if !symbols.entries.is_empty() => {
-                (symbols, if cut { SymbolSource::SymbolTableCut } else { SymbolSource::SymbolTable })
-            }
+            Ok((symbols, cut)) if !symbols.entries.is_empty() => (
+                symbols,
+                if cut {
+                    SymbolSource::SymbolTableCut
+                } else {
+                    SymbolSource::SymbolTable
+                },
+            ),
             Ok(_) => (SymbolStore::default(), SymbolSource::None(Unavailable::Absent)),
             Err(reason) => (SymbolStore::default(), SymbolSource::None(reason)),
         };
@@ -300,7 +319,11 @@ impl CodeObject {
     /// What lies at an offset from the start of the text.
     pub fn lookup(&self, text_offset: u64) -> Option<SymbolEntry<'_>> {
         let text_offset = u32::try_from(text_offset).ok()?;
-        let position = self.symbols.entries.partition_point(|entry| entry.start <= text_offset).checked_sub(1)?;
+        let position = self
+            .symbols
+            .entries
+            .partition_point(|entry| entry.start <= text_offset)
+            .checked_sub(1)?;
         let entry = &self.symbols.entries[position];
         (text_offset - entry.start < entry.len).then(|| self.symbols.resolve(entry))
     }
@@ -367,12 +390,19 @@ impl CodeObject {
             let mut position = 0;
             while position < end {
                 let len = CHUNK_BYTES.min(end - position);
-                let start = offset.checked_add(position).ok_or(ImageError::Malformed("section offset"))?;
+                let start = offset
+                    .checked_add(position)
+                    .ok_or(ImageError::Malformed("section offset"))?;
                 hash.update(read_exact_at(reader, start, len as usize)?);
                 position += len;
             }
         }
-        Ok(hash.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect())
+        Ok(hash
+            .finalize()
+            .iter()
+            .take(6)
+            .map(|byte| format!("{byte:02x}"))
+            .collect())
     }
 }
 
@@ -381,7 +411,10 @@ impl SymbolStore {
         let name = bounded_name(name);
         let offset = self.names.len() as u32;
         self.names.push_str(&name);
-        NameRef { offset, len: name.len() as u16 }
+        NameRef {
+            offset,
+            len: name.len() as u16,
+        }
     }
 
     fn name(&self, name: NameRef) -> &str {
@@ -391,20 +424,36 @@ impl SymbolStore {
 
     fn resolve(&self, entry: &StoredEntry) -> SymbolEntry<'_> {
         let symbol = match entry.symbol {
-            StoredSymbol::Function { module_index, function_index, name } => {
+            StoredSymbol::Function {
+                module_index,
+                function_index,
+                name,
+            } => {
                 let name = (name.len > 0).then(|| self.name(name));
-                Symbol::Function { module_index, function_index, name }
+                Symbol::Function {
+                    module_index,
+                    function_index,
+                    name,
+                }
             }
-            StoredSymbol::ArrayToWasm { module_index, function_index } => {
-                Symbol::ArrayToWasm { module_index, function_index }
-            }
+            StoredSymbol::ArrayToWasm {
+                module_index,
+                function_index,
+            } => Symbol::ArrayToWasm {
+                module_index,
+                function_index,
+            },
             StoredSymbol::WasmToArray { signature } => Symbol::WasmToArray { signature },
             StoredSymbol::ModuleStart { module_index } => Symbol::ModuleStart { module_index },
             StoredSymbol::Builtin(name) => Symbol::Builtin(self.name(name)),
             StoredSymbol::ComponentTrampoline(name) => Symbol::ComponentTrampoline(self.name(name)),
             StoredSymbol::Other(name) => Symbol::Other(self.name(name)),
         };
-        SymbolEntry { start: entry.start, len: entry.len, symbol }
+        SymbolEntry {
+            start: entry.start,
+            len: entry.len,
+            symbol,
+        }
     }
 
     /// Sorted for lookup; of several symbols at one place the first stays.
@@ -420,7 +469,14 @@ impl SymbolStore {
     fn first_functions(&self) -> Vec<Option<u32>> {
         let mut firsts: Vec<Option<u32>> = Vec::new();
         for entry in &self.entries {
-            let StoredSymbol::Function { module_index, function_index, .. } = entry.symbol else { continue };
+            let StoredSymbol::Function {
+                module_index,
+                function_index,
+                ..
+            } = entry.symbol
+            else {
+                continue;
+            };
             if module_index >= MAX_MODULES {
                 continue;
             }
@@ -433,12 +489,18 @@ impl SymbolStore {
 }
 
 fn read_engine_version<R: ReadAt + ?Sized>(reader: &R, elf: &Elf) -> Result<String, ImageError> {
-    let section = elf.section(b".wasmtime.engine").ok_or(ImageError::Malformed("no engine"))?;
+    let section = elf
+        .section(b".wasmtime.engine")
+        .ok_or(ImageError::Malformed("no engine"))?;
     let head = section.sh_size.get(E).min(2 + MAX_NAME_BYTES as u64) as usize;
     let bytes = read_exact_at(reader, section.sh_offset.get(E), head)?;
     // A format byte that has always been zero, the length, the version.
-    let [0, len, rest @ ..] = bytes.as_slice() else { return Err(ImageError::Malformed("engine")) };
-    let version = rest.get(..usize::from(*len)).ok_or(ImageError::Malformed("engine version"))?;
+    let [0, len, rest @ ..] = bytes.as_slice() else {
+        return Err(ImageError::Malformed("engine"));
+    };
+    let version = rest
+        .get(..usize::from(*len))
+        .ok_or(ImageError::Malformed("engine version"))?;
     Ok(bounded_name(version).into_owned())
 }
 
@@ -480,9 +542,15 @@ fn read_symbols<R: ReadAt + ?Sized>(
         if symbol.st_info & 0xf != elf::STT_FUNC || !is_inside {
             continue;
         }
-        let Some(name) = string_at(&strings, symbol.st_name.get(E)) else { continue };
+        let Some(name) = string_at(&strings, symbol.st_name.get(E)) else {
+            continue;
+        };
         let symbol = parse_symbol(&mut store, name);
-        store.entries.push(StoredEntry { start: start as u32, len: len as u32, symbol });
+        store.entries.push(StoredEntry {
+            start: start as u32,
+            len: len as u32,
+            symbol,
+        });
     }
     Ok((store.finish(), stated > MAX_SYMBOLS as u64))
 }
@@ -494,10 +562,17 @@ fn parse_symbol(store: &mut SymbolStore, name: &[u8]) -> StoredSymbol {
                 Some(name) if !name.is_empty() => store.intern(name),
                 _ => NameRef::EMPTY,
             };
-            return StoredSymbol::Function { module_index, function_index, name };
+            return StoredSymbol::Function {
+                module_index,
+                function_index,
+                name,
+            };
         }
         if let Some((function_index, b"")) = strip_indexed(rest, b"::array_to_wasm_trampoline[") {
-            return StoredSymbol::ArrayToWasm { module_index, function_index };
+            return StoredSymbol::ArrayToWasm {
+                module_index,
+                function_index,
+            };
         }
     }
     if let Some((signature, b"::wasm_to_array_trampoline")) = strip_indexed(name, b"signatures[") {
@@ -511,7 +586,11 @@ fn parse_symbol(store: &mut SymbolStore, name: &[u8]) -> StoredSymbol {
     }
     let is_component = name.starts_with(b"component-") || name == b"resource_drop_trampoline";
     let name = store.intern(name);
-    if is_component { StoredSymbol::ComponentTrampoline(name) } else { StoredSymbol::Other(name) }
+    if is_component {
+        StoredSymbol::ComponentTrampoline(name)
+    } else {
+        StoredSymbol::Other(name)
+    }
 }
 
 /// `prefix`, a decimal number, `]`: the number and what follows.
@@ -593,8 +672,7 @@ fn symbols_of_table(
         let (names, _) = modules.get(module as usize)?.as_ref()?;
         names.function_import_count().checked_add(defined)
     };
-    let index_or_malformed =
-        |module: u32, defined: u32| function_index(module, defined).ok_or(Unavailable::Malformed);
+    let index_or_malformed = |module: u32, defined: u32| function_index(module, defined).ok_or(Unavailable::Malformed);
     for function in functions {
         let symbol = match function.key {
             FunctionKey::Function { module, defined_index } => {
@@ -604,11 +682,18 @@ fn symbols_of_table(
                     Ok(found) => store.intern(text_of_names.get(names[found].1.clone()).unwrap_or_default()),
                     Err(_) => NameRef::EMPTY,
                 };
-                StoredSymbol::Function { module_index: module, function_index, name }
+                StoredSymbol::Function {
+                    module_index: module,
+                    function_index,
+                    name,
+                }
             }
             FunctionKey::ArrayToWasm { module, defined_index } => {
                 let function_index = index_or_malformed(module, defined_index)?;
-                StoredSymbol::ArrayToWasm { module_index: module, function_index }
+                StoredSymbol::ArrayToWasm {
+                    module_index: module,
+                    function_index,
+                }
             }
             FunctionKey::WasmToArray { signature } => StoredSymbol::WasmToArray { signature },
             FunctionKey::ModuleStart { module } => StoredSymbol::ModuleStart { module_index: module },
@@ -616,7 +701,11 @@ fn symbols_of_table(
             FunctionKey::ComponentTrampoline => StoredSymbol::ComponentTrampoline(NameRef::EMPTY),
             FunctionKey::Other => StoredSymbol::Other(NameRef::EMPTY),
         };
-        store.entries.push(StoredEntry { start: function.start, len: function.len, symbol });
+        store.entries.push(StoredEntry {
+            start: function.start,
+            len: function.len,
+            symbol,
+        });
     }
     Ok(store.finish())
 }

@@ -60,7 +60,11 @@ impl Elf {
         let count = usize::from(header.e_shnum.get(E));
         check_bound("section count", count as u64, MAX_SECTIONS as u64)?;
         if count == 0 {
-            return Ok(Self { header, sections: Vec::new(), names: Vec::new() });
+            return Ok(Self {
+                header,
+                sections: Vec::new(),
+                names: Vec::new(),
+            });
         }
         if usize::from(header.e_shentsize.get(E)) != size_of::<SectionHeader>() {
             return Err(ElfError::Malformed("size of a section header"));
@@ -73,7 +77,11 @@ impl Elf {
             Some(section) => read_section(reader, section, "section names", MAX_SECTION_NAMES_BYTES)?,
             None => Vec::new(),
         };
-        Ok(Self { header, sections, names })
+        Ok(Self {
+            header,
+            sections,
+            names,
+        })
     }
 
     pub(super) fn section(&self, name: &[u8]) -> Option<&SectionHeader> {

@@ -199,7 +199,11 @@ impl HostImage {
     pub fn file_offset(&self, address: u64) -> Option<u64> {
         self.loads.iter().find_map(|load| {
             let offset = address.checked_sub(load.address)?;
-            if offset < load.file_bytes { load.file_offset.checked_add(offset) } else { None }
+            if offset < load.file_bytes {
+                load.file_offset.checked_add(offset)
+            } else {
+                None
+            }
         })
     }
 
@@ -375,7 +379,10 @@ impl<'a> Search<'a> {
             image,
             symbols: HostSymbols::default(),
             crate_name: memchr::memmem::Finder::new(b"wasmtime"),
-            fragments: KINDS.iter().map(|kind| memchr::memmem::Finder::new(kind.fragment)).collect(),
+            fragments: KINDS
+                .iter()
+                .map(|kind| memchr::memmem::Finder::new(kind.fragment))
+                .collect(),
             demangled_count: 0,
         }
     }
@@ -408,7 +415,9 @@ impl<'a> Search<'a> {
             return;
         }
         self.demangled_count += 1;
-        let Some(path) = str::from_utf8(name).ok().and_then(rust_path) else { return };
+        let Some(path) = str::from_utf8(name).ok().and_then(rust_path) else {
+            return;
+        };
         for kind in candidates {
             if let Some(path) = kind.paths.iter().find(|known| **known == path) {
                 self.add(symbol, path, kind.list);
@@ -416,25 +425,27 @@ impl<'a> Search<'a> {
         }
     }
 
-    fn add(
-        &mut self,
-        symbol: &ElfSym,
-        path: &'static str,
-        list: fn(&mut HostSymbols) -> &mut Vec<HostFunction>,
-    ) {
+    fn add(&mut self, symbol: &ElfSym, path: &'static str, list: fn(&mut HostSymbols) -> &mut Vec<HostFunction>) {
         let address = symbol.st_value.get(E);
         let list = list(&mut self.symbols);
         // What is not in the file cannot be probed.
         if let Some(file_offset) = self.image.file_offset(address)
             && list.len() < MAX_FUNCTIONS_OF_A_KIND
         {
-            list.push(HostFunction { address, size: symbol.st_size.get(E), file_offset, path });
+            list.push(HostFunction {
+                address,
+                size: symbol.st_size.get(E),
+                file_offset,
+                path,
+            });
         }
     }
 
     fn visit_thread_local(&mut self, symbol: &ElfSym, name: &[u8]) {
         self.demangled_count += 1;
-        let Some(path) = str::from_utf8(name).ok().and_then(rust_path) else { return };
+        let Some(path) = str::from_utf8(name).ok().and_then(rust_path) else {
+            return;
+        };
         if is_activation_slot(&path)
             && let Some(slot) = self.image.tls_slot(symbol.st_value.get(E))
         {
@@ -449,8 +460,14 @@ impl<'a> Search<'a> {
             list.sort_by_key(|function| function.address);
             list.dedup_by_key(|function| function.address);
         }
-        if symbols.fiber_switch.iter().any(|function| NAKED_FIBER_SWITCH.contains(&function.path)) {
-            symbols.fiber_switch.retain(|function| NAKED_FIBER_SWITCH.contains(&function.path));
+        if symbols
+            .fiber_switch
+            .iter()
+            .any(|function| NAKED_FIBER_SWITCH.contains(&function.path))
+        {
+            symbols
+                .fiber_switch
+                .retain(|function| NAKED_FIBER_SWITCH.contains(&function.path));
         }
         symbols
     }
@@ -458,10 +475,15 @@ impl<'a> Search<'a> {
 
 impl HostImage {
     fn tls_slot(&self, block_offset: u64) -> Option<TlsSlot> {
-        let tls = self.tls.filter(|tls| block_offset < tls.memory_bytes && tls.align.is_power_of_two())?;
+        let tls = self
+            .tls
+            .filter(|tls| block_offset < tls.memory_bytes && tls.align.is_power_of_two())?;
         let model = if self.is_executable {
             // Linkers end the block at the thread pointer, aligned as the segment's addresses are.
-            let end = tls.address.checked_add(tls.memory_bytes)?.checked_next_multiple_of(tls.align)?;
+            let end = tls
+                .address
+                .checked_add(tls.memory_bytes)?
+                .checked_next_multiple_of(tls.align)?;
             let block_bytes = end - tls.address;
             let thread_pointer_offset = i64::try_from(block_offset).ok()?.checked_sub_unsigned(block_bytes)?;
             TlsModel::LocalExec { thread_pointer_offset }
@@ -474,10 +496,15 @@ impl HostImage {
 
 /// `….vm.sys.unix[.std_tls].TLS` and, within, only what the standard library's macro for thread-locals makes.
 fn is_activation_slot(path: &str) -> bool {
-    let Some(rest) = path.strip_prefix("wasmtime::runtime::vm::sys::unix::") else { return false };
+    let Some(rest) = path.strip_prefix("wasmtime::runtime::vm::sys::unix::") else {
+        return false;
+    };
     let rest = rest.strip_prefix("std_tls::").unwrap_or(rest);
-    let Some(rest) = rest.strip_prefix("TLS::") else { return false };
-    rest.split("::").all(|segment| segment.starts_with('{') || matches!(segment, "VAL" | "__RUST_STD_INTERNAL_VAL"))
+    let Some(rest) = rest.strip_prefix("TLS::") else {
+        return false;
+    };
+    rest.split("::")
+        .all(|segment| segment.starts_with('{') || matches!(segment, "VAL" | "__RUST_STD_INTERNAL_VAL"))
 }
 
 /// Calls `visit` with each symbol and its name until it returns `false`.
@@ -494,13 +521,18 @@ fn for_each_symbol<R: ReadAt + ?Sized>(
     let mut position = 0;
     while position < count {
         let some = SYMBOLS_PER_READ.min(count - position) as usize;
-        let offset = table.sh_offset.get(E).checked_add(position * size_of::<ElfSym>() as u64);
+        let offset = table
+            .sh_offset
+            .get(E)
+            .checked_add(position * size_of::<ElfSym>() as u64);
         let offset = offset.ok_or(HostError::Malformed("symbol table"))?;
         let bytes = read_exact_at(reader, offset, some * size_of::<ElfSym>())?;
         let (symbols, _) =
             slice_from_bytes::<ElfSym>(&bytes, some).map_err(|()| HostError::Malformed("symbol table"))?;
         for symbol in symbols {
-            let Some(name) = string_at(&strings, symbol.st_name.get(E)) else { continue };
+            let Some(name) = string_at(&strings, symbol.st_name.get(E)) else {
+                continue;
+            };
             if !visit(symbol, name) {
                 return Ok(());
             }
@@ -535,7 +567,11 @@ fn section_contains<R: ReadAt + ?Sized>(
     while position < size {
         // Overlapping, for a needle across two chunks.
         let len = (CHUNK_BYTES + needle.len() as u64).min(size - position);
-        let offset = section.sh_offset.get(E).checked_add(position).ok_or(HostError::Malformed("section offset"))?;
+        let offset = section
+            .sh_offset
+            .get(E)
+            .checked_add(position)
+            .ok_or(HostError::Malformed("section offset"))?;
         if finder.find(&read_exact_at(reader, offset, len as usize)?).is_some() {
             return Ok(true);
         }
@@ -548,11 +584,14 @@ fn section_contains<R: ReadAt + ?Sized>(
 fn is_pie<R: ReadAt + ?Sized>(reader: &R, dynamic: Option<&ProgramHeader>, has_interpreter: bool) -> bool {
     let Some(dynamic) = dynamic else { return has_interpreter };
     let len = dynamic.p_filesz.get(E).min(MAX_DYNAMIC_BYTES) as usize;
-    let Ok(bytes) = read_exact_at(reader, dynamic.p_offset.get(E), len) else { return has_interpreter };
+    let Ok(bytes) = read_exact_at(reader, dynamic.p_offset.get(E), len) else {
+        return has_interpreter;
+    };
     let mut has_library_name = false;
     for entry in bytes.as_chunks::<16>().0 {
         let (tag, value) = entry.split_at(8);
-        let [tag, value] = [tag, value].map(|half| half.iter().rev().fold(0u64, |all, byte| all << 8 | u64::from(*byte)));
+        let [tag, value] =
+            [tag, value].map(|half| half.iter().rev().fold(0u64, |all, byte| all << 8 | u64::from(*byte)));
         match u32::try_from(tag) {
             Ok(elf::DT_NULL) => break,
             Ok(elf::DT_FLAGS_1) if value & u64::from(elf::DF_1_PIE) != 0 => return true,
@@ -564,22 +603,29 @@ fn is_pie<R: ReadAt + ?Sized>(reader: &R, dynamic: Option<&ProgramHeader>, has_i
 }
 
 fn read_build_id<R: ReadAt + ?Sized>(reader: &R, headers: &[ProgramHeader]) -> Option<String> {
-    headers.iter().filter(|header| header.p_type.get(E) == elf::PT_NOTE).find_map(|header| {
-        let len = header.p_filesz.get(E).min(MAX_NOTES_BYTES) as usize;
-        let bytes = read_exact_at(reader, header.p_offset.get(E), len).ok()?;
-        let align = header.p_align.get(E).clamp(4, 8) as usize;
-        let mut rest = bytes.as_slice();
-        while let Some((head, after)) = rest.split_at_checked(12) {
-            let [name_len, data_len, kind] =
-                [0, 4, 8].map(|at| head[at..at + 4].iter().rev().fold(0u32, |all, byte| all << 8 | u32::from(*byte)));
-            let padded = |len: u32| (len as usize).next_multiple_of(align);
-            let data_at = (12 + name_len as usize).next_multiple_of(align) - 12;
-            let data = after.get(data_at..data_at + data_len as usize)?;
-            if kind == elf::NT_GNU_BUILD_ID && after.starts_with(b"GNU\0") && (1..=64).contains(&data.len()) {
-                return Some(data.iter().map(|byte| format!("{byte:02x}")).collect());
+    headers
+        .iter()
+        .filter(|header| header.p_type.get(E) == elf::PT_NOTE)
+        .find_map(|header| {
+            let len = header.p_filesz.get(E).min(MAX_NOTES_BYTES) as usize;
+            let bytes = read_exact_at(reader, header.p_offset.get(E), len).ok()?;
+            let align = header.p_align.get(E).clamp(4, 8) as usize;
+            let mut rest = bytes.as_slice();
+            while let Some((head, after)) = rest.split_at_checked(12) {
+                let [name_len, data_len, kind] = [0, 4, 8].map(|at| {
+                    head[at..at + 4]
+                        .iter()
+                        .rev()
+                        .fold(0u32, |all, byte| all << 8 | u32::from(*byte))
+                });
+                let padded = |len: u32| (len as usize).next_multiple_of(align);
+                let data_at = (12 + name_len as usize).next_multiple_of(align) - 12;
+                let data = after.get(data_at..data_at + data_len as usize)?;
+                if kind == elf::NT_GNU_BUILD_ID && after.starts_with(b"GNU\0") && (1..=64).contains(&data.len()) {
+                    return Some(data.iter().map(|byte| format!("{byte:02x}")).collect());
+                }
+                rest = after.get(data_at + padded(data_len)..)?;
             }
-            rest = after.get(data_at + padded(data_len)..)?;
-        }
-        None
-    })
+            None
+        })
 }

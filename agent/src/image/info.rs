@@ -33,9 +33,18 @@ impl Layout {
     /// The layout of a major version, if it is one whose source has been read.
     pub(super) fn of_major(major: u32) -> Option<Self> {
         Some(match major {
-            24..=37 => Self { has_module_index: false, has_string_pool: false },
-            38..=42 => Self { has_module_index: true, has_string_pool: false },
-            43..=50 => Self { has_module_index: true, has_string_pool: true },
+            24..=37 => Self {
+                has_module_index: false,
+                has_string_pool: false,
+            },
+            38..=42 => Self {
+                has_module_index: true,
+                has_string_pool: false,
+            },
+            43..=50 => Self {
+                has_module_index: true,
+                has_string_pool: true,
+            },
             _ => return None,
         })
     }
@@ -115,7 +124,10 @@ impl ModuleNames {
 
     /// The first name under which a function is exported.
     pub fn function_export(&self, function_index: u32) -> Option<&str> {
-        let found = self.function_exports.binary_search_by_key(&function_index, |(index, _)| *index).ok()?;
+        let found = self
+            .function_exports
+            .binary_search_by_key(&function_index, |(index, _)| *index)
+            .ok()?;
         Some(&self.exports.get(self.function_exports[found].1 as usize)?.name)
     }
 
@@ -201,7 +213,10 @@ fn decode_module(cursor: &mut Cursor<'_>, layout: Layout, module_index: u32) -> 
         None
     };
     let mut names = ModuleNames::default();
-    let mut strings = Strings { pool: pool.as_deref(), kept: vec![None; pool.as_ref().map_or(0, Vec::len)] };
+    let mut strings = Strings {
+        pool: pool.as_deref(),
+        kept: vec![None; pool.as_ref().map_or(0, Vec::len)],
+    };
     names.name = match cursor.byte()? {
         0 => None,
         1 => Some(strings.take(cursor)?),
@@ -240,7 +255,9 @@ impl Strings<'_> {
         };
         let position = (cursor.varint_u32()? as usize).checked_sub(1)?;
         let kept = self.kept.get_mut(position)?;
-        Some(Arc::clone(kept.get_or_insert_with(|| Arc::from(&*bounded_name(pool[position].as_bytes())))))
+        Some(Arc::clone(kept.get_or_insert_with(|| {
+            Arc::from(&*bounded_name(pool[position].as_bytes()))
+        })))
     }
 }
 
@@ -335,10 +352,20 @@ fn decode_function_table(cursor: &mut Cursor<'_>, text_bytes: u64) -> Option<Vec
         }
         let locations = locations.get(first..last)?;
         for (offset, (start, len)) in locations.iter().enumerate() {
-            let index = if is_dense { offset as u32 } else { *sparse.get(sparse_count + offset)? };
+            let index = if is_dense {
+                offset as u32
+            } else {
+                *sparse.get(sparse_count + offset)?
+            };
             let key = match kind {
-                0 => FunctionKey::Function { module: low, defined_index: index },
-                1 => FunctionKey::ArrayToWasm { module: low, defined_index: index },
+                0 => FunctionKey::Function {
+                    module: low,
+                    defined_index: index,
+                },
+                1 => FunctionKey::ArrayToWasm {
+                    module: low,
+                    defined_index: index,
+                },
                 2 => FunctionKey::WasmToArray { signature: index },
                 3 => FunctionKey::Builtin,
                 6 | 7 => FunctionKey::ComponentTrampoline,
@@ -347,7 +374,11 @@ fn decode_function_table(cursor: &mut Cursor<'_>, text_bytes: u64) -> Option<Vec
             };
             // A gap in a dense namespace is written as an empty function.
             if *len > 0 {
-                functions.push(TableFunction { start: *start, len: *len, key });
+                functions.push(TableFunction {
+                    start: *start,
+                    len: *len,
+                    key,
+                });
             }
         }
         sparse_count += if is_dense { 0 } else { locations.len() };
@@ -384,7 +415,9 @@ pub(super) fn function_names(info: &[u8], windows: &[Range<usize>], names_bytes:
             }
             // The last module of a component is followed by the component's checksum too.
             let rest = cursor.bytes.len();
-            let Some(list) = list.filter(|_| rest == CHECKSUM_BYTES || rest == 2 * CHECKSUM_BYTES) else { continue };
+            let Some(list) = list.filter(|_| rest == CHECKSUM_BYTES || rest == 2 * CHECKSUM_BYTES) else {
+                continue;
+            };
             // A longer list cannot be a coincidence where a shorter one can.
             if found.as_ref().is_none_or(|found| list.len() > found.len()) {
                 found = Some(list);
@@ -464,7 +497,10 @@ impl<'a> Cursor<'a> {
         let mut values: Vec<u32> = Vec::new();
         for _ in 0..count {
             let value = self.varint_u32()?;
-            if values.last().is_some_and(|last| value < *last || strictly && value == *last) {
+            if values
+                .last()
+                .is_some_and(|last| value < *last || strictly && value == *last)
+            {
                 return None;
             }
             values.push(value);

@@ -5,7 +5,8 @@
 //! exactly once per call, and arguments are only offered where the instructions before prove that they are unchanged.
 
 use iced_x86::{
-    Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
+    Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
+    Register,
 };
 
 /// Longest function looked at, bytes; the largest of wasmtime's own are below 100 KB.
@@ -50,7 +51,12 @@ impl ProbePoint {
     /// The function's first instruction.
     fn at_entry(emulated: bool) -> Self {
         let args = ARGUMENT_REGISTERS.map(|register| ArgLocation::Register(register as u8));
-        Self { offset: 0, emulated, args, sp_delta: 0 }
+        Self {
+            offset: 0,
+            emulated,
+            args,
+            sp_delta: 0,
+        }
     }
 }
 
@@ -150,9 +156,15 @@ pub fn return_points(code: &[u8], address: u64) -> Result<ReturnPoints, ReturnPo
         starts[offset as usize] = true;
         match instruction.flow_control() {
             FlowControl::Return => {
-                let no_op = previous[1].filter(|previous| is_no_op(previous)).map(|previous| previous.ip() - address);
+                let no_op = previous[1]
+                    .filter(|previous| is_no_op(previous))
+                    .map(|previous| previous.ip() - address);
                 let probe_offset = no_op.map_or(offset, |no_op| no_op as u32);
-                points.returns.push(ReturnPoint { offset, probe_offset, emulated: no_op.is_some() });
+                points.returns.push(ReturnPoint {
+                    offset,
+                    probe_offset,
+                    emulated: no_op.is_some(),
+                });
             }
             FlowControl::IndirectBranch => {
                 has_indirect_jump = true;
@@ -183,7 +195,11 @@ pub fn return_points(code: &[u8], address: u64) -> Result<ReturnPoints, ReturnPo
     for point in &mut points.returns {
         // A path that jumps straight to the `ret` would miss the no-op; where an indirect jump leads is not known.
         if targets[point.offset as usize] || has_indirect_jump {
-            *point = ReturnPoint { probe_offset: point.offset, emulated: false, ..*point };
+            *point = ReturnPoint {
+                probe_offset: point.offset,
+                emulated: false,
+                ..*point
+            };
         }
     }
     Ok(points)
@@ -192,7 +208,11 @@ pub fn return_points(code: &[u8], address: u64) -> Result<ReturnPoints, ReturnPo
 fn decode(code: &[u8], address: u64) -> impl Iterator<Item = Instruction> {
     let code = &code[..code.len().min(MAX_FUNCTION_BYTES)];
     // Instruction pointers beyond the end of the address space would wrap.
-    let code = if address.checked_add(code.len() as u64).is_some() { code } else { &[] };
+    let code = if address.checked_add(code.len() as u64).is_some() {
+        code
+    } else {
+        &[]
+    };
     let mut decoder = Decoder::with_ip(64, code, address, DecoderOptions::NONE);
     std::iter::from_fn(move || decoder.can_decode().then(|| decoder.decode()))
 }
@@ -229,7 +249,12 @@ fn first_branch_target(code: &[u8], address: u64) -> u64 {
 /// What `arch/x86/kernel/uprobes.c` emulates (`branch_xol_ops`, `push_xol_ops`). Kernels before 6.18 single-step no-ops of more than
 /// one opcode byte: that costs, but is right.
 fn is_emulated(instruction: &Instruction, code: &[u8], offset: u64) -> bool {
-    let Some(bytes) = code.get(offset as usize..).and_then(|rest| rest.get(..instruction.len())) else { return false };
+    let Some(bytes) = code
+        .get(offset as usize..)
+        .and_then(|rest| rest.get(..instruction.len()))
+    else {
+        return false;
+    };
     is_no_op(instruction)
         || matches!(
             bytes,
@@ -250,7 +275,9 @@ fn is_switch(jump: &Instruction, previous: [Option<Instruction>; 2]) -> bool {
     if jump.op0_kind() == OpKind::Memory {
         return jump.memory_base() == Register::None && jump.memory_index_scale() == 8;
     }
-    let [Some(load), Some(add)] = previous else { return false };
+    let [Some(load), Some(add)] = previous else {
+        return false;
+    };
     let register = jump.op0_register();
     load.code() == Code::Movsxd_r64_rm32
         && load.op0_register() == register
@@ -287,7 +314,11 @@ impl State {
             registers[register] = Value::Argument(argument);
         }
         registers[RSP] = Value::StackAddress(0);
-        Self { registers, slots: Vec::new(), stack_escaped: false }
+        Self {
+            registers,
+            slots: Vec::new(),
+            stack_escaped: false,
+        }
     }
 
     fn stack_pointer(&self) -> Option<i64> {
@@ -300,9 +331,17 @@ impl State {
     fn probe_point(&self, offset: u64, needed: [bool; ARGUMENT_COUNT]) -> Option<ProbePoint> {
         let stack_pointer = self.stack_pointer()?;
         let args = std::array::from_fn(|argument| self.locate(argument, stack_pointer));
-        let all_known = args.iter().zip(needed).all(|(location, needed)| !needed || *location != ArgLocation::Lost);
+        let all_known = args
+            .iter()
+            .zip(needed)
+            .all(|(location, needed)| !needed || *location != ArgLocation::Lost);
         let sp_delta = i32::try_from(stack_pointer).ok()?;
-        all_known.then_some(ProbePoint { offset: offset as u32, emulated: true, args, sp_delta })
+        all_known.then_some(ProbePoint {
+            offset: offset as u32,
+            emulated: true,
+            args,
+            sp_delta,
+        })
     }
 
     fn locate(&self, argument: usize, stack_pointer: i64) -> ArgLocation {
@@ -321,7 +360,9 @@ impl State {
 
     /// Follows one instruction; `false` if the stack pointer is lost, after which nothing can be said.
     fn apply(&mut self, instruction: &Instruction, factory: &mut InstructionInfoFactory) -> bool {
-        let Some(stack_pointer) = self.stack_pointer() else { return false };
+        let Some(stack_pointer) = self.stack_pointer() else {
+            return false;
+        };
         match instruction.code() {
             Code::Push_r64 => {
                 let value = self.register(instruction.op0_register());
@@ -338,13 +379,21 @@ impl State {
             {
                 let amount = instruction.immediate(1) as i64;
                 let is_sub = instruction.mnemonic() == Mnemonic::Sub;
-                let moved = if is_sub { stack_pointer.checked_sub(amount) } else { stack_pointer.checked_add(amount) };
-                let Some(moved) = moved.filter(|moved| i32::try_from(*moved).is_ok()) else { return false };
+                let moved = if is_sub {
+                    stack_pointer.checked_sub(amount)
+                } else {
+                    stack_pointer.checked_add(amount)
+                };
+                let Some(moved) = moved.filter(|moved| i32::try_from(*moved).is_ok()) else {
+                    return false;
+                };
                 self.registers[RSP] = Value::StackAddress(moved);
             }
             Code::Mov_r64_rm64 | Code::Mov_rm64_r64 => self.apply_move(instruction),
             Code::Lea_r64_m => {
-                let value = self.stack_operand(instruction).map_or(Value::Unknown, Value::StackAddress);
+                let value = self
+                    .stack_operand(instruction)
+                    .map_or(Value::Unknown, Value::StackAddress);
                 let from_stack = [instruction.memory_base(), instruction.memory_index()]
                     .into_iter()
                     .any(|register| matches!(self.register(register), Value::StackAddress(_)));
@@ -360,7 +409,9 @@ impl State {
     fn apply_move(&mut self, instruction: &Instruction) {
         let value = match instruction.op1_kind() {
             OpKind::Register => self.register(instruction.op1_register()),
-            _ => self.stack_operand(instruction).map_or(Value::Unknown, |slot| self.load(slot)),
+            _ => self
+                .stack_operand(instruction)
+                .map_or(Value::Unknown, |slot| self.load(slot)),
         };
         if instruction.op0_kind() == OpKind::Register {
             self.set(instruction.op0_register(), value);
@@ -423,7 +474,11 @@ impl State {
 
     fn register(&self, register: Register) -> Value {
         // Only whole registers hold whole values.
-        if register.is_gpr64() { self.registers[register.number()] } else { Value::Unknown }
+        if register.is_gpr64() {
+            self.registers[register.number()]
+        } else {
+            Value::Unknown
+        }
     }
 
     fn set(&mut self, register: Register, value: Value) {
@@ -434,11 +489,15 @@ impl State {
     }
 
     fn load(&self, slot: i64) -> Value {
-        self.slots.iter().find(|(at, _)| *at == slot).map_or(Value::Unknown, |(_, value)| *value)
+        self.slots
+            .iter()
+            .find(|(at, _)| *at == slot)
+            .map_or(Value::Unknown, |(_, value)| *value)
     }
 
     fn store(&mut self, slot: i64, bytes: i64, value: Value) {
-        self.slots.retain(|(at, _)| at.saturating_add(8) <= slot || *at >= slot.saturating_add(bytes));
+        self.slots
+            .retain(|(at, _)| at.saturating_add(8) <= slot || *at >= slot.saturating_add(bytes));
         if value != Value::Unknown {
             self.slots.push((slot, value));
         }
@@ -446,5 +505,8 @@ impl State {
 }
 
 fn is_write(access: OpAccess) -> bool {
-    matches!(access, OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
+    matches!(
+        access,
+        OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+    )
 }

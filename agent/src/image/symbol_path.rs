@@ -31,7 +31,9 @@ impl Write for BoundedText {
 
 /// Drops generic arguments and resolves the `<…>` that a path begins with.
 fn normalize(text: &str) -> Option<String> {
-    let Some(rest) = text.strip_prefix('<') else { return without_generics(text) };
+    let Some(rest) = text.strip_prefix('<') else {
+        return without_generics(text);
+    };
     let end = matching_angle(rest)?;
     let (inner, method) = (&rest[..end], &rest[end + 1..]);
     let owner = match split_as(inner) {
@@ -115,13 +117,19 @@ mod tests {
     #[test]
     fn the_suffix_of_an_internalized_symbol_is_dropped() {
         let mangled = "_ZN8wasmtime7runtime9component4func4host8HostFunc10entrypoint17h02846dea9803a357E.llvm.7764059572940539492";
-        assert_eq!(rust_path(mangled).as_deref(), Some("wasmtime::runtime::component::func::host::HostFunc::entrypoint"));
+        assert_eq!(
+            rust_path(mangled).as_deref(),
+            Some("wasmtime::runtime::component::func::host::HostFunc::entrypoint")
+        );
     }
 
     #[test]
     fn a_part_of_a_function_is_not_the_function() {
         let mangled = "_ZN8wasmtime7runtime4trap16from_runtime_box17h9189cd955669c708E.cold";
-        assert_ne!(rust_path(mangled).as_deref(), Some("wasmtime::runtime::trap::from_runtime_box"));
+        assert_ne!(
+            rust_path(mangled).as_deref(),
+            Some("wasmtime::runtime::trap::from_runtime_box")
+        );
     }
 
     #[test]

@@ -21,7 +21,12 @@ const COMMON: [&str; 11] = [
     "interrupt",
 ];
 /// Codes from 11 on up to wasmtime 41; those after the first four moved between 24 and 36.
-const BEFORE_42: [&str; 4] = ["always_trap_adapter", "out_of_fuel", "atomic_wait_non_shared_memory", "null_reference"];
+const BEFORE_42: [&str; 4] = [
+    "always_trap_adapter",
+    "out_of_fuel",
+    "atomic_wait_non_shared_memory",
+    "null_reference",
+];
 /// Codes 15 to 23 of wasmtime 36 to 41.
 const SINCE_36_BEFORE_42: [&str; 9] = [
     "array_out_of_bounds",
@@ -96,7 +101,11 @@ impl TrapTable {
     /// The trap that the instruction at exactly this offset of the text raises.
     pub(super) fn lookup(&self, text_offset: u64) -> Option<&'static str> {
         let text_offset = u32::try_from(text_offset).ok()?;
-        let code = if self.major >= 47 { self.lookup_in_blocks(text_offset) } else { self.lookup_flat(text_offset) }?;
+        let code = if self.major >= 47 {
+            self.lookup_in_blocks(text_offset)
+        } else {
+            self.lookup_flat(text_offset)
+        }?;
         code_name(code, self.major)
     }
 
@@ -106,7 +115,9 @@ impl TrapTable {
         let offsets = self.bytes.get(4..4usize.checked_add(count.checked_mul(4)?)?)?;
         let codes = self.bytes.get(4 + offsets.len()..)?;
         let (offsets, _) = offsets.as_chunks::<4>();
-        let index = offsets.binary_search_by_key(&text_offset, |bytes| u32::from_le_bytes(*bytes)).ok()?;
+        let index = offsets
+            .binary_search_by_key(&text_offset, |bytes| u32::from_le_bytes(*bytes))
+            .ok()?;
         codes.get(index).copied()
     }
 
@@ -118,7 +129,9 @@ impl TrapTable {
         let bodies_at = 8usize.checked_add(block_count.checked_mul(8)?)?;
         let (index, _) = self.bytes.get(8..bodies_at)?.as_chunks::<8>();
         let first_offset = |entry: &[u8; 8]| u32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]);
-        let block = index.partition_point(|entry| first_offset(entry) <= text_offset).checked_sub(1)?;
+        let block = index
+            .partition_point(|entry| first_offset(entry) <= text_offset)
+            .checked_sub(1)?;
         let position = u32::from_le_bytes(*index.get(block)?.last_chunk()?) as usize;
         let mut body = self.bytes.get(bodies_at.checked_add(position)?..)?;
         let default_code = take_byte(&mut body)?;
@@ -126,7 +139,11 @@ impl TrapTable {
         for _ in 0..BLOCK_ENTRIES.min(entry_count.checked_sub(block * BLOCK_ENTRIES)?) {
             let token = take_uleb(&mut body)?;
             offset = offset.checked_add(u32::try_from(token >> 1).ok()?)?;
-            let code = if token & 1 == 0 { default_code } else { take_byte(&mut body)? };
+            let code = if token & 1 == 0 {
+                default_code
+            } else {
+                take_byte(&mut body)?
+            };
             if offset >= text_offset {
                 return (offset == text_offset).then_some(code);
             }

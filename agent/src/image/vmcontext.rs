@@ -85,9 +85,8 @@ pub fn import_ordinal(
             if !is_array {
                 continue;
             }
-            let is_first = (0..ordinal).all(|earlier| {
-                word(start + earlier * entry_bytes + layout.context_at()) != Some(callee_vmctx)
-            });
+            let is_first = (0..ordinal)
+                .all(|earlier| word(start + earlier * entry_bytes + layout.context_at()) != Some(callee_vmctx));
             if !is_first {
                 continue;
             }

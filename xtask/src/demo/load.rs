@@ -15,14 +15,15 @@ use crate::interrupt;
 const CLIENTS: usize = 4;
 /// How often each client sends the whole list.
 const ROUNDS: usize = 2;
-const PATHS: [&str; 7] = [
-    "/policy",
-    "/policy",
-    "/transform",
-    "/policy",
-    "/transform",
+const PATHS: [&str; 8] = [
+    "/policy/cart",
+    "/transform?op=gray",
+    "/policy/checkout",
+    "/transform?op=words",
+    "/policy/cart",
     "/faulty?kind=memory_out_of_bounds",
-    "/faulty?kind=unreachable",
+    "/transform?op=upper",
+    "/faulty?kind=host_error",
 ];
 
 /// Responses by path (without its query) and status.

@@ -11,29 +11,33 @@ use crate::step::{Step, run_noting};
 use crate::toolchain::on_path;
 use crate::workspace::Workspace;
 
-/// The `PyPI` release whose `libwasmtime.so` the tests trace.
-const WASMTIME_WHEEL: &str = "50.0.1";
+/// Names the wheel whose `libwasmtime.so` the tests trace; a copy in the environment tells what that was made for.
+const REQUIREMENTS: &str = "requirements.txt";
 
 /// One tool.
 #[derive(Debug)]
 pub(crate) enum Tool {
     /// A program that Debian packages under its own name.
     Program(&'static str),
-    /// A virtual environment with the `wasmtime` wheel.
-    Python { environment: PathBuf },
+    /// A virtual environment with what `requirements` lists.
+    Python {
+        environment: PathBuf,
+        requirements: PathBuf,
+    },
     /// The npm packages of `tests/mermaid`.
     Mermaid { directory: PathBuf },
 }
 
 /// Every tool that this checkout has a use for.
 pub(crate) fn all(workspace: &Workspace) -> Vec<Tool> {
-    let mut tools = vec![
-        Tool::Program("strace"),
-        Tool::Program("bpftrace"),
-        Tool::Python {
+    let mut tools = vec![Tool::Program("strace"), Tool::Program("bpftrace")];
+    let requirements = workspace.root.join("tests/python").join(REQUIREMENTS);
+    if requirements.is_file() {
+        tools.push(Tool::Python {
             environment: workspace.tools().join("python"),
-        },
-    ];
+            requirements,
+        });
+    }
     let directory = workspace.root.join("tests/mermaid");
     if directory.join("package-lock.json").is_file() {
         tools.push(Tool::Mermaid { directory });
@@ -60,10 +64,7 @@ impl Tool {
     pub(crate) fn how_to(&self) -> String {
         match self {
             Self::Program(name) => format!("sudo apt-get install {name}"),
-            Self::Python { environment } => format!(
-                "python3 -m venv {0} && {0}/bin/python3 -m pip install wasmtime=={WASMTIME_WHEEL}",
-                environment.display()
-            ),
+            Self::Python { requirements, .. } => format!("python3 -m pip install -r {}", requirements.display()),
             Self::Mermaid { directory } => {
                 format!("npm ci --prefix {} (needs Node.js 20 or newer)", directory.display())
             }
@@ -74,7 +75,13 @@ impl Tool {
     pub(crate) fn is_present(&self) -> bool {
         match self {
             Self::Program(name) => !on_path(name).is_empty(),
-            Self::Python { environment } => has_wheel(&environment.join("bin/python3")),
+            Self::Python {
+                environment,
+                requirements,
+            } => {
+                let made_for = fs::read(environment.join(REQUIREMENTS)).ok();
+                made_for.is_some() && made_for == fs::read(requirements).ok() && imports_wasmtime(environment)
+            }
             Self::Mermaid { directory } => {
                 // npm writes this file last.
                 let modified = |name: &str| {
@@ -92,7 +99,10 @@ impl Tool {
     pub(crate) fn install(&self) -> Result<()> {
         let installed = match self {
             Self::Program(name) => apt::candidate(name).and_then(|_| apt::install(&[name])),
-            Self::Python { environment } => install_wheel(environment),
+            Self::Python {
+                environment,
+                requirements,
+            } => install_wheel(environment, requirements),
             Self::Mermaid { directory } => install_packages(directory),
         };
         installed.with_context(|| format!("try `{}`", self.how_to()))?;
@@ -103,16 +113,15 @@ impl Tool {
     }
 }
 
-fn has_wheel(python: &Path) -> bool {
-    let script =
-        format!("import importlib.metadata as m, wasmtime; assert m.version('wasmtime') == '{WASMTIME_WHEEL}'");
-    Command::new(python)
-        .args(["-c", &script])
+fn imports_wasmtime(environment: &Path) -> bool {
+    let mut python = Command::new(environment.join("bin/python3"));
+    python
+        .args(["-c", "import wasmtime"])
         .output()
         .is_ok_and(|output| output.status.success())
 }
 
-fn install_wheel(environment: &Path) -> Result<()> {
+fn install_wheel(environment: &Path, requirements: &Path) -> Result<()> {
     if on_path("python3").is_empty() {
         apt::install(&["python3", "python3-venv"])?;
     } else if run_noting(Command::new("python3").args(["-c", "import ensurepip, venv"]), |_| ()).is_err() {
@@ -127,20 +136,20 @@ fn install_wheel(environment: &Path) -> Result<()> {
         "making a Python environment (python3 -m venv)",
         Command::new("python3").args(["-m", "venv"]).arg(&staged),
     )?;
-    let wheel = format!("wasmtime=={WASMTIME_WHEEL}");
-    let words = [
+    let mut pip = Command::new(staged.join("bin/python3"));
+    pip.args([
         "-m",
         "pip",
         "install",
         "--quiet",
         "--disable-pip-version-check",
         "--only-binary=:all:",
-        &wheel,
-    ];
-    Step::run(
-        format!("installing {wheel} (pip)"),
-        Command::new(staged.join("bin/python3")).args(words),
-    )?;
+        "-r",
+    ])
+    .arg(requirements);
+    Step::run("installing wasmtime for Python (pip)", &mut pip)?;
+    fs::copy(requirements, staged.join(REQUIREMENTS))
+        .with_context(|| format!("while copying {}", requirements.display()))?;
     if environment.exists() {
         fs::remove_dir_all(environment).with_context(|| format!("while removing {}", environment.display()))?;
     }
