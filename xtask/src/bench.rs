@@ -37,7 +37,7 @@ pub(crate) struct Overhead {
 pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> Result<()> {
     let Bench::Overhead(options) = bench;
     setup::ensure_ebpf(workspace)?;
-    for reason in setup::ensure_test_tools(workspace)? {
+    for reason in setup::ensure_tools(workspace, &["strace", "bpftrace"])? {
         eprintln!("missing: {reason}");
     }
     build(workspace, &["wasmscope", "wasmscope-test-hosts"], None)?;

@@ -15,6 +15,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::toolchain::{Search, Toolchain};
 use crate::workspace::Workspace;
 
+use test_tools::Tool;
 pub(crate) use test_tools::python;
 
 /// Find or install what building needs; does nothing when all is there.
@@ -95,10 +96,20 @@ pub(crate) fn ensure_ebpf(workspace: &Workspace) -> Result<Toolchain> {
 
 /// Installs what tests use and returns what could not be had, each with its reason.
 pub(crate) fn ensure_test_tools(workspace: &Workspace) -> Result<Vec<String>> {
-    let absent: Vec<_> = test_tools::all(workspace)
-        .into_iter()
-        .filter(|tool| !tool.is_present())
-        .collect();
+    ensure_all(workspace, test_tools::all(workspace))
+}
+
+/// The same for some of them, by name.
+pub(crate) fn ensure_tools(workspace: &Workspace, names: &[&str]) -> Result<Vec<String>> {
+    let all = test_tools::all(workspace);
+    ensure_all(
+        workspace,
+        all.into_iter().filter(|tool| names.contains(&tool.name())).collect(),
+    )
+}
+
+fn ensure_all(workspace: &Workspace, tools: Vec<Tool>) -> Result<Vec<String>> {
+    let absent: Vec<_> = tools.into_iter().filter(|tool| !tool.is_present()).collect();
     if absent.is_empty() {
         return Ok(Vec::new());
     }

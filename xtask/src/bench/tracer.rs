@@ -1,5 +1,6 @@
 //! The tracers that are compared: how each is attached to a process, known to be ready, and ended.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use crate::process::Running;
 use crate::toolchain::on_path;
 use crate::workspace::Workspace;
 
+const TRACEFS: &str = "/sys/kernel/tracing";
 const READY_LIMIT: Duration = Duration::from_mins(1);
 const END_LIMIT: Duration = Duration::from_mins(1);
 
@@ -26,7 +28,7 @@ pub(crate) const SUBJECTS: [Subject; 5] = [
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Subject {
     Wasmscope(Depth),
-    /// The same two raw tracepoints, a start time per thread and a histogram per syscall.
+    /// The same two tracepoints, a start time per thread and a histogram per syscall.
     Bpftrace,
     /// `strace -f -c`.
     Strace,
@@ -63,7 +65,7 @@ impl Subject {
                 agent.trace(pid, depth, outputs).map(Attached::Wasmscope)
             }
             Self::Bpftrace => {
-                let mut running = Running::start(program("bpftrace")?.args(["-e", &bpftrace_script(pid)]))?;
+                let mut running = Running::start(bpftrace()?.args(["-e", &bpftrace_script(pid)]))?;
                 // Printed by a timer, which is attached with the probes.
                 running.wait_for("its probes are active", READY_LIMIT, |line| {
                     (line == "watching").then_some(())
@@ -109,11 +111,25 @@ fn program(name: &str) -> Result<Command> {
         .with_context(|| format!("`{name}` is not installed"))
 }
 
+/// Where tracefs is not mounted, bpftrace sees it in a mount namespace of its own and the machine stays as it is.
+fn bpftrace() -> Result<Command> {
+    let bpftrace = program("bpftrace")?;
+    if Path::new(TRACEFS).join("events").is_dir() {
+        return Ok(bpftrace);
+    }
+    let script = format!("mount -t tracefs tracefs {TRACEFS} && exec \"$@\"");
+    let mut command = program("unshare")?;
+    command
+        .args(["--mount", "sh", "-c", &script, "sh"])
+        .arg(bpftrace.get_program());
+    Ok(command)
+}
+
 fn bpftrace_script(pid: u32) -> String {
     format!(
-        "rawtracepoint:sys_enter /pid == {pid}/ {{ @start[tid] = nsecs; @number[tid] = arg1; }} \
-         rawtracepoint:sys_exit /@start[tid]/ {{ @took_ns[@number[tid]] = hist(nsecs - @start[tid]); @total = count(); \
-         delete(@start[tid]); delete(@number[tid]); }} \
+        "tracepoint:raw_syscalls:sys_enter /pid == {pid}/ {{ @start[tid] = nsecs; }} \
+         tracepoint:raw_syscalls:sys_exit /@start[tid]/ {{ @took_ns[args->id] = hist(nsecs - @start[tid]); \
+         @total = count(); delete(@start[tid]); }} \
          interval:ms:100 /!@told/ {{ @told = 1; printf(\"watching\\n\"); }}"
     )
 }
