@@ -98,7 +98,8 @@ impl Pipeline {
             let Ok(mappings) = maps::executable_mappings(pid) else {
                 continue;
             };
-            let runs_wasm = ProcessMemory::open(pid).is_ok_and(|memory| !maps::code_objects(&mappings, &memory).is_empty());
+            let runs_wasm =
+                ProcessMemory::open(pid).is_ok_and(|memory| !maps::code_objects(&mappings, &memory).is_empty());
             if runs_wasm && let Ok((report, mut more)) = self.watch(pid) {
                 reports.push(report);
                 events.append(&mut more);
