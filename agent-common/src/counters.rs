@@ -16,8 +16,8 @@ pub enum Counter {
     ActivationUnreadable = 4,
     /// Events of a process whose layout was not known yet.
     Uncalibrated = 5,
-    /// Syscalls that were already running when their thread was first seen.
-    SyscallEntryMissed = 6,
+    /// Syscalls that were still running when watching ended, or that never returned.
+    SyscallUnfinished = 6,
     /// Guest stacks whose frame chain broke before the entry frame.
     StackBroken = 7,
     /// Guest stacks deeper than the walk goes.
@@ -26,6 +26,9 @@ pub enum Counter {
     ProcessTableFull = 9,
     /// Syscalls not counted in the aggregate since its table was full.
     AggregateFull = 10,
+    /// Syscalls made below an activation while no guest function was waiting for them, as when the runtime handles a
+    /// trap: they have no guest frames.
+    NoGuestFrames = 11,
 }
 
 /// Entries of the counter array.
@@ -33,18 +36,19 @@ pub const COUNTER_SLOTS: u32 = 16;
 
 impl Counter {
     /// Every counter.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Emitted,
         Self::RingFull,
         Self::SyscallOffActivation,
         Self::ThreadTableFull,
         Self::ActivationUnreadable,
         Self::Uncalibrated,
-        Self::SyscallEntryMissed,
+        Self::SyscallUnfinished,
         Self::StackBroken,
         Self::StackTooDeep,
         Self::ProcessTableFull,
         Self::AggregateFull,
+        Self::NoGuestFrames,
     ];
 
     /// The name used in metrics and diagrams.
@@ -56,16 +60,20 @@ impl Counter {
             Self::ThreadTableFull => "thread_table_full",
             Self::ActivationUnreadable => "activation_unreadable",
             Self::Uncalibrated => "uncalibrated",
-            Self::SyscallEntryMissed => "syscall_entry_missed",
+            Self::SyscallUnfinished => "syscall_unfinished",
             Self::StackBroken => "stack_broken",
             Self::StackTooDeep => "stack_too_deep",
             Self::ProcessTableFull => "process_table_full",
             Self::AggregateFull => "aggregate_full",
+            Self::NoGuestFrames => "no_guest_frames",
         }
     }
 
     /// Whether a count means that something is missing from the picture.
     pub fn is_loss(self) -> bool {
-        !matches!(self, Self::Emitted | Self::SyscallOffActivation | Self::StackTooDeep)
+        !matches!(
+            self,
+            Self::Emitted | Self::SyscallOffActivation | Self::StackTooDeep | Self::NoGuestFrames
+        )
     }
 }

@@ -8,18 +8,24 @@ pub const EMIT_SYSCALLS: u32 = 1;
 pub const EMIT_HOST_CALLS: u32 = 2;
 /// Emit [`crate::ActivationSwap`], [`crate::Trap`] and [`crate::Unwind`] records.
 pub const EMIT_ACTIVATIONS: u32 = 4;
+/// Flag of a child that is about to replace its image by one that the agent has looked at: its TLS fields are of that image
+/// already. Good for one exec.
+pub const KEEP_TLS_ON_EXEC: u32 = 8;
 /// Global flag: watch a process from the moment it publishes wasm code.
 pub const WATCH_NEW_WASM: u32 = 1;
 
-/// The TLS slot of the activation is to be looked for in the static TLS block.
+/// Nobody has looked at the binary yet: the TLS slot of the activation is looked for in the static TLS block, but need not
+/// be there.
 pub const TLS_UNKNOWN: u32 = 0;
 /// The slot is at thread pointer + `tls_offset`.
 pub const TLS_STATIC: u32 = 1;
 /// The slot is at `tls_offset` in the TLS block of a shared library; `tls_module` 0: which one is to be found.
 pub const TLS_DYNAMIC: u32 = 2;
+/// The slot is in the static TLS block, and is to be found there.
+pub const TLS_SEARCH: u32 = 3;
 
 /// Words at the start of an activation record that are searched for the store pointer.
-pub const STORE_WORDS: usize = 16;
+pub const STORE_WORDS: usize = 12;
 
 /// How to follow a thread of one process to its guest frames. Zero means "not known, find it": the programs calibrate
 /// what the agent could not derive from the binary, and report it in a [`crate::Calibrated`] record.
@@ -91,11 +97,8 @@ pub struct SyscallKey {
     pub exit_pc: u64,
 }
 
-/// Histogram buckets: bucket `i` counts durations below 2^(i+8) ns, the last one all others.
-pub const SYSCALL_HISTOGRAM_BUCKETS: usize = 24;
-
 /// What is summed up per [`SyscallKey`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct SyscallStats {
     /// Calls that returned.
@@ -106,8 +109,6 @@ pub struct SyscallStats {
     pub total_ns: u64,
     /// Sum of the positive results of calls that move bytes (read and write families).
     pub bytes: u64,
-    /// Durations.
-    pub buckets: [u64; SYSCALL_HISTOGRAM_BUCKETS],
 }
 
 const _: () = {

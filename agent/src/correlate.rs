@@ -180,6 +180,10 @@ impl Correlator {
 
     fn in_process(&mut self, at_ns: u64, pid: u32, tid: u32, kind: EventKind) {
         let Some(state) = self.processes.get_mut(&pid) else {
+            if matches!(kind, EventKind::ThreadExit) {
+                // The last threads of a process end after it has been seen to be gone.
+                return;
+            }
             *self.losses.entry(("correlate", "unknown_process")).or_default() += 1;
             return;
         };
@@ -340,7 +344,7 @@ impl Context<'_> {
         let below = stack.len().checked_sub(2).and_then(|index| stack.get(index)).copied();
         match top {
             Some(top) if new == 0 || below == Some(new) => self.leave(top, stack_pointer),
-            Some(top) if below.is_none() && self.is_caller_of(new, top) => {
+            Some(top) if below.is_none() && self.returns_to(new, top, stack_pointer) => {
                 // Both were there before the probes were.
                 self.leave(top, stack_pointer);
                 self.adopt(new);
@@ -351,9 +355,13 @@ impl Context<'_> {
         }
     }
 
-    /// Whether `new` can only be a caller of `top`: same stack, higher up, and not known.
-    fn is_caller_of(&self, new: u64, top: u64) -> bool {
-        new > top && new - top < MAX_STACK_BYTES && !self.state.activations.contains_key(&new)
+    /// Whether `top` returns to an activation that began before the probes did. A record that is pushed lies in the
+    /// frame of the code that pushes it; here it is `top` that lies there, and `new` is further up the same stack.
+    fn returns_to(&self, new: u64, top: u64, stack_pointer: u64) -> bool {
+        lies_in_frame(top, stack_pointer)
+            && new > top
+            && new - top < MAX_STACK_BYTES
+            && !self.state.activations.contains_key(&new)
     }
 
     /// Makes the thread agree with what the kernel saw on top of it.
@@ -469,9 +477,8 @@ impl Context<'_> {
 
     fn leave(&mut self, top: u64, stack_pointer: u64) {
         self.thread().stack.pop();
-        let returns = top > stack_pointer && top - stack_pointer < MAX_FRAME_BYTES;
         let (at_ns, tid) = (self.at_ns, self.tid);
-        if !returns {
+        if !lies_in_frame(top, stack_pointer) {
             if let Some(activation) = self.state.activations.get_mut(&top) {
                 activation.event_count += 1;
                 activation.last_ns = at_ns;
@@ -666,6 +673,11 @@ impl Span {
             _ => None,
         }
     }
+}
+
+/// Whether an activation record lies in the frame that `stack_pointer` belongs to.
+fn lies_in_frame(activation: u64, stack_pointer: u64) -> bool {
+    activation > stack_pointer && activation - stack_pointer < MAX_FRAME_BYTES
 }
 
 /// How an activation ended, from what was seen of it.

@@ -4,6 +4,7 @@
 
 #[expect(unsafe_code, reason = "system calls and map values that aya does not wrap")]
 pub mod bpf;
+pub mod cli;
 pub mod clock;
 pub mod correlate;
 pub mod decode;
@@ -11,6 +12,12 @@ pub mod event;
 pub mod image;
 pub mod pipeline;
 pub mod process;
+pub mod recording;
 pub mod runtime;
+pub mod diagram;
+pub mod errno;
+pub mod http;
+pub mod metrics;
+pub mod sink;
 pub mod span;
 pub mod syscalls;

@@ -1,5 +1,6 @@
 //! The event task: decides what to watch, turns ring records into resolved events, and feeds the correlator.
 
+mod aggregate;
 mod definitions;
 mod watching;
 
@@ -12,6 +13,10 @@ use std::{
 use wasmscope_common::{Counter, EMIT_ACTIVATIONS, EMIT_HOST_CALLS, EMIT_SYSCALLS};
 
 use self::{definitions::Definitions, watching::Watched};
+pub use self::{
+    aggregate::SyscallRow,
+    watching::{WatchError, WatchReport, WatchedHost},
+};
 use crate::{
     bpf::{Kernel, LoadError, LoadOptions, Ring, SiteLinks},
     clock,
@@ -89,6 +94,7 @@ pub struct Pipeline {
     delivered_count: u64,
     trace_count: u64,
     start_ns: u64,
+    aggregate: Vec<SyscallRow>,
 }
 
 impl Pipeline {
@@ -115,6 +121,7 @@ impl Pipeline {
             delivered_count: 0,
             trace_count: 0,
             start_ns: clock::monotonic_ns(),
+            aggregate: Vec::new(),
         })
     }
 
@@ -179,9 +186,14 @@ impl Pipeline {
         (output, capture)
     }
 
-    /// The loaded programs, for counters and aggregates.
-    pub fn kernel(&self) -> &Kernel {
-        &self.kernel
+    /// Events known to be missing so far.
+    pub fn lost_count(&self) -> u64 {
+        self.total_losses.values().sum()
+    }
+
+    /// Processes being watched.
+    pub fn watched_count(&self) -> usize {
+        self.processes.len()
     }
 
     fn total_losses(&self) -> Vec<Loss> {

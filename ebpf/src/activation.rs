@@ -35,14 +35,14 @@ pub fn read_limits(thread: &mut Thread, activation: u64) -> bool {
 /// `frames`, or'ed with [`TRUNCATED`].
 #[inline(always)]
 pub fn walk_from_exit(thread: &mut Thread, frames: &mut [u64; MAX_FRAMES]) -> u64 {
-    // The trampoline's own frame: its return address is the exit pc, which proves that the fields are fresh.
-    if !read_user(&raw mut thread.frame, thread.limits.exit_fp) {
-        count(Counter::StackBroken);
-        return TRUNCATED;
-    }
-    if thread.frame.return_address != thread.limits.exit_pc {
-        count(Counter::StackBroken);
-        return TRUNCATED;
+    // The trampoline's own frame: its return address is the exit pc, which proves that the fields are fresh. They are not
+    // before the guest's first exit, nor when it was left by a signal.
+    if thread.trapped != 0
+        || !read_user(&raw mut thread.frame, thread.limits.exit_fp)
+        || thread.frame.return_address != thread.limits.exit_pc
+    {
+        count(Counter::NoGuestFrames);
+        return 0;
     }
     frames[0] = thread.limits.exit_pc;
     let fp = thread.frame.caller_fp;

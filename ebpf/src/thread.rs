@@ -17,6 +17,8 @@ pub struct Thread {
     pub syscall: u64,
     /// Address of the TLS slot that holds the activation, 0 if not known.
     pub slot: u64,
+    /// How far down static TLS has been searched for it; 0: not begun.
+    pub searched_to: u64,
     /// Generation of the config that `slot` was derived from.
     pub generation: u32,
     /// As in the config.
@@ -27,7 +29,8 @@ pub struct Thread {
     pub flags: u32,
     /// As in the config.
     pub aggregate: u32,
-    pub reserved: u32,
+    /// 1 from a trap of the guest until its activation leaves: the exit fields are of an earlier moment.
+    pub trapped: u32,
     /// `VMStoreContext` fields as read last.
     pub limits: Limits,
     /// Frame pointer and return address as read last.
@@ -64,12 +67,13 @@ static NEW_THREAD: Thread = Thread {
     entered_ns: 0,
     syscall: 0,
     slot: 0,
+    searched_to: 0,
     generation: 0,
     store_offset: 0,
     limits_base: 0,
     flags: 0,
     aggregate: 0,
-    reserved: 0,
+    trapped: 0,
     limits: Limits { exit_fp: 0, exit_pc: 0, entry_sp: 0, entry_fp: 0, entry_handler: 0 },
     frame: Frame { caller_fp: 0, return_address: 0 },
     record: [0; MAX_RECORD_BYTES / 8],

@@ -18,7 +18,7 @@ pub(super) struct TaskOffsets {
 
 /// Why they could not be found.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum KernelTypesError {
+pub enum KernelTypesError {
     /// The kernel was built without it, or it cannot be read.
     #[error("cannot read the kernel's type information at {VMLINUX_BTF}")]
     Unreadable(#[source] btf_rs::Error),

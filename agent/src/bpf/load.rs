@@ -198,32 +198,29 @@ impl Kernel {
         )
     }
 
-    /// The syscall aggregate, summed over CPUs.
-    pub fn syscall_stats(&self) -> Vec<(SyscallKey, SyscallStats)> {
-        self.syscall_stats
+    /// Takes the syscall aggregate of one process, summed over CPUs, out of the table. Nothing is lost if the process has
+    /// ended or is not watched any more.
+    pub fn take_syscall_stats(&mut self, pid: u32) -> Vec<(SyscallKey, SyscallStats)> {
+        let rows: Vec<_> = self
+            .syscall_stats
             .iter()
             .filter_map(Result::ok)
+            .filter(|(key, _)| key.0.pid == pid)
             .map(|(key, per_cpu)| (key.0, sum(per_cpu.iter().map(|stats| stats.0))))
-            .collect()
+            .collect();
+        for (key, _) in &rows {
+            let _ = self.syscall_stats.remove(&PodKey(*key));
+        }
+        rows
     }
 }
 
 fn sum(parts: impl Iterator<Item = SyscallStats>) -> SyscallStats {
-    let empty = SyscallStats {
-        count: 0,
-        error_count: 0,
-        total_ns: 0,
-        bytes: 0,
-        buckets: [0; wasmscope_common::SYSCALL_HISTOGRAM_BUCKETS],
-    };
-    parts.fold(empty, |mut total, part| {
+    parts.fold(SyscallStats::default(), |mut total, part| {
         total.count += part.count;
         total.error_count += part.error_count;
         total.total_ns += part.total_ns;
         total.bytes += part.bytes;
-        for (sum, bucket) in total.buckets.iter_mut().zip(part.buckets) {
-            *sum += bucket;
-        }
         total
     })
 }

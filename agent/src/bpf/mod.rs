@@ -11,5 +11,6 @@ mod ring;
 pub use aya::maps::MapError;
 
 pub use attach::{AttachError, SiteLinks, SiteProgram, UprobeSite};
+pub use kernel_types::KernelTypesError;
 pub use load::{CounterValues, Kernel, LoadError, LoadOptions};
 pub use ring::Ring;

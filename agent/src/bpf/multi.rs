@@ -85,7 +85,7 @@ pub enum MultiError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The kernel did not accept the program.
-    #[error("cannot load the BPF program {program}: {source}\n{verifier_log}")]
+    #[error("the kernel does not accept the BPF program {program} (its verifier says: {})", last_line(verifier_log))]
     Load {
         /// The program's name.
         program: String,
@@ -102,9 +102,9 @@ pub enum MultiError {
     },
     /// The kernel did not create the link; no site is attached.
     ///
-    /// `ENOENT`, `EACCES`: the path. `EBADF`: not a regular file. `EINVAL`: no sites, or an offset outside the file or at bytes
-    /// that are no instruction. `ENOTSUPP` (524): an instruction that cannot be probed. `ESRCH`: no such process. `EIO`: the file
-    /// system keeps no pages that could be patched. `E2BIG`: more than 2^20 sites.
+    /// `ENOENT`, `EACCES`, `EPERM`: the path. `EBADF`: not a regular file. `EINVAL`: no sites, or an offset outside the file.
+    /// `ENOTSUPP` (524): bytes that are no instruction or one that cannot be probed. `ESRCH`: no such process. `EIO`: the
+    /// file system keeps no pages that could be patched. `E2BIG`: more than 2^20 sites.
     #[error("cannot attach {site_count} uprobes to {path:?}")]
     Attach {
         /// The file.
@@ -124,19 +124,27 @@ pub struct MultiProgram {
 }
 
 /// Attached sites. They are detached when this is dropped, and by the kernel when the process ends, however it ends.
+///
+/// Dropping waits until no program runs for the link any more: tens of milliseconds, whatever the number of sites.
 #[derive(Debug)]
 #[must_use = "the sites are detached when the link is dropped"]
 pub struct MultiLink {
     _link: OwnedFd,
 }
 
+/// What a verifier's log ends in: the reason, before the statistics.
+fn last_line(verifier_log: &str) -> &str {
+    let lines = || verifier_log.lines().filter(|line| !line.trim().is_empty());
+    let reason = lines().rfind(|line| !line.starts_with("processed "));
+    reason.or_else(|| lines().next_back()).unwrap_or("nothing")
+}
+
 impl MultiProgram {
     /// Loads the entry-uprobe program `program` of `object`, sharing `maps` with the programs that already use them.
     ///
-    /// `object` must be aligned as for [`aya::EbpfLoader::load`], to which the same bytes have been given. `maps` must hold every map of the
-    /// object by its name there, `.rodata`, `.data`, `.bss` and `AYA_LOGS` included; [`map_fds`] lists them as long as none has been
-    /// taken from the `Ebpf`. Globals are the values that aya has put into those maps. The maps must have been created with the
-    /// definitions in `object`, apart from their sizes.
+    /// `object` holds the bytes that have been given to [`aya::EbpfLoader::load`], aligned as it demands. `maps` must hold every map
+    /// of the object by its name there, `.rodata`, `.data`, `.bss` and `AYA_LOGS` included; [`map_fds`] lists them as long as
+    /// none has been taken from the `Ebpf`. Globals have the values that aya has put into those maps.
     pub fn load<'a>(
         object: &[u8],
         program: &str,
@@ -177,12 +185,20 @@ impl MultiProgram {
         Ok(Self { program, support })
     }
 
-    /// Runs the program at all of `sites` in the file at `path`, in processes that have it mapped and in those that will, or in
-    /// process `pid` (a thread-group id in the caller's pid namespace) alone. Either every site is attached or none.
+    /// Runs the program at all of `sites` in the file at `path`, in processes that have it mapped and in those that will, or
+    /// in process `pid` (a thread-group id in the caller's pid namespace) alone. Either every site is attached or none.
     ///
-    /// `path` is resolved once, as seen by the caller, links followed; what counts from then on is the inode. So `/proc/PID/root/…`
-    /// (a container's file), `/proc/PID/exe` and `/proc/PID/map_files/…` (also when the file is deleted, replaced, hidden
-    /// behind a mount or a memfd) and `/proc/self/fd/N` all work; see [`Self::attach_file`] for the last.
+    /// `path` is resolved once, as seen by the caller, links followed; what counts from then on is the inode, so containers
+    /// that share an image layer share the sites. A container's file is `/proc/PID/root/…`; a process's, even when it is
+    /// deleted, replaced, unmounted or a memfd, is `/proc/PID/exe` or `/proc/PID/map_files/START-END` (hexadecimal without
+    /// the leading zeros of `/proc/PID/maps`). These need `CAP_SYS_PTRACE`, `map_files` `CAP_CHECKPOINT_RESTORE` as well;
+    /// the link itself needs no capability beyond those of loading.
+    ///
+    /// A mapping that is writable when this is called, or later when it is made, gets no breakpoints, also not when `mprotect`
+    /// turns it executable (as wasmtime does with `.cwasm` files): attach then, or attach again and drop the older link.
+    ///
+    /// The offsets must be starts of instructions: the kernel checks only that some instruction can be decoded there, and
+    /// only in processes that have the file mapped. A breakpoint elsewhere changes what a process does, or the data it reads.
     pub fn attach(&self, path: &Path, sites: &[MultiSite], pid: Option<NonZeroU32>) -> Result<MultiLink, MultiError> {
         if pid.is_some() && !self.support.process_filter {
             return Err(MultiError::ProcessFilterUnsupported);
@@ -199,8 +215,8 @@ impl MultiProgram {
         }
     }
 
-    /// As [`Self::attach`], for a file that is open (`O_PATH` suffices): what has been examined is what gets probed, whoever renames
-    /// files meanwhile. Needs `/proc`.
+    /// As [`Self::attach`], for a file that is open (`O_PATH` suffices): what has been examined is what gets probed, whoever
+    /// renames files meanwhile. Needs `/proc`.
     pub fn attach_file(
         &self,
         file: BorrowedFd<'_>,
@@ -221,8 +237,8 @@ pub fn map_fds(loaded: &Ebpf) -> impl Iterator<Item = (&str, BorrowedFd<'_>)> {
 /// Answers [`MultiError::Unsupported`] before Linux 6.6, and [`MultiError::Probe`] when the caller may not find out.
 pub fn supported() -> Result<MultiSupport, MultiError> {
     let instructions = [
-        instruction(BPF_ALU64 | BPF_MOV | BPF_K),
-        instruction(BPF_JMP | BPF_EXIT),
+        instruction(BPF_ALU64 | BPF_MOV | BPF_K, 0, 0, 0, 0),
+        instruction(BPF_JMP | BPF_EXIT, 0, 0, 0, 0),
     ];
     let request = ProgramRequest {
         name: "probe",
@@ -384,7 +400,8 @@ fn create_link(program: BorrowedFd<'_>, path: &CStr, sites: &[MultiSite], pid: u
     attributes.link_create.__bindgen_anon_3.uprobe_multi.cookies = address_of(&cookies);
     attributes.link_create.__bindgen_anon_3.uprobe_multi.cnt = site_count;
     attributes.link_create.__bindgen_anon_3.uprobe_multi.pid = pid;
-    // SAFETY: BPF_LINK_CREATE reads a NUL-terminated path and `cnt` words each at `offsets` and `cookies`, all of which outlive the call.
+    // SAFETY: BPF_LINK_CREATE reads a NUL-terminated path and `cnt` words each at `offsets` and `cookies`, all of which outlive
+    // the call.
     unsafe { bpf_fd(bpf_cmd::BPF_LINK_CREATE, &mut attributes) }
 }
 
@@ -392,8 +409,8 @@ fn create_link(program: BorrowedFd<'_>, path: &CStr, sites: &[MultiSite], pid: u
 ///
 /// # Safety
 ///
-/// `command` must answer with a file descriptor, and every address in `attributes` that it uses must be valid for as many bytes as
-/// it reads or writes there.
+/// `command` must answer with a file descriptor, and every address in `attributes` that it uses must be valid for as many
+/// bytes as it reads or writes there.
 unsafe fn bpf_fd(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<OwnedFd> {
     // SAFETY: `attributes` is as large as said; what it points to is the caller's promise.
     let result = unsafe {
@@ -420,14 +437,13 @@ fn address_of<T>(slice: &[T]) -> u64 {
     slice.as_ptr() as u64
 }
 
-/// An instruction on register 0 without offset or immediate.
-fn instruction(code: u32) -> bpf_insn {
+fn instruction(code: u32, to: u8, from: u8, offset: i16, immediate: i32) -> bpf_insn {
     bpf_insn {
         code: code as u8,
         _bitfield_align_1: [],
-        _bitfield_1: bpf_insn::new_bitfield_1(0, 0),
-        off: 0,
-        imm: 0,
+        _bitfield_1: bpf_insn::new_bitfield_1(to, from),
+        off: offset,
+        imm: immediate,
     }
 }
 
@@ -465,4 +481,209 @@ fn map_fd(map: &Map) -> BorrowedFd<'_> {
         | Map::XskMap(data) => data,
     };
     data.fd().as_fd()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+    use std::fs::{self, File};
+    use std::hint::black_box;
+    use std::os::unix::process::parent_id;
+
+    use aya::maps::{Array, IterableMap as _, MapData};
+    use aya_obj::generated::{
+        BPF_ADD, BPF_ATOMIC, BPF_CALL, BPF_DW, BPF_IMM, BPF_JEQ, BPF_LD, BPF_MEM, BPF_PSEUDO_MAP_FD, BPF_STX, BPF_W,
+        BPF_X, bpf_func_id,
+    };
+
+    use super::*;
+
+    #[test]
+    fn calls_are_counted_under_the_cookie_of_their_site_until_the_link_is_dropped() {
+        let Some((program, counts)) = counting_program() else {
+            return;
+        };
+        let executable = File::open("/proc/self/exe").unwrap();
+
+        let link = program
+            .attach_file(executable.as_fd(), &[site(first, 3), site(second, 5)], None)
+            .unwrap();
+        drop(program);
+        (0..7).for_each(|_| call(first));
+        (0..2).for_each(|_| call(second));
+        drop(link);
+        call(first);
+
+        assert_eq!(all(&counts), [0, 0, 0, 7, 0, 2, 0, 0]);
+    }
+
+    #[test]
+    fn a_link_limited_to_a_process_counts_that_process_only() {
+        let Some((program, counts)) = counting_program() else {
+            return;
+        };
+        if !program.support.process_filter {
+            eprintln!("skipped: limiting links to a process needs Linux 6.10");
+            return;
+        }
+        let executable = Path::new("/proc/self/exe");
+
+        let _parents = program
+            .attach(executable, &[site(third, 1)], NonZeroU32::new(parent_id()))
+            .unwrap();
+        let _own = program
+            .attach(executable, &[site(third, 2)], NonZeroU32::new(std::process::id()))
+            .unwrap();
+        call(third);
+
+        assert_eq!(all(&counts), [0, 0, 1, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn one_site_outside_the_file_attaches_none() {
+        let Some((program, counts)) = counting_program() else {
+            return;
+        };
+        let outside = MultiSite {
+            file_offset: 1 << 40,
+            cookie: 2,
+        };
+
+        let error = program
+            .attach(Path::new("/proc/self/exe"), &[site(fourth, 1), outside], None)
+            .unwrap_err();
+        call(fourth);
+
+        assert!(
+            matches!(&error, MultiError::Attach { site_count: 2, source, .. } if source.raw_os_error() == Some(libc::EINVAL))
+        );
+        assert_eq!(all(&counts), [0; 8]);
+    }
+
+    #[test]
+    fn a_refused_program_comes_with_the_reason() {
+        if skipped() {
+            return;
+        }
+        let error = load_with_verifier_log(&request(&[instruction(BPF_JMP | BPF_EXIT, 0, 0, 0, 0)])).unwrap_err();
+
+        assert!(error.to_string().contains("R0 !read_ok"), "{error}");
+        assert!(error.source().is_some());
+    }
+
+    #[test]
+    fn bytes_that_are_no_object_are_refused() {
+        let error = MultiProgram::load(b"\x7fELF but not really", "program", []).unwrap_err();
+
+        assert!(matches!(error, MultiError::Parse { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_path_with_a_nul_byte_is_refused() {
+        let Some((program, _counts)) = counting_program() else {
+            return;
+        };
+        let error = program.attach(Path::new("/proc/self/exe\0"), &[], None).unwrap_err();
+
+        assert!(matches!(error, MultiError::Path { .. }), "{error}");
+    }
+
+    /// Whether this kernel or the rights of this process rule out testing on the kernel.
+    fn skipped() -> bool {
+        match supported() {
+            Ok(_) => false,
+            Err(error) => {
+                eprintln!("skipped, needs Linux 6.6, CAP_BPF and CAP_PERFMON: {error}");
+                true
+            }
+        }
+    }
+
+    fn request(instructions: &[bpf_insn]) -> ProgramRequest<'_> {
+        ProgramRequest {
+            name: "counting_program",
+            license: c"GPL",
+            instructions,
+            flags: 0,
+            debug_info: None,
+        }
+    }
+
+    /// A program that adds one to the element of the array that the cookie names.
+    fn counting_program() -> Option<(MultiProgram, Array<MapData, u64>)> {
+        if skipped() {
+            return None;
+        }
+        let counts = Array::<MapData, u64>::create(8, 0).unwrap();
+        let map_fd = counts.map().fd().as_fd().as_raw_fd();
+        let call_helper = |helper: bpf_func_id| instruction(BPF_JMP | BPF_CALL, 0, 0, 0, helper as i32);
+        let instructions = [
+            call_helper(bpf_func_id::BPF_FUNC_get_attach_cookie),
+            instruction(BPF_STX | BPF_MEM | BPF_W, 10, 0, -4, 0),
+            instruction(BPF_ALU64 | BPF_MOV | BPF_X, 2, 10, 0, 0),
+            instruction(BPF_ALU64 | BPF_ADD | BPF_K, 2, 0, 0, -4),
+            instruction(BPF_LD | BPF_IMM | BPF_DW, 1, BPF_PSEUDO_MAP_FD as u8, 0, map_fd),
+            instruction(0, 0, 0, 0, 0),
+            call_helper(bpf_func_id::BPF_FUNC_map_lookup_elem),
+            instruction(BPF_JMP | BPF_JEQ | BPF_K, 0, 0, 2, 0),
+            instruction(BPF_ALU64 | BPF_MOV | BPF_K, 1, 0, 0, 1),
+            instruction(BPF_STX | BPF_ATOMIC | BPF_DW, 0, 1, 0, BPF_ADD as i32),
+            instruction(BPF_ALU64 | BPF_MOV | BPF_K, 0, 0, 0, 0),
+            instruction(BPF_JMP | BPF_EXIT, 0, 0, 0, 0),
+        ];
+        let program = load_with_verifier_log(&request(&instructions)).unwrap();
+        Some((
+            MultiProgram {
+                program,
+                support: supported().unwrap(),
+            },
+            counts,
+        ))
+    }
+
+    fn all(counts: &Array<MapData, u64>) -> Vec<u64> {
+        counts.iter().map(Result::unwrap).collect()
+    }
+
+    fn call(function: fn() -> u32) {
+        black_box(black_box(function)());
+    }
+
+    /// The start of a function of this executable.
+    fn site(function: fn() -> u32, cookie: u64) -> MultiSite {
+        let address = function as usize as u64;
+        let maps = fs::read_to_string("/proc/self/maps").unwrap();
+        let file_offset = maps.lines().find_map(|line| {
+            let mut words = line.split(' ');
+            let (start, end) = words.next()?.split_once('-')?;
+            let number = |digits| u64::from_str_radix(digits, 16).ok();
+            let (start, end, offset) = (number(start)?, number(end)?, number(words.nth(1)?)?);
+            (start..end).contains(&address).then(|| address - start + offset)
+        });
+        MultiSite {
+            file_offset: file_offset.unwrap(),
+            cookie,
+        }
+    }
+
+    // Each test calls its own, as tests run at the same time in one process.
+    #[inline(never)]
+    fn first() -> u32 {
+        black_box(1)
+    }
+
+    #[inline(never)]
+    fn second() -> u32 {
+        black_box(2)
+    }
+
+    #[inline(never)]
+    fn third() -> u32 {
+        black_box(3)
+    }
+
+    #[inline(never)]
+    fn fourth() -> u32 {
+        black_box(4)
+    }
 }

@@ -10,11 +10,14 @@ use sha2::{Digest, Sha256};
 
 pub use super::elf::ElfError as ImageError;
 pub use super::info::{ItemKind, ModuleExport, ModuleImport, ModuleNames};
+pub use super::symbols::{Symbol, SymbolEntry};
 use super::{
     MAX_NAME_BYTES, ReadAt, bounded_name,
     elf::{E, Elf, SectionHeader, Sym, read_header, read_section},
+    hex,
     info::{self, FunctionKey, Layout},
     read_exact_at, string_at,
+    symbols::{MAX_MODULES, NameRef, StoredEntry, StoredSymbol, SymbolStore, parse_symbol},
     trap_table::TrapTable,
 };
 
@@ -29,8 +32,6 @@ const MAX_SYMBOL_NAMES_BYTES: u64 = 64 << 20;
 const MAX_INFO_BYTES: u64 = 64 << 20;
 const MAX_TRAPS_BYTES: u64 = 32 << 20;
 const MAX_FUNCTION_NAMES_BYTES: u64 = 64 << 20;
-/// Core modules of one component.
-const MAX_MODULES: u32 = 4096;
 
 /// `e_ident[EI_OSABI]` of wasmtime's artifacts.
 const OS_ABI_WASMTIME: u8 = 200;
@@ -77,101 +78,6 @@ pub enum SymbolSource {
     None(Unavailable),
 }
 
-/// A piece of machine code of the image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SymbolEntry<'a> {
-    /// Offset from the start of the text, bytes.
-    pub start: u32,
-    /// Length, bytes; never zero.
-    pub len: u32,
-    /// What it is.
-    pub symbol: Symbol<'a>,
-}
-
-/// What a piece of machine code is. Names are untrusted and at most [`MAX_NAME_BYTES`] long.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Symbol<'a> {
-    /// A function of a guest.
-    Function {
-        /// Core module within the image.
-        module_index: u32,
-        /// Index in the module, imports included.
-        function_index: u32,
-        /// From the name section.
-        name: Option<&'a str>,
-    },
-    /// Entered by the host to call a function.
-    ArrayToWasm {
-        /// Core module within the image.
-        module_index: u32,
-        /// The function called, imports included.
-        function_index: u32,
-    },
-    /// Entered by guests to call a host function.
-    WasmToArray {
-        /// Type of the function, an index without meaning outside the image.
-        signature: u32,
-    },
-    /// Entered by the host to run a module's initialisation (wasmtime 46 and later), or that code itself.
-    ModuleStart {
-        /// Core module within the image.
-        module_index: u32,
-    },
-    /// Entered by guests to call the runtime; with the builtin's name (`memory_grow`), empty if the image has no symbols.
-    Builtin(&'a str),
-    /// An adapter of a component.
-    ComponentTrampoline(&'a str),
-    /// Anything else.
-    Other(&'a str),
-}
-
-#[derive(Clone, Copy)]
-struct NameRef {
-    offset: u32,
-    len: u16,
-}
-
-impl NameRef {
-    const EMPTY: Self = Self { offset: 0, len: 0 };
-}
-
-#[derive(Clone, Copy)]
-enum StoredSymbol {
-    Function {
-        module_index: u32,
-        function_index: u32,
-        name: NameRef,
-    },
-    ArrayToWasm {
-        module_index: u32,
-        function_index: u32,
-    },
-    WasmToArray {
-        signature: u32,
-    },
-    ModuleStart {
-        module_index: u32,
-    },
-    Builtin(NameRef),
-    ComponentTrampoline(NameRef),
-    Other(NameRef),
-}
-
-struct StoredEntry {
-    start: u32,
-    len: u32,
-    symbol: StoredSymbol,
-}
-
-// The budget of the design is 64 bytes a symbol, the name included.
-const _: () = assert!(size_of::<StoredEntry>() <= 32);
-
-#[derive(Default)]
-struct SymbolStore {
-    entries: Vec<StoredEntry>,
-    names: String,
-}
-
 /// A decoded code object. Holds no text.
 pub struct CodeObject {
     engine_version: String,
@@ -201,7 +107,7 @@ impl fmt::Debug for CodeObject {
 
 /// Whether an ELF image of wasmtime starts at the reader's first byte: one read of 64 bytes.
 pub fn is_code_object<R: ReadAt + ?Sized>(reader: &R) -> bool {
-    read_header(reader).is_ok_and(|header| header.e_ident.os_abi == OS_ABI_WASMTIME)
+    read_header(reader).is_ok_and(|header| header.e_ident.os_abi.0 == OS_ABI_WASMTIME)
 }
 
 impl CodeObject {
@@ -211,10 +117,10 @@ impl CodeObject {
     /// reason at the place where it would be.
     pub fn read<R: ReadAt + ?Sized>(reader: &R) -> Result<Self, ImageError> {
         let elf = Elf::read(reader)?;
-        if elf.header.e_ident.os_abi != OS_ABI_WASMTIME || elf.header.e_type.get(E) != elf::ET_REL {
+        if elf.header.e_ident.os_abi.0 != OS_ABI_WASMTIME || elf.header.e_type.get(E) != elf::ET_REL {
             return Err(ImageError::Malformed("not written by wasmtime"));
         }
-        let flags = elf.header.e_flags.get(E);
+        let flags = elf.header.e_flags.get(E).0;
         let kind = match flags & (FLAG_MODULE | FLAG_COMPONENT) {
             FLAG_MODULE => CodeKind::Module,
             FLAG_COMPONENT => CodeKind::Component,
@@ -397,94 +303,7 @@ impl CodeObject {
                 position += len;
             }
         }
-        Ok(hash
-            .finalize()
-            .iter()
-            .take(6)
-            .map(|byte| format!("{byte:02x}"))
-            .collect())
-    }
-}
-
-impl SymbolStore {
-    fn intern(&mut self, name: &[u8]) -> NameRef {
-        let name = bounded_name(name);
-        let offset = self.names.len() as u32;
-        self.names.push_str(&name);
-        NameRef {
-            offset,
-            len: name.len() as u16,
-        }
-    }
-
-    fn name(&self, name: NameRef) -> &str {
-        let start = name.offset as usize;
-        self.names.get(start..start + usize::from(name.len)).unwrap_or_default()
-    }
-
-    fn resolve(&self, entry: &StoredEntry) -> SymbolEntry<'_> {
-        let symbol = match entry.symbol {
-            StoredSymbol::Function {
-                module_index,
-                function_index,
-                name,
-            } => {
-                let name = (name.len > 0).then(|| self.name(name));
-                Symbol::Function {
-                    module_index,
-                    function_index,
-                    name,
-                }
-            }
-            StoredSymbol::ArrayToWasm {
-                module_index,
-                function_index,
-            } => Symbol::ArrayToWasm {
-                module_index,
-                function_index,
-            },
-            StoredSymbol::WasmToArray { signature } => Symbol::WasmToArray { signature },
-            StoredSymbol::ModuleStart { module_index } => Symbol::ModuleStart { module_index },
-            StoredSymbol::Builtin(name) => Symbol::Builtin(self.name(name)),
-            StoredSymbol::ComponentTrampoline(name) => Symbol::ComponentTrampoline(self.name(name)),
-            StoredSymbol::Other(name) => Symbol::Other(self.name(name)),
-        };
-        SymbolEntry {
-            start: entry.start,
-            len: entry.len,
-            symbol,
-        }
-    }
-
-    /// Sorted for lookup; of several symbols at one place the first stays.
-    fn finish(mut self) -> Self {
-        self.entries.sort_by_key(|entry| entry.start);
-        self.entries.dedup_by_key(|entry| entry.start);
-        self.entries.shrink_to_fit();
-        self.names.shrink_to_fit();
-        self
-    }
-
-    /// Lowest index of a compiled function of each core module, which is that module's count of imported functions.
-    fn first_functions(&self) -> Vec<Option<u32>> {
-        let mut firsts: Vec<Option<u32>> = Vec::new();
-        for entry in &self.entries {
-            let StoredSymbol::Function {
-                module_index,
-                function_index,
-                ..
-            } = entry.symbol
-            else {
-                continue;
-            };
-            if module_index >= MAX_MODULES {
-                continue;
-            }
-            let slot = module_index as usize;
-            firsts.resize(firsts.len().max(slot + 1), None);
-            firsts[slot] = Some(firsts[slot].map_or(function_index, |first| first.min(function_index)));
-        }
-        firsts
+        Ok(hex(&hash.finalize()[..6]))
     }
 }
 
@@ -539,7 +358,7 @@ fn read_symbols<R: ReadAt + ?Sized>(
     for symbol in table {
         let (start, len) = (symbol.st_value.get(E), symbol.st_size.get(E));
         let is_inside = len > 0 && start.checked_add(len).is_some_and(|end| end <= text_bytes);
-        if symbol.st_info & 0xf != elf::STT_FUNC || !is_inside {
+        if symbol.st_type() != elf::STT_FUNC || !is_inside {
             continue;
         }
         let Some(name) = string_at(&strings, symbol.st_name.get(E)) else {
@@ -553,52 +372,6 @@ fn read_symbols<R: ReadAt + ?Sized>(
         });
     }
     Ok((store.finish(), stated > MAX_SYMBOLS as u64))
-}
-
-fn parse_symbol(store: &mut SymbolStore, name: &[u8]) -> StoredSymbol {
-    if let Some((module_index, rest)) = strip_indexed(name, b"wasm[") {
-        if let Some((function_index, rest)) = strip_indexed(rest, b"::function[") {
-            let name = match rest.strip_prefix(b"::") {
-                Some(name) if !name.is_empty() => store.intern(name),
-                _ => NameRef::EMPTY,
-            };
-            return StoredSymbol::Function {
-                module_index,
-                function_index,
-                name,
-            };
-        }
-        if let Some((function_index, b"")) = strip_indexed(rest, b"::array_to_wasm_trampoline[") {
-            return StoredSymbol::ArrayToWasm {
-                module_index,
-                function_index,
-            };
-        }
-    }
-    if let Some((signature, b"::wasm_to_array_trampoline")) = strip_indexed(name, b"signatures[") {
-        return StoredSymbol::WasmToArray { signature };
-    }
-    if let Some((module_index, _)) = strip_indexed(name, b"module_start[") {
-        return StoredSymbol::ModuleStart { module_index };
-    }
-    if let Some(builtin) = name.strip_prefix(b"wasmtime_builtin_") {
-        return StoredSymbol::Builtin(store.intern(builtin));
-    }
-    let is_component = name.starts_with(b"component-") || name == b"resource_drop_trampoline";
-    let name = store.intern(name);
-    if is_component {
-        StoredSymbol::ComponentTrampoline(name)
-    } else {
-        StoredSymbol::Other(name)
-    }
-}
-
-/// `prefix`, a decimal number, `]`: the number and what follows.
-fn strip_indexed<'a>(name: &'a [u8], prefix: &[u8]) -> Option<(u32, &'a [u8])> {
-    let rest = name.strip_prefix(prefix)?;
-    let end = rest.iter().position(|byte| !byte.is_ascii_digit())?;
-    let number = str::from_utf8(&rest[..end]).ok()?.parse().ok()?;
-    Some((number, rest[end..].strip_prefix(b"]")?))
 }
 
 /// Names of each core module, checked against the symbols: the functions that are imported are those that were not compiled.
@@ -696,7 +469,10 @@ fn symbols_of_table(
                 }
             }
             FunctionKey::WasmToArray { signature } => StoredSymbol::WasmToArray { signature },
-            FunctionKey::ModuleStart { module } => StoredSymbol::ModuleStart { module_index: module },
+            FunctionKey::ModuleStart { module, is_entry } => StoredSymbol::ModuleStart {
+                module_index: module,
+                is_entry,
+            },
             FunctionKey::Builtin => StoredSymbol::Builtin(NameRef::EMPTY),
             FunctionKey::ComponentTrampoline => StoredSymbol::ComponentTrampoline(NameRef::EMPTY),
             FunctionKey::Other => StoredSymbol::Other(NameRef::EMPTY),

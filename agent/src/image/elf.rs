@@ -73,7 +73,7 @@ impl Elf {
         let (sections, _) =
             slice_from_bytes::<SectionHeader>(&bytes, count).map_err(|()| ElfError::Malformed("section headers"))?;
         let sections = sections.to_vec();
-        let names = match sections.get(usize::from(header.e_shstrndx.get(E))) {
+        let names = match sections.get(usize::from(header.e_shstrndx.get(E).0)) {
             Some(section) => read_section(reader, section, "section names", MAX_SECTION_NAMES_BYTES)?,
             None => Vec::new(),
         };
@@ -90,7 +90,7 @@ impl Elf {
             .find(|section| string_at(&self.names, section.sh_name.get(E)) == Some(name))
     }
 
-    pub(super) fn section_of_type(&self, kind: u32) -> Option<&SectionHeader> {
+    pub(super) fn section_of_type(&self, kind: elf::SectionType) -> Option<&SectionHeader> {
         self.sections.iter().find(|section| section.sh_type.get(E) == kind)
     }
 

@@ -1,13 +1,13 @@
 //! A host executable or shared library as a probe sees it: where it is mapped from, its thread-local storage, and the few of its
 //! functions that mark crossings into and out of guests.
 
-use object::{elf, pod::slice_from_bytes};
+use object::{LittleEndian, elf, pod::slice_from_bytes};
 
 pub use super::elf::ElfError as HostError;
 use super::{
     ReadAt,
     elf::{E, Elf, ProgramHeader, SectionHeader, Sym as ElfSym, check_bound, read_section},
-    read_exact_at, string_at,
+    hex, read_exact_at, string_at,
     symbol_path::rust_path,
 };
 
@@ -141,7 +141,7 @@ pub struct HostImage {
     pub has_symbol_table: bool,
     /// The functions that matter.
     pub symbols: HostSymbols,
-    /// `wasmtime_engine_new` is exported.
+    /// The C API is exported (`wasmtime_store_new`, `wasmtime_module_new`).
     pub exports_c_api: bool,
 }
 
@@ -169,7 +169,7 @@ impl HostImage {
                 address: header.p_vaddr.get(E),
                 file_offset: header.p_offset.get(E),
                 file_bytes: header.p_filesz.get(E),
-                is_executable: header.p_flags.get(E) & elf::PF_X != 0,
+                is_executable: header.p_flags.get(E).0 & elf::PF_X.0 != 0,
             })
             .collect();
         let has_interpreter = of_type(elf::PT_INTERP).is_some();
@@ -388,7 +388,7 @@ impl<'a> Search<'a> {
     }
 
     fn visit(&mut self, symbol: &ElfSym, name: &[u8]) {
-        let kind = symbol.st_info & 0xf;
+        let kind = symbol.st_type();
         let is_defined = symbol.st_shndx.get(E) != elf::SHN_UNDEF;
         if !is_defined || self.demangled_count >= MAX_DEMANGLED || self.crate_name.find(name).is_none() {
             return;
@@ -545,7 +545,8 @@ fn for_each_symbol<R: ReadAt + ?Sized>(
 fn exports_c_api<R: ReadAt + ?Sized>(reader: &R, elf: &Elf, table: &SectionHeader) -> Result<bool, HostError> {
     let mut found = false;
     for_each_symbol(reader, elf, table, |symbol, name| {
-        found = name == b"wasmtime_engine_new" && symbol.st_shndx.get(E) != elf::SHN_UNDEF;
+        found =
+            matches!(name, b"wasmtime_store_new" | b"wasmtime_module_new") && symbol.st_shndx.get(E) != elf::SHN_UNDEF;
         !found
     })?;
     Ok(found)
@@ -588,14 +589,13 @@ fn is_pie<R: ReadAt + ?Sized>(reader: &R, dynamic: Option<&ProgramHeader>, has_i
         return has_interpreter;
     };
     let mut has_library_name = false;
-    for entry in bytes.as_chunks::<16>().0 {
-        let (tag, value) = entry.split_at(8);
-        let [tag, value] =
-            [tag, value].map(|half| half.iter().rev().fold(0u64, |all, byte| all << 8 | u64::from(*byte)));
-        match u32::try_from(tag) {
-            Ok(elf::DT_NULL) => break,
-            Ok(elf::DT_FLAGS_1) if value & u64::from(elf::DF_1_PIE) != 0 => return true,
-            Ok(elf::DT_SONAME) => has_library_name = true,
+    let count = bytes.len() / size_of::<elf::Dyn64<LittleEndian>>();
+    let entries = slice_from_bytes::<elf::Dyn64<LittleEndian>>(&bytes, count).map_or(&[][..], |(entries, _)| entries);
+    for entry in entries {
+        match entry.d_tag.get(E) {
+            elf::DT_NULL => break,
+            elf::DT_FLAGS_1 if entry.d_val.get(E) & elf::DF_1_PIE.0 != 0 => return true,
+            elf::DT_SONAME => has_library_name = true,
             _ => {}
         }
     }
@@ -621,8 +621,8 @@ fn read_build_id<R: ReadAt + ?Sized>(reader: &R, headers: &[ProgramHeader]) -> O
                 let padded = |len: u32| (len as usize).next_multiple_of(align);
                 let data_at = (12 + name_len as usize).next_multiple_of(align) - 12;
                 let data = after.get(data_at..data_at + data_len as usize)?;
-                if kind == elf::NT_GNU_BUILD_ID && after.starts_with(b"GNU\0") && (1..=64).contains(&data.len()) {
-                    return Some(data.iter().map(|byte| format!("{byte:02x}")).collect());
+                if kind == elf::NT_GNU_BUILD_ID.0 && after.starts_with(b"GNU\0") && (1..=64).contains(&data.len()) {
+                    return Some(hex(data));
                 }
                 rest = after.get(data_at + padded(data_len)..)?;
             }

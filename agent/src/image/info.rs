@@ -2,8 +2,8 @@
 //!
 //! The section is postcard of wasmtime's own structures, which have no schema and change with versions. Only what has been stable is
 //! decoded from a known start: the first fields of a module. The rest is *found*: a structure is accepted where its many internal
-//! constraints hold, and only if that is so at exactly one place. The true structure always satisfies them, so a single hit is the
-//! truth, and an image that was made to confuse costs its own names only.
+//! constraints hold, and only if that is so at exactly one place (not counting a few bytes that fit by chance where many do). The true
+//! structure always satisfies them, so a single hit is the truth, and an image that was made to confuse costs its own names only.
 
 use std::{ops::Range, sync::Arc};
 
@@ -166,7 +166,7 @@ pub(super) fn component_modules(
     if !layout.has_module_index {
         return found;
     }
-    let mut ambiguous = vec![false; module_count as usize];
+    let mut certainties = vec![Certainty::default(); module_count as usize];
     let mut steps = 0;
     for start in 0..info.len() {
         let mut cursor = Cursor::new(&info[start..]);
@@ -180,22 +180,51 @@ pub(super) fn component_modules(
         if steps > MAX_SCAN_STEPS {
             return vec![None; module_count as usize];
         }
-        if let (Some(index), Some(names)) = (index, names) {
-            let names = names.index();
-            let slot = index as usize;
-            if names.imports.is_empty() && names.exports.is_empty() || !accept(index, names.function_import_count()) {
-                continue;
-            }
-            ambiguous[slot] |= found[slot].is_some();
-            found[slot] = Some((names, start..info.len() - cursor.bytes.len()));
+        let (Some(index), Some(names)) = (index, names) else {
+            continue;
+        };
+        let names = names.index();
+        let is_nothing = names.imports.is_empty() && names.exports.is_empty();
+        if is_nothing || !accept(index, names.function_import_count()) {
+            continue;
+        }
+        let range = start..info.len() - cursor.bytes.len();
+        let slot = index as usize;
+        if certainties[slot].is_better(range.len()) {
+            found[slot] = Some((names, range));
         }
     }
-    for (slot, ambiguous) in found.iter_mut().zip(ambiguous) {
-        if ambiguous {
+    for (slot, certainty) in found.iter_mut().zip(certainties) {
+        if !certainty.is_certain() {
             *slot = None;
         }
     }
     found
+}
+
+/// How many places look like one module. A few bytes that fit together occur by chance, many do not.
+#[derive(Clone, Copy, Default)]
+struct Certainty {
+    short_count: u32,
+    long_count: u32,
+}
+
+impl Certainty {
+    const SHORT_BYTES: usize = 16;
+
+    /// Counts one more place; `true` if it should be believed rather than those before.
+    fn is_better(&mut self, bytes: usize) -> bool {
+        if bytes >= Self::SHORT_BYTES {
+            self.long_count += 1;
+            return true;
+        }
+        self.short_count += 1;
+        self.long_count == 0
+    }
+
+    fn is_certain(self) -> bool {
+        self.long_count == 1 || (self.long_count == 0 && self.short_count == 1)
+    }
 }
 
 fn decode_module(cursor: &mut Cursor<'_>, layout: Layout, module_index: u32) -> Option<ModuleNames> {
@@ -277,7 +306,7 @@ pub(super) enum FunctionKey {
     WasmToArray { signature: u32 },
     Builtin,
     ComponentTrampoline,
-    ModuleStart { module: u32 },
+    ModuleStart { module: u32, is_entry: bool },
     Other,
 }
 
@@ -311,6 +340,7 @@ pub(super) fn function_table(info: &[u8], text_bytes: u64) -> Option<(Vec<TableF
 fn decode_function_table(cursor: &mut Cursor<'_>, text_bytes: u64) -> Option<Vec<TableFunction>> {
     const KIND_SHIFT: u32 = 28;
     const HAS_SOURCE: u32 = 0;
+    const ARRAY_ABI: u32 = 1;
     let namespaces = cursor.ascending(true)?;
     let count = namespaces.len();
     if count == 0 || namespaces.iter().any(|namespace| namespace >> KIND_SHIFT > 9) {
@@ -369,7 +399,10 @@ fn decode_function_table(cursor: &mut Cursor<'_>, text_bytes: u64) -> Option<Vec
                 2 => FunctionKey::WasmToArray { signature: index },
                 3 => FunctionKey::Builtin,
                 6 | 7 => FunctionKey::ComponentTrampoline,
-                9 => FunctionKey::ModuleStart { module: low },
+                9 => FunctionKey::ModuleStart {
+                    module: low,
+                    is_entry: index == ARRAY_ABI,
+                },
                 _ => FunctionKey::Other,
             };
             // A gap in a dense namespace is written as an empty function.

@@ -2,14 +2,16 @@
 //!
 //! Everything here is pure: bytes come in through [`ReadAt`], nothing is traced, mapped or executed, and no input makes it panic.
 
-use std::{borrow::Cow, fs::File, io, os::unix::fs::FileExt};
+use std::{borrow::Cow, fmt::Write as _, fs::File, io, os::unix::fs::FileExt};
 
 pub mod code_object;
 mod elf;
 pub mod host;
 mod info;
 pub mod prologue;
+pub mod returns;
 mod symbol_path;
+mod symbols;
 mod trap_table;
 pub mod vmcontext;
 
@@ -79,13 +81,13 @@ fn read_exact_at<R: ReadAt + ?Sized>(reader: &R, offset: u64, len: usize) -> io:
 ///
 /// Control characters stay: escaping is the business of each output.
 pub fn bounded_name(bytes: &[u8]) -> Cow<'_, str> {
+    const ELLIPSIS: char = '…';
     // A replacement is at most three times as long as what it replaces, so what is beyond the bound cannot matter.
     let cut = bytes.len() > MAX_NAME_BYTES;
     let name = String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_NAME_BYTES)]);
     if !cut && name.len() <= MAX_NAME_BYTES {
         return name;
     }
-    const ELLIPSIS: char = '…';
     let mut end = MAX_NAME_BYTES - ELLIPSIS.len_utf8();
     end = end.min(name.len());
     while !name.is_char_boundary(end) {
@@ -101,6 +103,14 @@ pub fn bounded_name(bytes: &[u8]) -> Cow<'_, str> {
 fn string_at(table: &[u8], offset: u32) -> Option<&[u8]> {
     let rest = table.get(usize::try_from(offset).ok()?..)?;
     Some(&rest[..memchr::memchr(0, rest).unwrap_or(rest.len())])
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 #[cfg(test)]

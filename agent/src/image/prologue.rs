@@ -1,5 +1,5 @@
-//! Where in an x86-64 function to put a uprobe: at the entry, at an instruction that the kernel emulates and that still has the
-//! arguments; at the exit, at every `ret`.
+//! Where in an x86-64 function to put a uprobe for its entry: at an instruction that the kernel emulates and that still has the
+//! arguments.
 //!
 //! An emulated instruction costs a tenth of a single-stepped one. A position inside a function is only offered if it is reached
 //! exactly once per call, and arguments are only offered where the instructions before prove that they are unchanged.
@@ -92,120 +92,7 @@ pub fn entry_point(code: &[u8], address: u64, needed: [bool; ARGUMENT_COUNT]) ->
     ProbePoint::at_entry(false)
 }
 
-/// An instruction at which a function returns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ReturnPoint {
-    /// The `ret`, bytes from the start of the function.
-    pub offset: u32,
-    /// Where to probe: the `ret`, or a no-op right before it that every path to it passes.
-    pub probe_offset: u32,
-    /// The kernel emulates the instruction at `probe_offset`.
-    pub emulated: bool,
-}
-
-/// The exits of a function.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ReturnPoints {
-    /// Every `ret`, by offset.
-    pub returns: Vec<ReturnPoint>,
-    /// Jumps that leave the function, or may (indirect ones that are not seen to be a `switch`), bytes from its start. If there are
-    /// any, the function can end without passing one of `returns`.
-    pub tail_jumps: Vec<u32>,
-}
-
-/// Why the exits of a function cannot be told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ReturnPointsError {
-    /// Longer than [`MAX_FUNCTION_BYTES`].
-    #[error("longer than is looked at")]
-    TooLarge,
-    /// Bytes that are no instruction, or one that runs past the end.
-    #[error("no instruction at {offset:#x}")]
-    Undecodable {
-        /// Bytes from the start of the function.
-        offset: u32,
-    },
-    /// A branch into the middle of an instruction: data among the code, or a wrong size of the function.
-    #[error("the branch at {offset:#x} leads into the middle of an instruction")]
-    Overlapping {
-        /// Bytes from the start of the function.
-        offset: u32,
-    },
-}
-
-/// Finds every exit of a function, all of whose bytes are `code`.
-///
-/// One pass from the first byte to the last is right, because on x86-64 ELF targets compilers keep jump tables in read-only data and
-/// fill gaps with instructions; and a pass that got out of step is noticed by invalid instructions or by branches into the middle
-/// of one, and is refused.
-pub fn return_points(code: &[u8], address: u64) -> Result<ReturnPoints, ReturnPointsError> {
-    if code.len() > MAX_FUNCTION_BYTES {
-        return Err(ReturnPointsError::TooLarge);
-    }
-    let mut starts = vec![false; code.len()];
-    let mut targets = vec![false; code.len()];
-    let mut branches = Vec::new();
-    let mut points = ReturnPoints::default();
-    let mut previous: [Option<Instruction>; 2] = [None, None];
-    let mut has_indirect_jump = false;
-    for instruction in decode(code, address) {
-        let offset = (instruction.ip() - address) as u32;
-        if instruction.is_invalid() {
-            return Err(ReturnPointsError::Undecodable { offset });
-        }
-        starts[offset as usize] = true;
-        match instruction.flow_control() {
-            FlowControl::Return => {
-                let no_op = previous[1]
-                    .filter(|previous| is_no_op(previous))
-                    .map(|previous| previous.ip() - address);
-                let probe_offset = no_op.map_or(offset, |no_op| no_op as u32);
-                points.returns.push(ReturnPoint {
-                    offset,
-                    probe_offset,
-                    emulated: no_op.is_some(),
-                });
-            }
-            FlowControl::IndirectBranch => {
-                has_indirect_jump = true;
-                if !is_switch(&instruction, previous) {
-                    points.tail_jumps.push(offset);
-                }
-            }
-            FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch | FlowControl::XbeginXabortXend => {
-                match target_inside(&instruction, code, address) {
-                    Some(target) => {
-                        targets[target] = true;
-                        branches.push((offset, target));
-                    }
-                    None => points.tail_jumps.push(offset),
-                }
-            }
-            FlowControl::Next
-            | FlowControl::Call
-            | FlowControl::IndirectCall
-            | FlowControl::Interrupt
-            | FlowControl::Exception => {}
-        }
-        previous = [previous[1], Some(instruction)];
-    }
-    if let Some((offset, _)) = branches.iter().find(|(_, target)| !starts[*target]) {
-        return Err(ReturnPointsError::Overlapping { offset: *offset });
-    }
-    for point in &mut points.returns {
-        // A path that jumps straight to the `ret` would miss the no-op; where an indirect jump leads is not known.
-        if targets[point.offset as usize] || has_indirect_jump {
-            *point = ReturnPoint {
-                probe_offset: point.offset,
-                emulated: false,
-                ..*point
-            };
-        }
-    }
-    Ok(points)
-}
-
-fn decode(code: &[u8], address: u64) -> impl Iterator<Item = Instruction> {
+pub(super) fn decode(code: &[u8], address: u64) -> impl Iterator<Item = Instruction> {
     let code = &code[..code.len().min(MAX_FUNCTION_BYTES)];
     // Instruction pointers beyond the end of the address space would wrap.
     let code = if address.checked_add(code.len() as u64).is_some() {
@@ -218,7 +105,7 @@ fn decode(code: &[u8], address: u64) -> impl Iterator<Item = Instruction> {
 }
 
 /// Offset within the function that a direct branch leads to.
-fn target_inside(instruction: &Instruction, code: &[u8], address: u64) -> Option<usize> {
+pub(super) fn target_inside(instruction: &Instruction, code: &[u8], address: u64) -> Option<usize> {
     let target = instruction.near_branch_target().checked_sub(address)?;
     usize::try_from(target).ok().filter(|target| *target < code.len())
 }
@@ -262,32 +149,11 @@ fn is_emulated(instruction: &Instruction, code: &[u8], offset: u64) -> bool {
         )
 }
 
-fn is_no_op(instruction: &Instruction) -> bool {
+pub(super) fn is_no_op(instruction: &Instruction) -> bool {
     matches!(
         instruction.code(),
         Code::Nopw | Code::Nopd | Code::Nopq | Code::Nop_rm16 | Code::Nop_rm32 | Code::Nop_rm64
     )
-}
-
-/// A jump through a table of the function's own targets, as LLVM and GCC write it: `movsxd r, [table + i*4]; add r, table; jmp r`,
-/// or without position independence `jmp [table + i*8]`.
-fn is_switch(jump: &Instruction, previous: [Option<Instruction>; 2]) -> bool {
-    if jump.op0_kind() == OpKind::Memory {
-        return jump.memory_base() == Register::None && jump.memory_index_scale() == 8;
-    }
-    let [Some(load), Some(add)] = previous else {
-        return false;
-    };
-    let register = jump.op0_register();
-    load.code() == Code::Movsxd_r64_rm32
-        && load.op0_register() == register
-        && load.op1_kind() == OpKind::Memory
-        && load.memory_index_scale() == 4
-        && add.mnemonic() == Mnemonic::Add
-        && add.op0_kind() == OpKind::Register
-        && add.op0_register() == register
-        && add.op1_kind() == OpKind::Register
-        && add.op1_register() == load.memory_base()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -417,12 +283,11 @@ impl State {
             self.set(instruction.op0_register(), value);
             return;
         }
-        match self.stack_operand(instruction) {
-            Some(slot) => self.store(slot, 8, value),
-            None => {
-                self.stack_escaped |= matches!(value, Value::StackAddress(_));
-                self.store_somewhere(instruction);
-            }
+        if let Some(slot) = self.stack_operand(instruction) {
+            self.store(slot, 8, value);
+        } else {
+            self.stack_escaped |= matches!(value, Value::StackAddress(_));
+            self.store_somewhere(instruction);
         }
     }
 
@@ -432,9 +297,10 @@ impl State {
             if !is_write(memory.access()) {
                 continue;
             }
+            let bytes = memory.memory_size().size() as i64;
             match self.stack_operand(instruction) {
-                Some(slot) if instruction.op0_kind() == OpKind::Memory => {
-                    self.store(slot, memory.memory_size().size().max(1) as i64, Value::Unknown);
+                Some(slot) if instruction.op0_kind() == OpKind::Memory && bytes > 0 => {
+                    self.store(slot, bytes, Value::Unknown);
                 }
                 _ => self.slots.clear(),
             }
@@ -504,9 +370,146 @@ impl State {
     }
 }
 
-fn is_write(access: OpAccess) -> bool {
+pub(super) fn is_write(access: OpAccess) -> bool {
     matches!(
         access,
         OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ADDRESS: u64 = 0x40_0000;
+    const FIRST_TWO: [bool; ARGUMENT_COUNT] = [true, true, false, false];
+
+    fn register(number: u8) -> ArgLocation {
+        ArgLocation::Register(number)
+    }
+
+    #[test]
+    fn a_function_that_begins_with_a_push_is_probed_there() {
+        for code in [
+            &[0x55, 0x48, 0x89, 0xe5, 0x5d, 0xc3][..],
+            &[0x41, 0x57, 0x41, 0x5f, 0xc3],
+        ] {
+            let point = entry_point(code, ADDRESS, [true; ARGUMENT_COUNT]);
+            assert_eq!((point.offset, point.emulated, point.sp_delta), (0, true, 0));
+            assert_eq!(point.args, [7, 6, 2, 1].map(register));
+        }
+    }
+
+    /// The shape of `array_call_trampoline` in wasmtime's command.
+    #[test]
+    fn arguments_are_followed_into_the_stack_and_other_registers() {
+        let code = [
+            0x48, 0x83, 0xec, 0x48, // sub rsp, 0x48
+            0x48, 0x89, 0x7c, 0x24, 0x10, // mov [rsp+0x10], rdi
+            0x48, 0x89, 0xd0, // mov rax, rdx
+            0x48, 0x8b, 0x56, 0x08, // mov rdx, [rsi+8]
+            0x31, 0xff, // xor edi, edi
+            0x48, 0x85, 0xd2, // test rdx, rdx
+            0x74, 0x05, // je
+            0x48, 0x83, 0xc4, 0x48, // add rsp, 0x48
+            0xc3, // ret
+            0x0f, 0x0b, // ud2
+        ];
+        let point = entry_point(&code, ADDRESS, FIRST_TWO);
+        assert_eq!((point.offset, point.emulated, point.sp_delta), (21, true, -0x48));
+        assert_eq!(
+            point.args,
+            [
+                ArgLocation::Stack { offset: 0x10 },
+                register(6),
+                register(0),
+                register(1)
+            ]
+        );
+    }
+
+    #[test]
+    fn a_place_without_a_needed_argument_is_not_taken() {
+        let code = [
+            0x48, 0x83, 0xec, 0x08, // sub rsp, 8
+            0x48, 0x8b, 0x3f, // mov rdi, [rdi]
+            0xe8, 0, 0, 0, 0, // call
+            0xc3,
+        ];
+        let needs_first = entry_point(&code, ADDRESS, [true, false, false, false]);
+        assert_eq!((needs_first.offset, needs_first.emulated), (0, false));
+        let needs_second = entry_point(&code, ADDRESS, [false, true, false, false]);
+        assert_eq!((needs_second.offset, needs_second.emulated), (7, true));
+        assert_eq!(needs_second.args[0], ArgLocation::Lost);
+    }
+
+    #[test]
+    fn a_slot_that_is_overwritten_is_lost() {
+        for overwrite in [
+            &[0x48, 0xc7, 0x44, 0x24, 0x08, 1, 0, 0, 0][..], // mov qword [rsp+8], 1
+            &[0xc6, 0x44, 0x24, 0x0f, 1],                    // mov byte [rsp+15], 1
+            &[0x48, 0xc7, 0x44, 0x04, 0x08, 1, 0, 0, 0],     // mov qword [rsp+rax+8], 1
+        ] {
+            let mut code = vec![0x48, 0x83, 0xec, 0x18, 0x48, 0x89, 0x7c, 0x24, 0x08, 0x31, 0xff]; // sub; mov [rsp+8], rdi; xor edi, edi
+            code.extend(overwrite);
+            code.extend([0x90, 0xc3]);
+            let point = entry_point(&code, ADDRESS, [true, false, false, false]);
+            assert_eq!((point.offset, point.emulated), (0, false), "{overwrite:x?}");
+        }
+    }
+
+    #[test]
+    fn a_store_through_an_escaped_address_of_the_stack_loses_its_slots() {
+        let store = [0x48, 0x89, 0x02]; // mov [rdx], rax
+        let escape = [0x48, 0x8d, 0x44, 0x24, 0x08, 0x48, 0x89, 0x06]; // lea rax, [rsp+8]; mov [rsi], rax
+        let head = [0x48, 0x83, 0xec, 0x18, 0x48, 0x89, 0x7c, 0x24, 0x08, 0x31, 0xff];
+        let with = [&head[..], &escape, &store, &[0x90, 0xc3]].concat();
+        let without = [&head[..], &store, &[0x90, 0xc3]].concat();
+        assert!(!entry_point(&with, ADDRESS, [true, false, false, false]).emulated);
+        assert!(entry_point(&without, ADDRESS, [true, false, false, false]).emulated);
+    }
+
+    #[test]
+    fn a_place_inside_a_loop_is_not_taken() {
+        let code = [
+            0x48, 0x83, 0xec, 0x08, // sub rsp, 8
+            0x48, 0xff, 0xce, // top: dec rsi
+            0x75, 0xfb, // jne top
+            0x48, 0x83, 0xc4, 0x08, 0xc3,
+        ];
+        let point = entry_point(&code, ADDRESS, [true, false, false, false]);
+        assert_eq!((point.offset, point.emulated), (0, false));
+    }
+
+    #[test]
+    fn branches_with_an_operand_size_prefix_are_refused_as_the_kernel_does() {
+        let code = [0x66, 0x74, 0x00, 0xc3];
+        assert!(!entry_point(&code, ADDRESS, [false; ARGUMENT_COUNT]).emulated);
+    }
+
+    #[test]
+    fn endbr_and_pause_are_no_no_ops() {
+        for code in [&[0xf3, 0x0f, 0x1e, 0xfa, 0xc3][..], &[0xf3, 0x90, 0xc3]] {
+            assert!(
+                !entry_point(code, ADDRESS, [false; ARGUMENT_COUNT]).emulated,
+                "{code:x?}"
+            );
+        }
+        assert!(entry_point(&[0x0f, 0x1f, 0x44, 0, 0, 0xc3], ADDRESS, [true; ARGUMENT_COUNT]).emulated);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(
+            code in proptest::collection::vec(proptest::num::u8::ANY, 0..300), address: u64, needed: [bool; ARGUMENT_COUNT],
+        ) {
+            let point = entry_point(&code, address, needed);
+            if point.emulated {
+                assert!((point.offset as usize) < code.len() && point.sp_delta <= 0);
+                for (location, needed) in point.args.iter().zip(needed) {
+                    assert!(!needed || *location != ArgLocation::Lost);
+                }
+            }
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::{io, ops::Range, path::Path};
 
-use wasmscope_common::{ImportTable, ProcessConfig, SiteCookie};
+use wasmscope_common::{ImportTable, KEEP_TLS_ON_EXEC, ProcessConfig, SiteCookie, TLS_SEARCH, TLS_UNKNOWN};
 
 use super::{Detail, Pipeline, SharedHost};
 use crate::{
@@ -24,7 +24,7 @@ const MAX_PROCESSES: usize = 4096;
 /// A process that is being watched.
 pub(super) struct Watched {
     memory: ProcessMemory,
-    guests: Guests,
+    pub(super) guests: Guests,
     host: Option<SharedHost>,
     facts: describe::ProcessFacts,
     /// Executable ranges, to tell code from data.
@@ -122,14 +122,18 @@ impl Pipeline {
         }))
     }
 
-    /// Watches whatever the calling process starts from now on, from its first instruction.
-    pub fn adopt_children(&mut self) -> Result<(), WatchError> {
+    /// Watches whatever the calling process starts from now on, from its first instruction. `program` is what it will be.
+    pub fn adopt_children(&mut self, program: &Path) -> Result<(), WatchError> {
         let pid = std::process::id();
-        let config = ProcessConfig {
+        let mut config = ProcessConfig {
             child_flags: self.options.detail.flags(),
             aggregate: u32::from(self.options.detail == Detail::MetricsOnly),
             ..ProcessConfig::default()
         };
+        if let Ok(Some(host)) = self.hosts.look_up(program) {
+            host.plan.tls.apply(&mut config);
+            config.child_flags |= KEEP_TLS_ON_EXEC;
+        }
         self.kernel
             .watch(pid, config)
             .map_err(|source| WatchError::Table { pid, source })
@@ -192,10 +196,11 @@ impl Pipeline {
             aggregate: u32::from(self.options.detail == Detail::MetricsOnly),
             ..known
         };
-        if let Some(tls) = watched.host.as_ref().and_then(|host| host.plan.tls)
+        if let Some(host) = &watched.host
             && config.store_offset == 0
+            && matches!(config.tls_kind, TLS_UNKNOWN | TLS_SEARCH)
         {
-            tls.apply(&mut config);
+            host.plan.tls.apply(&mut config);
         }
         if let Some(range) = watched.guests.code_range() {
             config.code_start = range.start;
@@ -314,6 +319,7 @@ impl Pipeline {
     }
 
     pub(super) fn process_replaced(&mut self, pid: u32, events: &mut Vec<Event>) {
+        self.collect_aggregate(pid);
         self.processes.remove(&pid);
         if self.add_process(pid, events).is_err() {
             self.lose("symbols", "process_gone");
@@ -330,6 +336,7 @@ impl Pipeline {
         if pid != tid || describe::is_alive(pid) {
             return;
         }
+        self.collect_aggregate(pid);
         if self.processes.remove(&pid).is_some() {
             self.kernel.unwatch(pid);
             events.push(Event {
@@ -422,7 +429,7 @@ impl Watched {
             .count()
     }
 
-    fn describe(&self, pid: u32) -> Process {
+    pub(super) fn describe(&self, pid: u32) -> Process {
         let plan = self.host.as_ref().map(|host| &host.plan);
         Process {
             pid,

@@ -256,7 +256,7 @@ impl Loaded {
                 module_index,
                 function_index,
             } => (module_index, Some(function_index), None),
-            Symbol::ModuleStart { module_index } => (module_index, None, Some("(start)".to_owned())),
+            Symbol::ModuleStart { module_index, .. } => (module_index, None, Some("(start)".to_owned())),
             _ => return None,
         };
         let name = index
@@ -292,7 +292,7 @@ impl Loaded {
             .object
             .module(index)
             .ok()
-            .and_then(|module| module.name.clone())
+            .and_then(|module| module.name.as_deref().map(str::to_owned))
             .or_else(|| self.file_name.clone())
             .unwrap_or_else(|| format!("module-{}", self.hash));
         let module = Arc::new(Module {

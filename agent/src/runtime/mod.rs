@@ -5,7 +5,7 @@
 
 pub mod wasmtime;
 
-use wasmscope_common::{ArgumentLocation, ProcessConfig, TLS_DYNAMIC, TLS_STATIC};
+use wasmscope_common::{ArgumentLocation, ProcessConfig, TLS_DYNAMIC, TLS_SEARCH, TLS_STATIC, TLS_UNKNOWN};
 
 use crate::{
     bpf::SiteProgram,
@@ -32,8 +32,8 @@ pub struct ProbePlan {
     pub runtime_name: &'static str,
     /// Where to attach what.
     pub sites: Vec<PlannedSite>,
-    /// Where threads keep their activation, if the image says so.
-    pub tls: Option<TlsPlan>,
+    /// Where threads keep their activation.
+    pub tls: TlsPlan,
     /// What will be observed if all sites are attached.
     pub coverage: Coverage,
     /// What will not be, in words for a person.
@@ -56,8 +56,13 @@ pub struct PlannedSite {
 }
 
 /// Where threads keep their activation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TlsPlan {
+    /// Not known; the programs may find it.
+    #[default]
+    Unknown,
+    /// In the static block of the thread, where the programs find it.
+    Search,
     /// At the thread pointer plus this many bytes.
     ThreadPointer(i64),
     /// This many bytes into the image's block, wherever a process has put that.
@@ -68,6 +73,8 @@ impl TlsPlan {
     /// Writes it into a process's config.
     pub fn apply(self, config: &mut ProcessConfig) {
         (config.tls_kind, config.tls_offset) = match self {
+            Self::Unknown => (TLS_UNKNOWN, 0),
+            Self::Search => (TLS_SEARCH, 0),
             Self::ThreadPointer(offset) => (TLS_STATIC, offset),
             Self::Block(offset) => (TLS_DYNAMIC, offset),
         };

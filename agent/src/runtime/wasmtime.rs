@@ -9,8 +9,9 @@ use crate::{
     event::Coverage,
     image::{
         HostImage, ReadAt,
-        host::{HostFunction, TlsModel},
+        host::{HostFunction, TlsModel, looks_like_wasmtime},
         prologue::{self, ArgLocation},
+        returns::return_points,
     },
 };
 
@@ -29,14 +30,21 @@ impl RuntimeAdapter for Wasmtime {
     }
 
     fn plan(&self, image: &HostImage, file: &dyn ReadAt) -> Option<ProbePlan> {
-        image.evidence()?;
+        if image.evidence().is_none() {
+            // Stripped: only the runtime's messages tell.
+            looks_like_wasmtime(file).ok().flatten()?;
+        }
         let symbols = &image.symbols;
         let mut plan = ProbePlan {
             runtime_name: self.name(),
-            tls: symbols.tls_slot.map(|slot| match slot.model {
-                TlsModel::LocalExec { thread_pointer_offset } => TlsPlan::ThreadPointer(thread_pointer_offset),
-                TlsModel::Dynamic => TlsPlan::Block(slot.block_offset as i64),
-            }),
+            tls: match symbols.tls_slot {
+                Some(slot) => match slot.model {
+                    TlsModel::LocalExec { thread_pointer_offset } => TlsPlan::ThreadPointer(thread_pointer_offset),
+                    TlsModel::Dynamic => TlsPlan::Block(slot.block_offset as i64),
+                },
+                None if image.is_executable => TlsPlan::Search,
+                None => TlsPlan::Unknown,
+            },
             ..ProbePlan::default()
         };
         for function in &symbols.tls_replace {
@@ -92,7 +100,7 @@ impl ProbePlan {
     /// Plans a probe on every return of a function; `false` if not every way out is known.
     fn leave(&mut self, function: &HostFunction, file: &dyn ReadAt) -> bool {
         let code = read_code(function, file);
-        let Ok(points) = prologue::return_points(&code, function.address) else {
+        let Ok(points) = return_points(&code, function.address) else {
             return false;
         };
         if points.returns.is_empty() || !points.tail_jumps.is_empty() {
@@ -119,7 +127,7 @@ impl ProbePlan {
                 "stripped"
             };
             limit(format!(
-                "symbols {why}: invocations and host calls are inferred from syscalls"
+                "symbols {why}: invocations and host calls are seen only as far as they make syscalls"
             ));
         } else if !self.coverage.host_calls {
             limit("no host call trampolines found: only host calls that make syscalls are seen".to_owned());

@@ -24,11 +24,12 @@ pub fn activation_swap(ctx: ProbeContext) -> u32 {
     let (new, stack_pointer) = unsafe { ((*ctx.regs).rdi, (*ctx.regs).rsp) };
     // SAFETY: this thread's own entry.
     let state = unsafe { &mut *thread };
+    state.trapped = 0;
     let old = top(state);
     let mut entry_handler = 0;
     if old != 0 {
         if !is_complete(state) {
-            calibrate(thread, config, stack_pointer);
+            calibrate::<false>(thread, config, stack_pointer);
         }
         // SAFETY: as above.
         let state = unsafe { &mut *thread };

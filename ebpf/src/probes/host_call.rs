@@ -9,7 +9,7 @@ use wasmscope_common::{
 
 use crate::{
     activation::{TRUNCATED, read_limits, top, walk_from_exit},
-    calibrate::{calibrate, is_complete},
+    calibrate::{UNKNOWN, calibrate, is_complete},
     maps::{CALL_SITES, EVENTS, SITE_HITS, add, count},
     output::{Wake, emit, emit_with_frames, header},
     thread::{current, watched},
@@ -37,7 +37,7 @@ pub fn host_call(ctx: ProbeContext) -> u32 {
     let state = unsafe { &mut *thread };
     let mut activation = top(state);
     if !is_complete(state) {
-        activation = calibrate(thread, config, stack_pointer);
+        activation = calibrate::<false>(thread, config, stack_pointer);
     }
     // SAFETY: as above.
     let state = unsafe { &mut *thread };
@@ -45,7 +45,8 @@ pub fn host_call(ctx: ProbeContext) -> u32 {
     let mut head = header(RecordKind::HostCall);
     let mut frame_count = 0;
     let mut entry_handler = 0;
-    if activation == 0 {
+    if activation == 0 || activation == UNKNOWN {
+        activation = 0;
         count(Counter::Uncalibrated);
     } else if read_limits(state, activation) {
         entry_handler = state.limits.entry_handler;

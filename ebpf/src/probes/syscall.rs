@@ -11,12 +11,12 @@ use aya_ebpf::{
 };
 use wasmscope_common::{
     CodePublished, Counter, EMIT_SYSCALLS, MAX_FRAMES, ProcessConfig, RecordKind, STACK_TRUNCATED, SyscallKey,
-    SyscallStats, Syscall, SYSCALL_HISTOGRAM_BUCKETS, TLS_UNKNOWN, WATCH_NEW_WASM,
+    Syscall, SyscallStats, TLS_UNKNOWN, WATCH_NEW_WASM,
 };
 
 use crate::{
     activation::{TRUNCATED, read_limits, top, walk_from_exit},
-    calibrate::{calibrate, is_complete},
+    calibrate::{UNKNOWN, calibrate, is_complete},
     maps::{NEW_PROCESS_FLAGS, PROCESSES, SYSCALL_STATS, THREADS, WATCH_FLAGS, count, global},
     output::{Wake, emit, emit_with_frames, header},
     thread::{Thread, current, watched},
@@ -24,6 +24,7 @@ use crate::{
 };
 
 const MPROTECT: u64 = 10;
+const RT_SIGRETURN: u64 = 15;
 const PROT_EXEC: u64 = 4;
 const PAGE_BYTES: u64 = 4096;
 /// Start of an ELF image of wasmtime: magic, 64-bit, little-endian, version 1, OS/ABI 200.
@@ -62,16 +63,17 @@ pub fn sys_exit(ctx: RawTracePointContext) -> i32 {
         return 0;
     }
     state.entered_ns = 0;
+    if state.syscall == RT_SIGRETURN {
+        // Part of how the runtime handles a trap, not a call of the guest's; it leaves the registers of another moment.
+        return 0;
+    }
     let regs: u64 = ctx.arg(0);
     let mut activation = top(state);
     if !is_complete(state) {
         let Some(config) = watched() else { return 0 };
-        activation = calibrate(thread, config, stack_pointer(regs));
-        // SAFETY: as above; the call may have written to it.
-        let state = unsafe { &*thread };
-        if activation == 0 {
-            let unresolved = state.slot == 0 || top(state) != 0;
-            count(if unresolved { Counter::Uncalibrated } else { Counter::SyscallOffActivation });
+        activation = calibrate::<true>(thread, config, stack_pointer(regs));
+        if activation == UNKNOWN {
+            count(Counter::Uncalibrated);
             return 0;
         }
     }
@@ -97,7 +99,7 @@ fn record(thread: &mut Thread, activation: u64, entered_ns: u64, regs: u64, resu
     let mut head = header(RecordKind::Syscall);
     let duration_ns = head.at_ns - entered_ns;
     if thread.aggregate != 0 {
-        aggregate(thread, head.pid, registers.number, result, duration_ns);
+        aggregate(thread, head.pid, thread.syscall, result, duration_ns);
     }
     if thread.flags & EMIT_SYSCALLS == 0 {
         return;
@@ -116,7 +118,7 @@ fn record(thread: &mut Thread, activation: u64, entered_ns: u64, regs: u64, resu
         (*record).activation = activation;
         (*record).entry_handler = thread.limits.entry_handler;
         (*record).duration_ns = duration_ns;
-        (*record).number = registers.number;
+        (*record).number = thread.syscall;
         (*record).result = result;
         (*record).arguments = [registers.first, registers.second, registers.third];
     }
@@ -150,20 +152,10 @@ fn aggregate(thread: &Thread, pid: u32, number: u64, result: i64, duration_ns: u
     } else if moves_bytes(number) {
         stats.bytes += result as u64;
     }
-    // Bucket i holds durations below 2^(i+8): an unrolled binary logarithm, the verifier has no `clz`.
-    let mut value = duration_ns >> 8;
-    let mut bucket = 0usize;
-    while bucket < SYSCALL_HISTOGRAM_BUCKETS - 1 && value != 0 {
-        value >>= 1;
-        bucket += 1;
-    }
-    if bucket < SYSCALL_HISTOGRAM_BUCKETS {
-        stats.buckets[bucket] += 1;
-    }
 }
 
 static EMPTY_STATS: SyscallStats =
-    SyscallStats { count: 0, error_count: 0, total_ns: 0, bytes: 0, buckets: [0; SYSCALL_HISTOGRAM_BUCKETS] };
+    SyscallStats { count: 0, error_count: 0, total_ns: 0, bytes: 0 };
 
 /// x86-64: read, write, pread64, pwrite64, readv, writev, sendto, recvfrom, sendmsg, recvmsg.
 #[inline(always)]

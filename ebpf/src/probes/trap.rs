@@ -10,7 +10,7 @@ use wasmscope_common::{Counter, EMIT_ACTIVATIONS, RecordKind, STACK_TRUNCATED, T
 
 use crate::{
     activation::{TRUNCATED, read_limits, top, walk},
-    calibrate::{calibrate, is_complete},
+    calibrate::{UNKNOWN, calibrate, is_complete},
     maps::count,
     output::{emit_with_frames, header},
     thread::{current, watched},
@@ -50,9 +50,9 @@ pub fn signal_deliver(ctx: RawTracePointContext) -> i32 {
     let state = unsafe { &mut *thread };
     let mut activation = top(state);
     if !is_complete(state) {
-        activation = calibrate(thread, config, stack_pointer);
+        activation = calibrate::<false>(thread, config, stack_pointer);
     }
-    if activation == 0 {
+    if activation == 0 || activation == UNKNOWN {
         count(Counter::Uncalibrated);
         return 0;
     }
@@ -62,6 +62,8 @@ pub fn signal_deliver(ctx: RawTracePointContext) -> i32 {
         count(Counter::ActivationUnreadable);
         return 0;
     }
+    // Activations are emitted, so the swap that ends this one is seen and takes the mark away.
+    state.trapped = 1;
     let record: *mut Trap = state.record.as_mut_ptr().cast();
     // SAFETY: the workspace is as large and as aligned as the largest record.
     let frames = unsafe { &mut (*record).frames };
