@@ -11,7 +11,7 @@ use std::process::ExitCode;
 #[path = "../xtask/src/toolchain.rs"]
 mod toolchain;
 
-use toolchain::Toolchain;
+use toolchain::{Search, Toolchain};
 
 const READY_OBJECT: &str = "WASMSCOPE_EBPF_OBJECT";
 
@@ -61,17 +61,7 @@ fn provide_object() -> Result<(), String> {
         .cloned()
         .chain([workspace.join("target")])
         .collect();
-    let toolchain = Toolchain::find(&target_directories).map_err(|search| {
-        let mut message = format!(
-            "the eBPF programs cannot be built: {} not found",
-            search.missing().join(" and ")
-        );
-        for reason in &search.rejected {
-            message.push_str("\n  looked at ");
-            message.push_str(reason);
-        }
-        message + "\n  run `cargo xtask setup` to install what is missing"
-    })?;
+    let toolchain = Toolchain::find(&target_directories).map_err(|search| explain(&search))?;
     println!("cargo::rerun-if-changed={}", toolchain.compiler.rustc.display());
     println!("cargo::rerun-if-changed={}", toolchain.linker.display());
 
@@ -100,6 +90,22 @@ fn provide_object() -> Result<(), String> {
             .join("release/wasmscope-ebpf"),
         &object,
     )
+}
+
+fn explain(search: &Search) -> String {
+    let mut lines = vec!["the eBPF programs cannot be built:".to_owned()];
+    if search.compilers.is_empty() {
+        lines.push(format!(
+            "  no Rust compiler with `core` for {} found",
+            toolchain::BPF_TARGET
+        ));
+        lines.extend(search.rejected.iter().map(|reason| format!("    {reason}")));
+    }
+    if search.linkers.is_empty() {
+        lines.push("  `bpf-linker` not found".to_owned());
+    }
+    lines.push("  run `cargo xtask setup` to install what is missing".to_owned());
+    lines.join("\n")
 }
 
 fn variable(name: &str) -> Result<String, String> {

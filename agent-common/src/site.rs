@@ -69,10 +69,21 @@ mod tests {
 
     #[test]
     fn a_cookie_gives_back_what_it_was_made_of() {
-        for first in [ArgumentLocation::Register(7), ArgumentLocation::Stack(0x10), ArgumentLocation::Lost] {
-            for second in [ArgumentLocation::Register(15), ArgumentLocation::Stack(32_760), ArgumentLocation::Lost] {
+        for first in [
+            ArgumentLocation::Register(7),
+            ArgumentLocation::Stack(0x10),
+            ArgumentLocation::Lost,
+        ] {
+            for second in [
+                ArgumentLocation::Register(15),
+                ArgumentLocation::Stack(32_760),
+                ArgumentLocation::Lost,
+            ] {
                 let cookie = SiteCookie::new(0xdead_beef, first, second);
-                assert_eq!((cookie.site(), cookie.first(), cookie.second()), (0xdead_beef, first, second));
+                assert_eq!(
+                    (cookie.site(), cookie.first(), cookie.second()),
+                    (0xdead_beef, first, second)
+                );
             }
         }
     }

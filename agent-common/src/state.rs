@@ -8,6 +8,9 @@ pub const EMIT_SYSCALLS: u32 = 1;
 pub const EMIT_HOST_CALLS: u32 = 2;
 /// Emit [`crate::ActivationSwap`], [`crate::Trap`] and [`crate::Unwind`] records.
 pub const EMIT_ACTIVATIONS: u32 = 4;
+/// Flag of a child that is about to replace its image by one that the agent has looked at: its TLS fields are of that image
+/// already. Good for one exec.
+pub const KEEP_TLS_ON_EXEC: u32 = 8;
 /// Global flag: watch a process from the moment it publishes wasm code.
 pub const WATCH_NEW_WASM: u32 = 1;
 
@@ -22,7 +25,7 @@ pub const TLS_DYNAMIC: u32 = 2;
 pub const TLS_SEARCH: u32 = 3;
 
 /// Words at the start of an activation record that are searched for the store pointer.
-pub const STORE_WORDS: usize = 16;
+pub const STORE_WORDS: usize = 12;
 
 /// How to follow a thread of one process to its guest frames. Zero means "not known, find it": the programs calibrate
 /// what the agent could not derive from the binary, and report it in a [`crate::Calibrated`] record.

@@ -281,7 +281,11 @@ impl Correlator {
         };
         state.threads.clear();
         // Callees began after their callers, so the youngest is closed first and lands in its parent.
-        let mut open: Vec<_> = state.activations.values().map(|a| (a.span.start_ns, a.address)).collect();
+        let mut open: Vec<_> = state
+            .activations
+            .values()
+            .map(|a| (a.span.start_ns, a.address))
+            .collect();
         open.sort_unstable_by(|a, b| b.cmp(a));
         for (_, address) in open {
             if let Some(activation) = state.activations.remove(&address) {

@@ -1,8 +1,8 @@
 //! From a ring record's bytes to a typed record. Lengths are checked, nothing is assumed of the content.
 
 use wasmscope_common::{
-    ActivationSwap, Calibrated, CodePublished, HostCall, HostCallEnd, ImportTable, MAX_FRAMES, ProcessEvent, RecordHeader,
-    RecordKind, STACK_TRUNCATED, Syscall, Trap, Unwind,
+    ActivationSwap, Calibrated, CodePublished, HostCall, HostCallEnd, ImportTable, MAX_FRAMES, ProcessEvent,
+    RecordHeader, RecordKind, STACK_TRUNCATED, Syscall, Trap, Unwind,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -53,7 +53,9 @@ pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
     let too_short = DecodeError::TooShort { length: bytes.len() };
     let (header, _) = RecordHeader::read_from_prefix(bytes).map_err(|_| too_short)?;
     if usize::from(header.frame_count) > MAX_FRAMES {
-        return Err(DecodeError::TooManyFrames { count: header.frame_count });
+        return Err(DecodeError::TooManyFrames {
+            count: header.frame_count,
+        });
     }
     let kind = RecordKind::from_u8(header.kind).ok_or(DecodeError::UnknownKind { kind: header.kind })?;
     Ok(match kind {
@@ -79,7 +81,9 @@ fn read<T: FromBytes + IntoBytes + Immutable + KnownLayout>(
     max_frames: usize,
 ) -> Result<T, DecodeError> {
     let needed = size_of::<T>() - (max_frames - usize::from(frame_count)) * 8;
-    let given = bytes.get(..needed).ok_or(DecodeError::TooShort { length: bytes.len() })?;
+    let given = bytes
+        .get(..needed)
+        .ok_or(DecodeError::TooShort { length: bytes.len() })?;
     let mut value = T::new_zeroed();
     value.as_mut_bytes()[..needed].copy_from_slice(given);
     Ok(value)
@@ -140,7 +144,9 @@ mod tests {
         let length = std::mem::offset_of!(Syscall, frames) + 3 * 8;
         let decoded = decode(&record.as_bytes()[..length]).unwrap();
         assert_eq!(decoded.frames(), [1, 2, 3]);
-        let Record::Syscall(decoded) = decoded else { panic!("wrong kind") };
+        let Record::Syscall(decoded) = decoded else {
+            panic!("wrong kind")
+        };
         assert_eq!(decoded.number, 257);
     }
 
@@ -161,9 +167,15 @@ mod tests {
     fn an_unknown_kind_is_refused() {
         let mut record = syscall(0);
         record.header.kind = 0;
-        assert_eq!(decode(record.as_bytes()).unwrap_err(), DecodeError::UnknownKind { kind: 0 });
+        assert_eq!(
+            decode(record.as_bytes()).unwrap_err(),
+            DecodeError::UnknownKind { kind: 0 }
+        );
         record.header.kind = 200;
-        assert_eq!(decode(record.as_bytes()).unwrap_err(), DecodeError::UnknownKind { kind: 200 });
+        assert_eq!(
+            decode(record.as_bytes()).unwrap_err(),
+            DecodeError::UnknownKind { kind: 200 }
+        );
     }
 
     proptest! {

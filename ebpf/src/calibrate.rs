@@ -19,6 +19,8 @@ use crate::{
 const LIMITS_BASES: [u32; 2] = [0x30, 0x28];
 /// Words of static TLS below the thread pointer that are searched.
 const TLS_WORDS: u64 = 768;
+/// Words that look like a slot judged per attempt; more are too many for the verifier.
+const TLS_CANDIDATES: u32 = 3;
 /// Words read at a time.
 const CHUNK_WORDS: usize = 32;
 /// TLS blocks of shared libraries that are searched.
@@ -37,8 +39,10 @@ pub const UNKNOWN: u64 = 1;
 
 /// Tries to complete what is known of the current process from the current thread. Returns the activation on top, 0 if
 /// there is none, or [`UNKNOWN`].
-#[inline(never)]
-pub fn calibrate(thread: *mut Thread, config: *mut ProcessConfig, stack_pointer: u64) -> u64 {
+///
+/// Only one program looks for slots: the verifier has to follow the whole search in every program that contains it.
+#[inline(always)]
+pub fn calibrate<const SEARCH: bool>(thread: *mut Thread, config: *mut ProcessConfig, stack_pointer: u64) -> u64 {
     // SAFETY: both point into map values; the thread's is used by this program alone, and racing writers of the config
     // write the same values.
     let (thread, config) = unsafe { (&mut *thread, &mut *config) };
@@ -52,6 +56,8 @@ pub fn calibrate(thread: *mut Thread, config: *mut ProcessConfig, stack_pointer:
             return UNKNOWN;
         }
         activation
+    } else if !SEARCH {
+        UNKNOWN
     } else {
         match config.tls_kind {
             TLS_DYNAMIC => search_modules(thread, config, stack_pointer),
@@ -83,26 +89,31 @@ pub fn calibrate(thread: *mut Thread, config: *mut ProcessConfig, stack_pointer:
     activation
 }
 
-/// Looks at every word of static TLS that has the form of a slot: the first one from where the last attempt on this
-/// process stopped. A search that judged several would be too long for the verifier.
+/// Looks at the words of static TLS that have the form of a slot: a few of them, from where the thread's last attempt
+/// stopped.
 #[inline(always)]
 fn search_static(thread: &mut Thread, config: &mut ProcessConfig, stack_pointer: u64) -> u64 {
     let Some(pointer) = thread_pointer() else { return 0 };
-    let slot = first_static(thread, pointer.wrapping_add_signed(config.tls_offset), stack_pointer);
-    if slot == 0 {
-        config.tls_offset = 0;
-        return 0;
+    let resumed = thread.searched_to != 0;
+    let mut attempt = 0;
+    while attempt < TLS_CANDIDATES {
+        attempt += 1;
+        let end = if thread.searched_to == 0 { pointer } else { thread.searched_to };
+        let slot = first_static(thread, end, stack_pointer);
+        thread.searched_to = slot;
+        if slot == 0 {
+            // All have been judged; if that took more than this attempt, the others were at another moment.
+            return if resumed { UNKNOWN } else { 0 };
+        }
+        let activation = read_user_word(slot).unwrap_or(0) & !1;
+        if activation != 0 && accept(thread, config, activation, stack_pointer) {
+            thread.slot = slot;
+            config.tls_offset = (slot as i64).wrapping_sub(pointer as i64);
+            config.tls_kind = TLS_STATIC;
+            return activation;
+        }
     }
-    let offset = (slot as i64).wrapping_sub(pointer as i64);
-    let activation = read_user_word(slot).unwrap_or(0) & !1;
-    if activation == 0 || !accept(thread, config, activation, stack_pointer) {
-        config.tls_offset = offset;
-        return UNKNOWN;
-    }
-    thread.slot = slot;
-    config.tls_offset = offset;
-    config.tls_kind = TLS_STATIC;
-    activation
+    UNKNOWN
 }
 
 /// Address of the first word below `end` that looks like a slot, 0 if there is none.
@@ -119,14 +130,19 @@ fn first_static(thread: *mut Thread, end: u64, stack_pointer: u64) -> u64 {
             // Below the block; everything that follows is too.
             return 0;
         }
+        // The highest match of the chunk, found without a branch a word: the verifier follows each branch both ways.
+        let mut found = 0u64;
         let mut index = 0usize;
         while index < CHUNK_WORDS {
             // SAFETY: `words` spans the chunk and `index` is below its length.
             let word = unsafe { (*words)[index] };
-            if looks_like_slot(word, stack_pointer) {
-                return start + index as u64 * 8;
-            }
+            let mismatch = ((word & 7) ^ 1) | (word.wrapping_sub(stack_pointer) >> MAX_STACK_BYTES.trailing_zeros());
+            let keep = core::hint::black_box((mismatch | mismatch.wrapping_neg()) >> 63);
+            found = core::hint::black_box(found * keep + (start + index as u64 * 8) * (1 - keep));
             index += 1;
+        }
+        if found != 0 {
+            return found;
         }
     }
     0

@@ -17,6 +17,8 @@ pub struct Thread {
     pub syscall: u64,
     /// Address of the TLS slot that holds the activation, 0 if not known.
     pub slot: u64,
+    /// How far down static TLS has been searched for it; 0: not begun.
+    pub searched_to: u64,
     /// Generation of the config that `slot` was derived from.
     pub generation: u32,
     /// As in the config.
@@ -65,6 +67,7 @@ static NEW_THREAD: Thread = Thread {
     entered_ns: 0,
     syscall: 0,
     slot: 0,
+    searched_to: 0,
     generation: 0,
     store_offset: 0,
     limits_base: 0,

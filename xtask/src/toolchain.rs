@@ -245,29 +245,22 @@ impl Search {
         found.linkers = linker_candidates(target_directories);
         found
     }
-
-    /// What is missing, in words.
-    pub(crate) fn missing(&self) -> Vec<String> {
-        let mut missing = Vec::new();
-        if self.compilers.is_empty() {
-            missing.push(format!(
-                "a Rust compiler (1.{OLDEST_RUST_MINOR} or newer) with `core` for {BPF_TARGET}"
-            ));
-        }
-        if self.linkers.is_empty() {
-            missing.push("`bpf-linker`".to_owned());
-        }
-        missing
-    }
 }
 
-/// The target directory that `inside` lies in: the nearest one above it that cargo has tagged.
+/// The target directory that `inside` lies in: `$CARGO_TARGET_DIR`, or else the nearest one above it that bears cargo's marks.
 pub(crate) fn target_directory_of(inside: &Path) -> Option<PathBuf> {
-    inside
-        .ancestors()
-        .skip(1)
-        .find(|directory| directory.join("CACHEDIR.TAG").is_file())
-        .map(Path::to_owned)
+    if let Some(named) = directory_from("CARGO_TARGET_DIR")
+        && inside.starts_with(&named)
+    {
+        return Some(named);
+    }
+    // Cargo tags only directories that it made itself, and writes the other file at the end of its first run.
+    let is_marked = |directory: &&Path| {
+        ["CACHEDIR.TAG", ".rustc_info.json"]
+            .iter()
+            .any(|name| directory.join(name).is_file())
+    };
+    inside.ancestors().skip(1).find(is_marked).map(Path::to_owned)
 }
 
 /// `$CARGO_HOME`, or `~/.cargo`.
@@ -358,4 +351,111 @@ fn output(program: &Path, arguments: &[&str]) -> Result<String, String> {
         return Err(format!("{shown}: {}", stderr.lines().next().unwrap_or("failed")));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    /// A compiler of version `release` that answers as rustc does, with a sysroot in `directory`.
+    fn fake_rustc(directory: &Path, release: &str) -> PathBuf {
+        let sysroot = directory.display();
+        let rustc = directory.join("bin/rustc");
+        fs::create_dir_all(directory.join("bin")).unwrap();
+        let script = format!(
+            "#!/bin/sh\ncase $1 in --print) echo {sysroot};; *) echo 'release: {release}'; echo 'LLVM version: 22.1.8';; esac\n"
+        );
+        write_executable(&rustc, &script);
+        rustc
+    }
+
+    fn write_executable(path: &Path, text: &str) {
+        fs::write(path, text).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    fn add_core(directory: &Path) {
+        let libraries = directory.join("lib/rustlib").join(BPF_TARGET).join("lib");
+        fs::create_dir_all(&libraries).unwrap();
+        fs::write(libraries.join("libcore-0123.rlib"), "").unwrap();
+    }
+
+    #[test]
+    fn a_compiler_with_core_ready_made_is_usable() {
+        let directory = tempfile::tempdir().unwrap();
+        add_core(directory.path());
+        let compiler = Compiler::inspect(&fake_rustc(directory.path(), "1.96.0")).unwrap();
+        assert_eq!((compiler.core, compiler.llvm_major), (CoreLibrary::Prebuilt, 22));
+    }
+
+    #[test]
+    fn a_compiler_with_the_source_of_core_is_usable() {
+        let directory = tempfile::tempdir().unwrap();
+        let source = directory.path().join("lib/rustlib/src/rust/library/core/src");
+        fs::create_dir_all(&source).unwrap();
+        fs::write(source.join("lib.rs"), "").unwrap();
+        let compiler = Compiler::inspect(&fake_rustc(directory.path(), "1.97.0-nightly")).unwrap();
+        assert_eq!(compiler.core, CoreLibrary::Source);
+    }
+
+    #[test]
+    fn a_compiler_without_core_says_what_it_lacks() {
+        let directory = tempfile::tempdir().unwrap();
+        let reason = Compiler::inspect(&fake_rustc(directory.path(), "1.96.0")).unwrap_err();
+        assert!(reason.contains("rust-src"), "{reason}");
+    }
+
+    #[test]
+    fn an_old_compiler_says_that_it_is_old() {
+        let directory = tempfile::tempdir().unwrap();
+        add_core(directory.path());
+        let reason = Compiler::inspect(&fake_rustc(directory.path(), "1.63.0")).unwrap_err();
+        assert!(reason.contains("1.63.0 is older"), "{reason}");
+    }
+
+    #[test]
+    fn what_was_pinned_holds_until_a_tool_changes() {
+        let directory = tempfile::tempdir().unwrap();
+        add_core(directory.path());
+        let compiler = Compiler::inspect(&fake_rustc(directory.path(), "1.96.0")).unwrap();
+        let linker = directory.path().join("bpf-linker");
+        write_executable(&linker, "first");
+        let toolchain = Toolchain {
+            compiler,
+            linker: linker.clone(),
+        };
+        toolchain.pin(directory.path()).unwrap();
+        assert_eq!(Toolchain::read_pinned(directory.path()), Some(toolchain));
+
+        write_executable(&linker, "a longer second");
+        assert_eq!(Toolchain::read_pinned(directory.path()), None);
+    }
+
+    #[test]
+    fn the_target_directory_is_the_nearest_one_that_cargo_has_marked() {
+        let directory = tempfile::tempdir().unwrap();
+        let inside = directory.path().join("debug/build/x/out");
+        fs::create_dir_all(&inside).unwrap();
+        assert_eq!(target_directory_of(&inside), None);
+        fs::write(directory.path().join("CACHEDIR.TAG"), "").unwrap();
+        assert_eq!(target_directory_of(&inside).as_deref(), Some(directory.path()));
+    }
+
+    #[test]
+    fn an_inner_cargo_inherits_no_wrapper_and_keeps_its_home() {
+        let mut command = Command::new("cargo");
+        isolate(&mut command);
+        let value = |name: &str| {
+            command
+                .get_envs()
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| value.map(OsStr::to_owned))
+        };
+        assert_eq!(value("RUSTC_WORKSPACE_WRAPPER"), Some(Some(OsString::new())));
+        // Set by the cargo that runs this test.
+        assert_eq!(value("CARGO_PKG_NAME"), Some(None));
+        assert_eq!(value("CARGO_HOME"), None);
+    }
 }

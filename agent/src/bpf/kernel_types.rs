@@ -45,7 +45,13 @@ fn member_offset(btf: &Btf, structure: &str, path: &[&str]) -> Option<u32> {
         .resolve_types_by_name(structure)
         .ok()?
         .into_iter()
-        .find_map(|kind| if let Type::Struct(found) = kind { Some(found) } else { None })?;
+        .find_map(|kind| {
+            if let Type::Struct(found) = kind {
+                Some(found)
+            } else {
+                None
+            }
+        })?;
     let mut bits = 0;
     for (depth, name) in path.iter().enumerate() {
         let member = current

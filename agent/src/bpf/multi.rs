@@ -85,7 +85,7 @@ pub enum MultiError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The kernel did not accept the program.
-    #[error("the kernel does not accept the BPF program {program}; its verifier says:\n{verifier_log}")]
+    #[error("the kernel does not accept the BPF program {program} (its verifier says: {})", last_line(verifier_log))]
     Load {
         /// The program's name.
         program: String,
@@ -130,6 +130,13 @@ pub struct MultiProgram {
 #[must_use = "the sites are detached when the link is dropped"]
 pub struct MultiLink {
     _link: OwnedFd,
+}
+
+/// What a verifier's log ends in: the reason, before the statistics.
+fn last_line(verifier_log: &str) -> &str {
+    let lines = || verifier_log.lines().filter(|line| !line.trim().is_empty());
+    let reason = lines().rfind(|line| !line.starts_with("processed "));
+    reason.or_else(|| lines().next_back()).unwrap_or("nothing")
 }
 
 impl MultiProgram {

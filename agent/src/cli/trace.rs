@@ -244,7 +244,7 @@ impl Session<'_> {
         let host = pipeline
             .prepare(program)
             .with_context(|| format!("cannot read {}", program.display()))?;
-        pipeline.adopt_children()?;
+        pipeline.adopt_children(program)?;
         let child = Command::new(program)
             .args(&command[1..])
             .stdin(Stdio::inherit())

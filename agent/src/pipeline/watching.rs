@@ -2,7 +2,7 @@
 
 use std::{io, ops::Range, path::Path};
 
-use wasmscope_common::{ImportTable, ProcessConfig, SiteCookie, TLS_SEARCH, TLS_UNKNOWN};
+use wasmscope_common::{ImportTable, KEEP_TLS_ON_EXEC, ProcessConfig, SiteCookie, TLS_SEARCH, TLS_UNKNOWN};
 
 use super::{Detail, Pipeline, SharedHost};
 use crate::{
@@ -98,7 +98,8 @@ impl Pipeline {
             let Ok(mappings) = maps::executable_mappings(pid) else {
                 continue;
             };
-            let runs_wasm = ProcessMemory::open(pid).is_ok_and(|memory| !maps::code_objects(&mappings, &memory).is_empty());
+            let runs_wasm =
+                ProcessMemory::open(pid).is_ok_and(|memory| !maps::code_objects(&mappings, &memory).is_empty());
             if runs_wasm && let Ok((report, mut more)) = self.watch(pid) {
                 reports.push(report);
                 events.append(&mut more);
@@ -121,14 +122,18 @@ impl Pipeline {
         }))
     }
 
-    /// Watches whatever the calling process starts from now on, from its first instruction.
-    pub fn adopt_children(&mut self) -> Result<(), WatchError> {
+    /// Watches whatever the calling process starts from now on, from its first instruction. `program` is what it will be.
+    pub fn adopt_children(&mut self, program: &Path) -> Result<(), WatchError> {
         let pid = std::process::id();
-        let config = ProcessConfig {
+        let mut config = ProcessConfig {
             child_flags: self.options.detail.flags(),
             aggregate: u32::from(self.options.detail == Detail::MetricsOnly),
             ..ProcessConfig::default()
         };
+        if let Ok(Some(host)) = self.hosts.look_up(program) {
+            host.plan.tls.apply(&mut config);
+            config.child_flags |= KEEP_TLS_ON_EXEC;
+        }
         self.kernel
             .watch(pid, config)
             .map_err(|source| WatchError::Table { pid, source })

@@ -87,7 +87,10 @@ impl Guests {
         text: Range<u64>,
         file_name: Option<String>,
     ) -> Result<Added, ImageError> {
-        let base = text.start.checked_sub(PAGE_BYTES).ok_or(ImageError::Malformed("text address"))?;
+        let base = text
+            .start
+            .checked_sub(PAGE_BYTES)
+            .ok_or(ImageError::Malformed("text address"))?;
         let reader = At { memory, base };
         let object = CodeObject::read(&reader)?;
         let hash = object.content_hash(&reader)?;
@@ -150,7 +153,10 @@ impl Guests {
 
     /// The runtime's version, as the first code object states it.
     pub fn engine_version(&self) -> Option<&str> {
-        self.objects.values().next().map(|loaded| loaded.object.engine_version())
+        self.objects
+            .values()
+            .next()
+            .map(|loaded| loaded.object.engine_version())
     }
 
     /// The guest function whose code contains `address`.
@@ -171,7 +177,10 @@ impl Guests {
         let loaded = self.loaded(address)?;
         let offset = address - loaded.text.start;
         let code = loaded.object.trap_code(offset)?;
-        let start = loaded.object.lookup(offset).map_or(offset, |entry| u64::from(entry.start));
+        let start = loaded
+            .object
+            .lookup(offset)
+            .map_or(offset, |entry| u64::from(entry.start));
         Some((code, offset - start))
     }
 

@@ -100,7 +100,10 @@ mod tests {
 
     #[test]
     fn lines_that_make_no_sense_are_passed_over() {
-        assert_eq!(parse(&b"\xff\xfe nonsense\n\n- r-xp\nzz-1 r-xp 0 0 0\n"[..]).unwrap(), []);
+        assert_eq!(
+            parse(&b"\xff\xfe nonsense\n\n- r-xp\nzz-1 r-xp 0 0 0\n"[..]).unwrap(),
+            []
+        );
     }
 
     #[test]

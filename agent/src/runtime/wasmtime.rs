@@ -53,11 +53,7 @@ impl RuntimeAdapter for Wasmtime {
         for function in &symbols.from_runtime_box {
             plan.enter(SiteProgram::Unwind, function, file, 0);
         }
-        let host_functions: Vec<_> = symbols
-            .array_call_trampolines
-            .iter()
-            .take(MAX_HOST_FUNCTIONS)
-            .collect();
+        let host_functions: Vec<_> = symbols.array_call_trampolines.iter().take(MAX_HOST_FUNCTIONS).collect();
         let mut without_end = 0;
         for function in &host_functions {
             plan.enter(SiteProgram::HostCall, function, file, 2);
@@ -125,7 +121,11 @@ impl ProbePlan {
     fn explain(&mut self, image: &HostImage, without_end: usize) {
         let mut limit = |words: String| self.limits.push(words);
         if !self.coverage.activations {
-            let why = if image.has_symbol_table { "not found" } else { "stripped" };
+            let why = if image.has_symbol_table {
+                "not found"
+            } else {
+                "stripped"
+            };
             limit(format!(
                 "symbols {why}: invocations and host calls are seen only as far as they make syscalls"
             ));
@@ -133,7 +133,9 @@ impl ProbePlan {
             limit("no host call trampolines found: only host calls that make syscalls are seen".to_owned());
         }
         if without_end > 0 {
-            limit(format!("{without_end} host functions whose returns cannot be probed: their ends are inferred"));
+            limit(format!(
+                "{without_end} host functions whose returns cannot be probed: their ends are inferred"
+            ));
         }
         if !image.symbols.cabi_entrypoints.is_empty() {
             limit("host calls of components are not seen yet".to_owned());

@@ -29,7 +29,7 @@ pub fn activation_swap(ctx: ProbeContext) -> u32 {
     let mut entry_handler = 0;
     if old != 0 {
         if !is_complete(state) {
-            calibrate(thread, config, stack_pointer);
+            calibrate::<false>(thread, config, stack_pointer);
         }
         // SAFETY: as above.
         let state = unsafe { &mut *thread };

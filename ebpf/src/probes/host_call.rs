@@ -37,7 +37,7 @@ pub fn host_call(ctx: ProbeContext) -> u32 {
     let state = unsafe { &mut *thread };
     let mut activation = top(state);
     if !is_complete(state) {
-        activation = calibrate(thread, config, stack_pointer);
+        activation = calibrate::<false>(thread, config, stack_pointer);
     }
     // SAFETY: as above.
     let state = unsafe { &mut *thread };

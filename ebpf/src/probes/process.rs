@@ -1,7 +1,7 @@
 //! Lives of processes and threads.
 
 use aya_ebpf::{bindings::BPF_ANY, macros::raw_tracepoint, programs::RawTracePointContext};
-use wasmscope_common::{Counter, ProcessEvent, RecordKind, TLS_UNKNOWN, WATCH_NEW_WASM};
+use wasmscope_common::{Counter, KEEP_TLS_ON_EXEC, ProcessEvent, RecordKind, TLS_UNKNOWN, WATCH_NEW_WASM};
 
 use crate::{
     maps::{PROCESSES, TASK_TGID_OFFSET, THREADS, WATCH_FLAGS, count, global},
@@ -17,9 +17,12 @@ pub fn process_exec(_ctx: RawTracePointContext) -> i32 {
     if let Some(config) = PROCESSES.get_ptr_mut(&head.pid) {
         // SAFETY: a pointer into a map value; the process has one thread at this point.
         let config = unsafe { &mut *config };
-        config.tls_kind = TLS_UNKNOWN;
-        config.tls_module = 0;
-        config.tls_offset = 0;
+        if config.flags & KEEP_TLS_ON_EXEC == 0 {
+            config.tls_kind = TLS_UNKNOWN;
+            config.tls_module = 0;
+            config.tls_offset = 0;
+        }
+        config.flags &= !KEEP_TLS_ON_EXEC;
         config.store_offset = 0;
         config.limits_base = 0;
         config.code_start = 0;
@@ -57,6 +60,7 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
     // SAFETY: a pointer into a map value.
     let mut config = unsafe { *config };
     config.flags = config.child_flags;
+    config.child_flags &= !KEEP_TLS_ON_EXEC;
     if PROCESSES.insert(&child, &config, u64::from(BPF_ANY)).is_err() {
         count(Counter::ProcessTableFull);
         return 0;

@@ -71,7 +71,7 @@ pub fn sys_exit(ctx: RawTracePointContext) -> i32 {
     let mut activation = top(state);
     if !is_complete(state) {
         let Some(config) = watched() else { return 0 };
-        activation = calibrate(thread, config, stack_pointer(regs));
+        activation = calibrate::<true>(thread, config, stack_pointer(regs));
         if activation == UNKNOWN {
             count(Counter::Uncalibrated);
             return 0;

@@ -50,7 +50,7 @@ pub fn signal_deliver(ctx: RawTracePointContext) -> i32 {
     let state = unsafe { &mut *thread };
     let mut activation = top(state);
     if !is_complete(state) {
-        activation = calibrate(thread, config, stack_pointer);
+        activation = calibrate::<false>(thread, config, stack_pointer);
     }
     if activation == 0 || activation == UNKNOWN {
         count(Counter::Uncalibrated);
