@@ -5,8 +5,9 @@ use wasmscope::span::{Bound, Capture, Function, Loss, Outcome, Process, Role, Sp
 
 use crate::workload::{Counts, Numbers};
 
-/// Syscalls that the C library and the runtime make for themselves at any time: allocation and locks. The workloads do not count them.
-const NOT_COUNTED: [&str; 6] = ["brk", "mmap", "munmap", "mremap", "madvise", "futex"];
+/// Syscalls that the C library and the runtime make for themselves at any time: memory, fibers' stacks and locks. The workloads do not count
+/// them.
+const NOT_COUNTED: [&str; 7] = ["brk", "mmap", "munmap", "mremap", "madvise", "mprotect", "futex"];
 /// Where syscalls that no host call made are counted.
 pub const NO_HOST_CALL: &str = "(no host call)";
 
@@ -101,6 +102,11 @@ impl Captured {
     }
 }
 
+/// Whether a syscall is of those that the workloads count where they make them.
+pub fn is_counted(syscall: &str) -> bool {
+    !NOT_COUNTED.contains(&syscall)
+}
+
 fn count(span: &Span, host_call: Option<&str>, counts: &mut Counts) {
     let mut host_call = host_call.map(str::to_owned);
     match &span.kind {
@@ -126,7 +132,7 @@ fn count(span: &Span, host_call: Option<&str>, counts: &mut Counts) {
             host_call = Some(name);
         }
         SpanKind::Syscall { name, .. } => {
-            if !NOT_COUNTED.contains(&name.as_str()) {
+            if is_counted(name) {
                 let host_call = host_call.clone().unwrap_or_else(|| NO_HOST_CALL.to_owned());
                 add(counts.syscalls_by_host_call.entry(host_call).or_default(), name);
             }

@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod captured;
 pub mod environment;
+pub mod http;
 pub mod otlp_receiver;
 pub mod running;
 pub mod samples;

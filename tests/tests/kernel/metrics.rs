@@ -1,13 +1,12 @@
 //! Metrics, in a file and over HTTP.
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::path::Path;
 
 use tempfile::tempdir;
-use wasmscope_tests::agent::Agent;
+use wasmscope_tests::agent::{Agent, run, wasmscope};
 use wasmscope_tests::environment::{self, Kernel};
+use wasmscope_tests::http;
 use wasmscope_tests::samples::{self, Sample, sums};
 use wasmscope_tests::workload::{Numbers, Workload};
 
@@ -114,9 +113,6 @@ fn metrics_are_served_over_http_while_tracing() {
     ];
     let agent = Agent::watching(words);
     let line = agent.0.stderr_line(|line| line.starts_with("metrics on "));
-    let address = line
-        .trim_start_matches("metrics on http://")
-        .trim_end_matches("/metrics");
     workload.0.send_line();
     let counted = workload.0.stdout_line(|line| line.starts_with("{\"scenario\""));
     let counted = wasmscope_tests::workload::Counts::among([counted.as_str()]);
@@ -125,7 +121,7 @@ fn metrics_are_served_over_http_while_tracing() {
     let file = directory.path().join("scrape.txt");
     let begun = std::time::Instant::now();
     loop {
-        let response = get(address, "/metrics");
+        let response = http::get(&line["metrics on ".len()..]);
         let (head, body) = response.split_once("\r\n\r\n").unwrap();
         assert!(head.starts_with("HTTP/1.1 200"), "{head}");
         assert!(
@@ -144,14 +140,17 @@ fn metrics_are_served_over_http_while_tracing() {
     agent.finish();
 }
 
-fn get(address: &str, path: &str) -> String {
-    let mut connection = TcpStream::connect(address).unwrap();
-    write!(
-        connection,
-        "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
-    )
-    .unwrap();
-    let mut response = String::new();
-    connection.read_to_string(&mut response).unwrap();
-    response
+#[test]
+fn metrics_are_written_where_there_is_nothing_to_draw() {
+    let Some(_kernel) = Kernel::acquire() else { return };
+    let Some(python) = environment::python() else { return };
+    let directory = tempdir().unwrap();
+    let file = directory.path().join("metrics.txt");
+    let mut command = wasmscope();
+    command
+        .args(["trace", "--metrics-file"])
+        .arg(&file)
+        .args(["--", "/bin/true"]);
+    run(command).ended_with(1);
+    samples::read(python, &file);
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use tempfile::{TempDir, tempdir};
 use wasmscope::span::{Role, SpanKind};
 use wasmscope_tests::agent::Agent;
-use wasmscope_tests::captured::{Captured, name_of, stack_names};
+use wasmscope_tests::captured::{Captured, is_counted, name_of, stack_names};
 use wasmscope_tests::environment::{self, Kernel};
 use wasmscope_tests::workload::{Numbers, Workload, stripped};
 
@@ -31,8 +31,7 @@ fn made_for_emit(seen: &Captured) -> Numbers {
             }
         }
     }
-    // Allocation, which the workload does not count.
-    numbers.retain(|name, _| !["brk", "mmap", "munmap", "madvise", "mremap", "futex"].contains(&name.as_str()));
+    numbers.retain(|name, _| is_counted(name));
     numbers
 }
 

@@ -4,7 +4,7 @@ use wasmscope::span::{Outcome, Role, Span, SpanKind};
 use wasmscope_tests::agent::Agent;
 use wasmscope_tests::captured::{Captured, stack_names};
 use wasmscope_tests::environment::Kernel;
-use wasmscope_tests::workload::{Counts, Workload};
+use wasmscope_tests::workload::{Counts, UNREACHABLE, Workload};
 
 fn traced(mode: &str) -> (Captured, Counts) {
     let workload = Workload::ready(&[
@@ -43,6 +43,9 @@ fn each_kind_of_trap_ends_the_invocation_that_raised_it() {
             let expected = match function.name.as_str() {
                 "ok" | "survive" => Outcome::Ok,
                 "host_error" => Outcome::HostError,
+                "unreachable" => Outcome::Trap {
+                    code: UNREACHABLE.to_owned(),
+                },
                 code => Outcome::Trap { code: code.to_owned() },
             };
             assert_eq!(trace.root.outcome, expected, "{mode} {}", function.name);
