@@ -3,4 +3,5 @@
 //! `ARCHITECTURE.md` at the root of the repository says how the modules meet.
 
 pub mod clock;
+pub mod diagram;
 pub mod span;
