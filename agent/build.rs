@@ -61,7 +61,7 @@ fn provide_object() -> Result<(), String> {
         .cloned()
         .chain([workspace.join("target")])
         .collect();
-    let toolchain = Toolchain::find(&target_directories).map_err(|search| explain(&search))?;
+    let toolchain = find_toolchain(&target_directories)?;
     println!("cargo::rerun-if-changed={}", toolchain.compiler.rustc.display());
     println!("cargo::rerun-if-changed={}", toolchain.linker.display());
 
@@ -90,6 +90,24 @@ fn provide_object() -> Result<(), String> {
             .join("release/wasmscope-ebpf"),
         &object,
     )
+}
+
+/// The pair that `cargo xtask setup` proved, or else the first one that looks right.
+fn find_toolchain(target_directories: &[PathBuf]) -> Result<Toolchain, String> {
+    let pinned = target_directories
+        .iter()
+        .find_map(|directory| Toolchain::read_pinned(directory));
+    if let Some(pinned) = pinned {
+        return Ok(pinned);
+    }
+    let search = Search::run(target_directories);
+    match (search.compilers.first(), search.linkers.first()) {
+        (Some(compiler), Some(linker)) => Ok(Toolchain {
+            compiler: compiler.clone(),
+            linker: linker.clone(),
+        }),
+        _ => Err(explain(&search)),
+    }
 }
 
 fn explain(search: &Search) -> String {

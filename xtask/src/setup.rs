@@ -32,7 +32,7 @@ pub(crate) struct Options {
 /// Sets up, or with `--check` reports.
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
     if options.check {
-        return Ok(check(workspace, options.tests));
+        return check(workspace, options.tests);
     }
     let toolchain = ensure_ebpf(workspace)?;
     println!("compiler    {}", toolchain.compiler);
@@ -143,7 +143,7 @@ fn first_proven(search: &Search, tools: &Path, failures: &mut Vec<String>) -> Re
     Ok(None)
 }
 
-fn check(workspace: &Workspace, tests: bool) -> ExitCode {
+fn check(workspace: &Workspace, tests: bool) -> Result<ExitCode> {
     let mut all_there = true;
     let mut say = |name: &str, found: Result<String, String>| {
         let (word, detail) = match found {
@@ -155,21 +155,7 @@ fn check(workspace: &Workspace, tests: bool) -> ExitCode {
         };
         println!("{name:<12}{word:<9}{detail}");
     };
-    let (compiler, linker) = match Toolchain::find(&workspace.target_directories()) {
-        Ok(toolchain) => (
-            Ok(toolchain.compiler.to_string()),
-            Ok(toolchain.linker.display().to_string()),
-        ),
-        Err(search) => {
-            let compiler = search.compilers.first().map(ToString::to_string);
-            let linker = search.linkers.first().map(|path| path.display().to_string());
-            (
-                compiler.ok_or_else(|| compiler::HOW_TO.replace('\n', "; ")),
-                linker
-                    .ok_or_else(|| "`cargo xtask setup` builds it with cargo and LLVM's development files".to_owned()),
-            )
-        }
-    };
+    let (compiler, linker) = find(workspace)?;
     say("compiler", compiler);
     say("bpf-linker", linker);
     if tests {
@@ -182,11 +168,41 @@ fn check(workspace: &Workspace, tests: bool) -> ExitCode {
             say(tool.name(), found);
         }
     }
-    if all_there {
+    Ok(if all_there {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
+    })
+}
+
+/// What was found, in words, or how to get it.
+type Finding = Result<String, String>;
+
+/// The compiler and the linker that would be used; installs nothing.
+fn find(workspace: &Workspace) -> Result<(Finding, Finding)> {
+    let shown = |toolchain: &Toolchain| {
+        (
+            Ok(toolchain.compiler.to_string()),
+            Ok(toolchain.linker.display().to_string()),
+        )
+    };
+    if let Some(pinned) = Toolchain::read_pinned(&workspace.target) {
+        return Ok(shown(&pinned));
     }
+    let tools = workspace.tools();
+    fs::create_dir_all(&tools).with_context(|| format!("while creating {}", tools.display()))?;
+    let search = Search::run(&workspace.target_directories());
+    let mut failures = Vec::new();
+    if let Some(proven) = first_proven(&search, &tools, &mut failures)? {
+        return Ok(shown(&proven));
+    }
+    let compiler = search.compilers.first().map(ToString::to_string);
+    failures.push("`cargo xtask setup` builds one with cargo and LLVM's development files".to_owned());
+    let linker = failures.join("; ").lines().map(str::trim).collect::<Vec<_>>().join(" ");
+    Ok((
+        compiler.ok_or_else(|| compiler::HOW_TO.replace('\n', "; ")),
+        Err(linker),
+    ))
 }
 
 /// Keeps a second set-up into the same directory waiting until the first is done.

@@ -75,23 +75,6 @@ pub(crate) struct Search {
 }
 
 impl Toolchain {
-    /// The toolchain that `cargo xtask setup` proved in one of `target_directories`, or else the first pair that looks right.
-    pub(crate) fn find(target_directories: &[PathBuf]) -> Result<Self, Search> {
-        for directory in target_directories {
-            if let Some(pinned) = Self::read_pinned(directory) {
-                return Ok(pinned);
-            }
-        }
-        let search = Search::run(target_directories);
-        match (search.compilers.first(), search.linkers.first()) {
-            (Some(compiler), Some(linker)) => Ok(Self {
-                compiler: compiler.clone(),
-                linker: linker.clone(),
-            }),
-            _ => Err(search),
-        }
-    }
-
     /// Reads back what [`Self::pin`] wrote; nothing when either tool has changed or gone since.
     pub(crate) fn read_pinned(target_directory: &Path) -> Option<Self> {
         let text = fs::read_to_string(target_directory.join(TOOLS_DIRECTORY).join(PINNED_FILE)).ok()?;
