@@ -5,18 +5,18 @@ mod definitions;
 mod watching;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
 
 use wasmscope_common::{Counter, EMIT_ACTIVATIONS, EMIT_HOST_CALLS, EMIT_SYSCALLS};
 
-use self::{definitions::Definitions, watching::Watched};
 pub use self::{
     aggregate::SyscallRow,
     watching::{WatchError, WatchReport, WatchedHost},
 };
+use self::{definitions::Definitions, watching::Watched};
 use crate::{
     bpf::{Kernel, LoadError, LoadOptions, Ring, SiteLinks},
     clock,
@@ -86,6 +86,8 @@ pub struct Pipeline {
     links: HashMap<FileId, Vec<SiteLinks>>,
     next_site: u32,
     processes: HashMap<u32, Watched>,
+    /// Processes that may be about to be gone.
+    departing: HashSet<u32>,
     definitions: Definitions,
     correlator: Correlator,
     counted: BTreeMap<&'static str, u64>,
@@ -113,6 +115,7 @@ impl Pipeline {
             links: HashMap::new(),
             next_site: 1,
             processes: HashMap::new(),
+            departing: HashSet::new(),
             definitions: Definitions::default(),
             correlator: Correlator::new(),
             counted: BTreeMap::new(),
@@ -149,6 +152,7 @@ impl Pipeline {
         for record in records {
             self.handle(record, &mut output.events);
         }
+        self.reap(&mut output.events);
         self.count_losses(&mut output);
         self.correlate(&mut output);
         output

@@ -96,7 +96,12 @@ impl<W: Write> Writer<W> {
 
     /// Adds the account of the capture and ends the recording.
     pub fn finish(mut self, capture: &Capture) -> io::Result<()> {
-        line(&mut self.output, &Line::Capture { capture: capture.clone() })?;
+        line(
+            &mut self.output,
+            &Line::Capture {
+                capture: capture.clone(),
+            },
+        )?;
         self.output.flush()
     }
 }
@@ -206,7 +211,10 @@ mod tests {
             ..Capture::default()
         };
         let events = [event(1), event(2)];
-        assert_eq!(read_all(&recorded(&events, Some(&capture))).unwrap(), (events.to_vec(), capture));
+        assert_eq!(
+            read_all(&recorded(&events, Some(&capture))).unwrap(),
+            (events.to_vec(), capture)
+        );
     }
 
     #[test]
@@ -220,17 +228,26 @@ mod tests {
     #[test]
     fn what_is_not_a_recording_is_refused() {
         assert!(matches!(read_all(b""), Err(RecordingError::NotARecording)));
-        assert!(matches!(read_all(b"sequenceDiagram\n"), Err(RecordingError::NotARecording)));
+        assert!(matches!(
+            read_all(b"sequenceDiagram\n"),
+            Err(RecordingError::NotARecording)
+        ));
         let mut bytes = recorded(&[event(1)], None);
         bytes.extend_from_slice(b"{\"at_ns\":}\n");
-        assert!(matches!(read_all(&bytes), Err(RecordingError::Malformed { line: 3, .. })));
+        assert!(matches!(
+            read_all(&bytes),
+            Err(RecordingError::Malformed { line: 3, .. })
+        ));
     }
 
     #[test]
     fn another_version_is_refused_by_its_number() {
         let text = String::from_utf8(recorded(&[], None)).unwrap();
         let text = text.replace("\"wasmscope_recording\":1", "\"wasmscope_recording\":99");
-        assert!(matches!(read_all(text.as_bytes()), Err(RecordingError::Version { found: 99 })));
+        assert!(matches!(
+            read_all(text.as_bytes()),
+            Err(RecordingError::Version { found: 99 })
+        ));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use wasmscope_common::{Counter, MAX_FRAMES};
 
 use crate::{
     maps::count,
-    thread::Thread,
+    thread::{Frame, Thread, WINDOW_WORDS},
     user::{read_user, read_user_word},
 };
 
@@ -35,27 +35,46 @@ pub fn read_limits(thread: &mut Thread, activation: u64) -> bool {
 /// `frames`, or'ed with [`TRUNCATED`].
 #[inline(always)]
 pub fn walk_from_exit(thread: &mut Thread, frames: &mut [u64; MAX_FRAMES]) -> u64 {
+    let base = thread.limits.exit_fp;
+    // One wide read costs as much as a narrow one. It fails near the top of the stack, where little is left to walk.
+    let window = if read_user(&raw mut thread.window, base) {
+        thread.frame = Frame { caller_fp: thread.window[0], return_address: thread.window[1] };
+        base
+    } else if read_user(&raw mut thread.frame, base) {
+        NO_WINDOW
+    } else {
+        count(Counter::NoGuestFrames);
+        return 0;
+    };
     // The trampoline's own frame: its return address is the exit pc, which proves that the fields are fresh. They are not
     // before the guest's first exit, nor when it was left by a signal.
-    if thread.trapped != 0
-        || !read_user(&raw mut thread.frame, thread.limits.exit_fp)
-        || thread.frame.return_address != thread.limits.exit_pc
-    {
+    if thread.trapped != 0 || thread.frame.return_address != thread.limits.exit_pc {
         count(Counter::NoGuestFrames);
         return 0;
     }
     frames[0] = thread.limits.exit_pc;
     let fp = thread.frame.caller_fp;
-    walk(thread, frames, fp)
+    walk(thread, frames, fp, window)
 }
 
-/// Walks from the frame pointer of the function that `frames[0]` lies in.
+/// No address is this close above it.
+pub const NO_WINDOW: u64 = u64::MAX;
+
+/// Walks from the frame pointer of the function that `frames[0]` lies in. `window` is the address that `thread.window`
+/// was read from.
 #[inline(always)]
-pub fn walk(thread: &mut Thread, frames: &mut [u64; MAX_FRAMES], mut fp: u64) -> u64 {
+pub fn walk(thread: &mut Thread, frames: &mut [u64; MAX_FRAMES], mut fp: u64, window: u64) -> u64 {
     let entry_fp = thread.limits.entry_fp;
     let mut used = 1usize;
     while used < MAX_FRAMES {
-        if !read_user(&raw mut thread.frame, fp) {
+        let index = fp.wrapping_sub(window) / 8;
+        if index < WINDOW_WORDS as u64 - 1 {
+            let index = index as usize & (WINDOW_WORDS - 1);
+            thread.frame = Frame {
+                caller_fp: thread.window[index],
+                return_address: thread.window[(index + 1) & (WINDOW_WORDS - 1)],
+            };
+        } else if !read_user(&raw mut thread.frame, fp) {
             count(Counter::StackBroken);
             return used as u64 | TRUNCATED;
         }

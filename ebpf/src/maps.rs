@@ -37,6 +37,10 @@ pub static SITE_HITS: Array<u64> = Array::with_max_entries(16_384, 0);
 #[map]
 pub static CALL_SITES: LruHashMap<SeenCallSite, SeenCallee> = LruHashMap::with_max_entries(16_384, 0);
 
+/// Entry 0 changes after every change the agent makes to [`PROCESSES`]: threads then look at their process again.
+#[map]
+static GENERATION: Array<u64> = Array::with_max_entries(1, 0);
+
 /// Bytes from `task_struct` to `thread.fsbase`, from the kernel's BTF.
 #[unsafe(no_mangle)]
 pub static TASK_FSBASE_OFFSET: u32 = 0;
@@ -52,6 +56,13 @@ pub static WATCH_FLAGS: u32 = 0;
 /// `EMIT_*` flags of a process that is watched from its first code object on.
 #[unsafe(no_mangle)]
 pub static NEW_PROCESS_FLAGS: u32 = 0;
+
+/// The generation that what threads have cached must be of.
+#[inline(always)]
+pub fn generation() -> u64 {
+    // SAFETY: a pointer into a map value; a torn read is impossible for an aligned word.
+    GENERATION.get_ptr(0).map_or(0, |value| unsafe { core::ptr::read_volatile(value) })
+}
 
 /// Reads a global that the agent may have set.
 #[inline(always)]

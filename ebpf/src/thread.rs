@@ -4,9 +4,12 @@ use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_get_current_pid_tgid};
 use wasmscope_common::{Counter, MAX_RECORD_BYTES, ProcessConfig, TLS_DYNAMIC, TLS_STATIC};
 
 use crate::{
-    maps::{PROCESSES, THREADS, count},
+    maps::{PROCESSES, THREADS, count, generation},
     user::{read_user_word, thread_pointer},
 };
+
+/// Words of [`Thread::window`]; a power of two.
+pub const WINDOW_WORDS: usize = 32;
 
 /// State and workspace of one thread.
 #[repr(C)]
@@ -19,6 +22,8 @@ pub struct Thread {
     pub slot: u64,
     /// How far down static TLS has been searched for it; 0: not begun.
     pub searched_to: u64,
+    /// [`crate::maps::generation`] when the process was looked at last.
+    pub seen_generation: u64,
     /// Generation of the config that `slot` was derived from.
     pub generation: u32,
     /// As in the config.
@@ -35,6 +40,8 @@ pub struct Thread {
     pub limits: Limits,
     /// Frame pointer and return address as read last.
     pub frame: Frame,
+    /// The stack from the exit trampoline's frame up, so that most frames need no read of their own.
+    pub window: [u64; WINDOW_WORDS],
     /// The record being built.
     pub record: [u64; MAX_RECORD_BYTES / 8],
 }
@@ -68,6 +75,7 @@ static NEW_THREAD: Thread = Thread {
     syscall: 0,
     slot: 0,
     searched_to: 0,
+    seen_generation: 0,
     generation: 0,
     store_offset: 0,
     limits_base: 0,
@@ -76,6 +84,7 @@ static NEW_THREAD: Thread = Thread {
     trapped: 0,
     limits: Limits { exit_fp: 0, exit_pc: 0, entry_sp: 0, entry_fp: 0, entry_handler: 0 },
     frame: Frame { caller_fp: 0, return_address: 0 },
+    window: [0; WINDOW_WORDS],
     record: [0; MAX_RECORD_BYTES / 8],
 };
 
@@ -106,7 +115,11 @@ pub fn current(config: &ProcessConfig) -> Option<*mut Thread> {
     };
     // SAFETY: a pointer into a map value; no other program runs for this thread at the same time.
     let state = unsafe { &mut *thread };
-    if state.generation != config.generation || state.flags != config.flags {
+    state.seen_generation = generation();
+    let known = state.generation == config.generation
+        && state.flags == config.flags
+        && state.store_offset == config.store_offset;
+    if !known {
         state.generation = config.generation;
         state.store_offset = config.store_offset;
         state.limits_base = config.limits_base;

@@ -36,7 +36,12 @@ pub struct Finding {
 
 /// Capabilities, with what each is for.
 const CAPABILITIES: [(&str, CapabilitySet, &str, Severity); 5] = [
-    ("CAP_BPF", CapabilitySet::BPF, "loads programs and maps: run as root or `setcap cap_bpf+ep`", Severity::Blocking),
+    (
+        "CAP_BPF",
+        CapabilitySet::BPF,
+        "loads programs and maps: run as root or `setcap cap_bpf+ep`",
+        Severity::Blocking,
+    ),
     (
         "CAP_PERFMON",
         CapabilitySet::PERFMON,
@@ -125,7 +130,10 @@ fn architecture() -> Finding {
 
 fn types() -> Finding {
     match task_offsets() {
-        Ok(offsets) => fine("kernel types (BTF)", &format!("task_struct.thread.fsbase at {}", offsets.fsbase)),
+        Ok(offsets) => fine(
+            "kernel types (BTF)",
+            &format!("task_struct.thread.fsbase at {}", offsets.fsbase),
+        ),
         Err(error) => Finding {
             name: "kernel types (BTF)",
             severity: Severity::Blocking,
@@ -152,10 +160,14 @@ fn load() -> Finding {
         new_process_flags: 0,
     }) {
         Ok(_) => fine("eBPF programs", "loaded and attached"),
-        Err(LoadError::NotPermitted) => {
-            failed("operation not permitted", "run as root (`sudo wasmscope …`) or grant the capabilities above")
-        }
-        Err(error) => failed(&error.to_string(), "run a kernel ≥ 5.15 with eBPF; `WASMSCOPE_LOG=debug` tells more"),
+        Err(LoadError::NotPermitted) => failed(
+            "operation not permitted",
+            "run as root (`sudo wasmscope …`) or grant the capabilities above",
+        ),
+        Err(error) => failed(
+            &error.to_string(),
+            "run a kernel ≥ 5.15 with eBPF; `WASMSCOPE_LOG=debug` tells more",
+        ),
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader, Pod, VerifierLogLevel,
-    maps::{HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf},
+    maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf},
     programs::{ProgramError, RawTracePoint},
 };
 use wasmscope_common::{Counter, ProcessConfig, SyscallKey, SyscallStats};
@@ -100,6 +100,8 @@ pub struct Kernel {
     processes: HashMap<MapData, u32, PodConfig>,
     counters: PerCpuArray<MapData, u64>,
     syscall_stats: PerCpuHashMap<MapData, PodKey, PodStats>,
+    generation: Array<MapData, u64>,
+    generation_value: u64,
     pub(super) ebpf: Ebpf,
 }
 
@@ -146,6 +148,8 @@ impl Kernel {
             processes: take(&mut ebpf, "PROCESSES")?,
             counters: take(&mut ebpf, "COUNTERS")?,
             syscall_stats: take(&mut ebpf, "SYSCALL_STATS")?,
+            generation: take(&mut ebpf, "GENERATION")?,
+            generation_value: 0,
             ebpf,
         };
         kernel.attach_tracepoints()?;
@@ -169,7 +173,8 @@ impl Kernel {
 
     /// Starts watching a process, or changes how it is watched.
     pub fn watch(&mut self, pid: u32, config: ProcessConfig) -> Result<(), MapError> {
-        self.processes.insert(pid, PodConfig(config), 0)
+        self.processes.insert(pid, PodConfig(config), 0)?;
+        self.next_generation()
     }
 
     /// How a process is being watched, with what the programs have found out.
@@ -181,6 +186,14 @@ impl Kernel {
     pub fn unwatch(&mut self, pid: u32) {
         // It may be gone already, which is what is wanted.
         let _ = self.processes.remove(&pid);
+        // Writing to an array that was just mapped does not fail.
+        let _ = self.next_generation();
+    }
+
+    /// Makes threads look at their process again.
+    fn next_generation(&mut self) -> Result<(), MapError> {
+        self.generation_value += 1;
+        self.generation.set(0, self.generation_value, 0)
     }
 
     /// Sums the counters.

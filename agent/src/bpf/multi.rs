@@ -85,7 +85,10 @@ pub enum MultiError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The kernel did not accept the program.
-    #[error("the kernel does not accept the BPF program {program} (its verifier says: {})", last_line(verifier_log))]
+    #[error(
+        "the kernel does not accept the BPF program {program} (its verifier says: {})",
+        last_line(verifier_log)
+    )]
     Load {
         /// The program's name.
         program: String,

@@ -10,8 +10,13 @@ use crate::{
 };
 
 /// Capabilities that tracing needs, as `setcap` names them.
-pub(super) const CAPABILITIES: [&str; 5] =
-    ["cap_bpf", "cap_perfmon", "cap_sys_ptrace", "cap_dac_read_search", "cap_checkpoint_restore"];
+pub(super) const CAPABILITIES: [&str; 5] = [
+    "cap_bpf",
+    "cap_perfmon",
+    "cap_sys_ptrace",
+    "cap_dac_read_search",
+    "cap_checkpoint_restore",
+];
 
 #[derive(Debug, clap::Args)]
 pub(super) struct CheckArguments {
@@ -77,9 +82,17 @@ fn processes() {
         let view = host.map_or_else(
             || "tier 0: no host binary recognised".to_owned(),
             |host| {
-                let tier = if host.plan.coverage.activations { "tiers 0 1" } else { "tier 0" };
+                let tier = if host.plan.coverage.activations {
+                    "tiers 0 1"
+                } else {
+                    "tier 0"
+                };
                 let limits = host.plan.limits.join("; ");
-                format!("{} · {tier} · {} sites {limits}", host.plan.runtime_name, host.plan.sites.len())
+                format!(
+                    "{} · {tier} · {} sites {limits}",
+                    host.plan.runtime_name,
+                    host.plan.sites.len()
+                )
             },
         );
         println!(

@@ -14,7 +14,9 @@ use clap::{Parser, Subcommand};
 /// eBPF-backed observability of WebAssembly workloads: who called what, down to the syscall.
 #[derive(Debug, Parser)]
 #[command(name = "wasmscope", version, about, max_term_width = 100)]
-#[command(after_help = "Logging: WASMSCOPE_LOG=debug (same syntax as RUST_LOG). Exit status: 0 done, 1 failed, 2 wrong usage.")]
+#[command(
+    after_help = "Logging: WASMSCOPE_LOG=debug (same syntax as RUST_LOG). Exit status: 0 done, 1 failed, 2 wrong usage."
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -72,7 +74,10 @@ fn tell(error: &anyhow::Error) {
         error.downcast_ref::<crate::bpf::LoadError>(),
         Some(crate::bpf::LoadError::NotPermitted)
     ) {
-        eprintln!("  try: sudo wasmscope …   or: setcap {}+ep wasmscope", check::CAPABILITIES.join(","));
+        eprintln!(
+            "  try: sudo wasmscope …   or: setcap {}+ep wasmscope",
+            check::CAPABILITIES.join(",")
+        );
         eprintln!("  `wasmscope check` says what is missing");
     }
 }
@@ -95,7 +100,13 @@ mod tests {
 
     #[test]
     fn durations_and_ring_sizes_are_checked() {
-        for bad in [["--duration", "0"], ["--duration", "-1"], ["--duration", "x"], ["--ring-mib", "3"], ["--pid", "0"]] {
+        for bad in [
+            ["--duration", "0"],
+            ["--duration", "-1"],
+            ["--duration", "x"],
+            ["--ring-mib", "3"],
+            ["--pid", "0"],
+        ] {
             assert!(
                 Arguments::try_parse_from(["wasmscope", "trace", bad[0], bad[1]]).is_err(),
                 "{bad:?} was accepted"

@@ -114,6 +114,9 @@ impl Outputs {
                 Stream::None
             }
         };
+        if let Some(path) = &arguments.metrics_file {
+            drop(Target::open(Some(path))?);
+        }
         Ok(Self {
             picker: Picker::new(arguments.choice.clone()),
             arguments,
@@ -162,8 +165,10 @@ impl Outputs {
 
     /// Writes what is written at the end.
     pub(super) async fn finish(mut self, capture: &Capture) -> anyhow::Result<()> {
+        // Metrics are worth having where there is nothing to draw.
+        let mut drawn = Ok(());
         match std::mem::replace(&mut self.stream, Stream::None) {
-            Stream::None => self.diagram(capture)?,
+            Stream::None => drawn = self.diagram(capture),
             Stream::Json(writer) => writer.finish(capture).context("while writing traces")?.finish()?,
             Stream::OtlpJson(writer) => writer.finish().context("while writing spans")?.finish()?,
             Stream::Otlp(exporter) => {
@@ -182,7 +187,8 @@ impl Outputs {
                 }
             }
         }
-        self.write_metrics()
+        self.write_metrics()?;
+        drawn
     }
 
     /// Ends a run that has nothing but metrics.
@@ -251,7 +257,10 @@ impl Target {
         self.flush().context("while writing the output")?;
         if let Self::File { file, path } = self {
             let cannot = || format!("cannot write {}", path.display());
-            let file = file.into_inner().map_err(io::IntoInnerError::into_error).with_context(cannot)?;
+            let file = file
+                .into_inner()
+                .map_err(io::IntoInnerError::into_error)
+                .with_context(cannot)?;
             // Made private by default; an output is as readable as any file its user makes.
             set_default_mode(file.as_file()).with_context(cannot)?;
             file.persist(&path).map_err(|error| error.error).with_context(cannot)?;

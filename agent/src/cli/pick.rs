@@ -78,7 +78,9 @@ impl Choice {
             SpanKind::Invoke { function } => function.as_ref().map(|function| function.name.as_str()),
             _ => None,
         };
-        self.export.as_ref().is_none_or(|export| function == Some(export.as_str()))
+        self.export
+            .as_ref()
+            .is_none_or(|export| function == Some(export.as_str()))
             && self
                 .trace_id
                 .as_ref()

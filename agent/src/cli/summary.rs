@@ -62,7 +62,9 @@ impl Summary {
             }
         }
         let key = match &trace.root.kind {
-            SpanKind::Invoke { function: Some(function) } => (function.module.name.clone(), function.name.clone()),
+            SpanKind::Invoke {
+                function: Some(function),
+            } => (function.module.name.clone(), function.name.clone()),
             _ => ("?".to_owned(), "?".to_owned()),
         };
         if self.exports.len() < MAX_EXPORTS || self.exports.contains_key(&key) {
@@ -121,7 +123,12 @@ impl fmt::Display for Summary {
         for ((module, export), totals) in exports.iter().take(MAX_LINES) {
             let mut sorted = totals.durations_ns.clone();
             sorted.sort_unstable();
-            let at = |percent: usize| sorted.get((sorted.len().saturating_sub(1)) * percent / 100).copied().unwrap_or(0);
+            let at = |percent: usize| {
+                sorted
+                    .get((sorted.len().saturating_sub(1)) * percent / 100)
+                    .copied()
+                    .unwrap_or(0)
+            };
             let all = (totals.guest_ns + totals.host_ns + totals.kernel_ns + totals.waiting_ns).max(1);
             let share = |part: u64| u128::from(part) * 100 / u128::from(all);
             let name = shortened(&printable(&format!("{module} {export}")), 40);

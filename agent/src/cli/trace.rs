@@ -76,7 +76,9 @@ pub(super) struct TraceArguments {
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of seconds"))?;
+    let seconds: f64 = text
+        .parse()
+        .map_err(|_| format!("{text:?} is not a number of seconds"))?;
     Duration::try_from_secs_f64(seconds)
         .ok()
         .filter(|duration| !duration.is_zero())
@@ -114,7 +116,11 @@ async fn trace(arguments: TraceArguments) -> anyhow::Result<ExitCode> {
     let program = arguments.command.first().map(|name| find_program(name)).transpose()?;
     let watch_all = arguments.pid.is_empty() && program.is_none();
     let mut outputs = Outputs::open(arguments.outputs, clock)?;
-    let recording = arguments.record.as_deref().map(|path| open_recording(path, clock)).transpose()?;
+    let recording = arguments
+        .record
+        .as_deref()
+        .map(|path| open_recording(path, clock))
+        .transpose()?;
     let mut interrupts = signal(SignalKind::interrupt()).context("cannot handle Ctrl-C")?;
     let mut terminations = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
 
@@ -296,11 +302,7 @@ impl Session<'_> {
     }
 
     fn all_gone(&self, pipeline: &Pipeline) -> bool {
-        pipeline.watched_count() == 0
-            && self
-                .watched
-                .iter()
-                .all(|pid| !crate::process::describe::is_alive(*pid))
+        pipeline.watched_count() == 0 && self.watched.iter().all(|pid| !crate::process::describe::is_alive(*pid))
     }
 }
 

@@ -28,7 +28,11 @@ pub(super) fn visible(name: &str, max_chars: usize) -> String {
         // Keeps the figures after the name from being drawn before it.
         shown.push('\u{200e}');
     }
-    if shown.chars().all(char::is_whitespace) { "(blank name)".into() } else { shown }
+    if shown.chars().all(char::is_whitespace) {
+        "(blank name)".into()
+    } else {
+        shown
+    }
 }
 
 /// The characters that one character of a name is shown as.

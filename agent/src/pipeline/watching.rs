@@ -319,6 +319,8 @@ impl Pipeline {
     }
 
     pub(super) fn process_replaced(&mut self, pid: u32, events: &mut Vec<Event>) {
+        // It was the main thread of the image that is gone.
+        self.departing.remove(&pid);
         self.collect_aggregate(pid);
         self.processes.remove(&pid);
         if self.add_process(pid, events).is_err() {
@@ -333,9 +335,33 @@ impl Pipeline {
     }
 
     pub(super) fn thread_exited(&mut self, pid: u32, tid: u32, at_ns: u64, events: &mut Vec<Event>) {
-        if pid != tid || describe::is_alive(pid) {
+        if pid != tid {
             return;
         }
+        if describe::is_alive(pid) {
+            // A thread announces its exit a moment before `/proc` shows it.
+            self.departing.insert(pid);
+            return;
+        }
+        self.process_gone(pid, tid, at_ns, events);
+    }
+
+    /// Looks again at processes whose main thread has announced its exit.
+    pub(super) fn reap(&mut self, events: &mut Vec<Event>) {
+        let gone: Vec<_> = self
+            .departing
+            .iter()
+            .copied()
+            .filter(|pid| !describe::is_alive(*pid))
+            .collect();
+        let at_ns = clock::monotonic_ns();
+        for pid in gone {
+            self.process_gone(pid, pid, at_ns, events);
+        }
+    }
+
+    fn process_gone(&mut self, pid: u32, tid: u32, at_ns: u64, events: &mut Vec<Event>) {
+        self.departing.remove(&pid);
         self.collect_aggregate(pid);
         if self.processes.remove(&pid).is_some() {
             self.kernel.unwatch(pid);

@@ -5,7 +5,7 @@
 
 use aya_ebpf::{
     bindings::BPF_ANY,
-    helpers::bpf_ktime_get_ns,
+    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns},
     macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
@@ -17,7 +17,7 @@ use wasmscope_common::{
 use crate::{
     activation::{TRUNCATED, read_limits, top, walk_from_exit},
     calibrate::{UNKNOWN, calibrate, is_complete},
-    maps::{NEW_PROCESS_FLAGS, PROCESSES, SYSCALL_STATS, THREADS, WATCH_FLAGS, count, global},
+    maps::{NEW_PROCESS_FLAGS, PROCESSES, SYSCALL_STATS, THREADS, WATCH_FLAGS, count, generation, global},
     output::{Wake, emit, emit_with_frames, header},
     thread::{Thread, current, watched},
     user::{SyscallRegisters, read_user, stack_pointer},
@@ -36,15 +36,20 @@ pub fn sys_enter(ctx: RawTracePointContext) -> i32 {
     if number == MPROTECT {
         code_published(ctx.arg(0));
     }
-    let Some(config) = watched() else { return 0 };
-    // SAFETY: a pointer into a map value.
-    let config = unsafe { &*config };
-    if config.flags & EMIT_SYSCALLS == 0 && config.aggregate == 0 {
-        return 0;
-    }
-    if let Some(thread) = current(config) {
+    let tid = bpf_get_current_pid_tgid() as u32;
+    let thread = match THREADS.get_ptr_mut(&tid) {
         // SAFETY: this thread's own entry.
-        let thread = unsafe { &mut *thread };
+        Some(thread) if unsafe { (*thread).seen_generation } == generation() => thread,
+        _ => {
+            let Some(config) = watched() else { return 0 };
+            // SAFETY: a pointer into a map value.
+            let Some(thread) = current(unsafe { &*config }) else { return 0 };
+            thread
+        }
+    };
+    // SAFETY: this thread's own entry.
+    let thread = unsafe { &mut *thread };
+    if thread.flags & EMIT_SYSCALLS != 0 || thread.aggregate != 0 {
         thread.syscall = number;
         // SAFETY: the helper has no preconditions.
         thread.entered_ns = unsafe { bpf_ktime_get_ns() };
@@ -54,7 +59,7 @@ pub fn sys_enter(ctx: RawTracePointContext) -> i32 {
 
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub fn sys_exit(ctx: RawTracePointContext) -> i32 {
-    let tid = aya_ebpf::helpers::bpf_get_current_pid_tgid() as u32;
+    let tid = bpf_get_current_pid_tgid() as u32;
     let Some(thread) = THREADS.get_ptr_mut(&tid) else { return 0 };
     // SAFETY: this thread's own entry.
     let state = unsafe { &mut *thread };
@@ -71,6 +76,8 @@ pub fn sys_exit(ctx: RawTracePointContext) -> i32 {
     let mut activation = top(state);
     if !is_complete(state) {
         let Some(config) = watched() else { return 0 };
+        // SAFETY: a pointer into a map value. Another thread may have completed the config.
+        let _ = current(unsafe { &*config });
         activation = calibrate::<true>(thread, config, stack_pointer(regs));
         if activation == UNKNOWN {
             count(Counter::Uncalibrated);

@@ -9,7 +9,7 @@ use aya_ebpf::{
 use wasmscope_common::{Counter, EMIT_ACTIVATIONS, RecordKind, STACK_TRUNCATED, Trap};
 
 use crate::{
-    activation::{TRUNCATED, read_limits, top, walk},
+    activation::{NO_WINDOW, TRUNCATED, read_limits, top, walk},
     calibrate::{UNKNOWN, calibrate, is_complete},
     maps::count,
     output::{emit_with_frames, header},
@@ -68,7 +68,7 @@ pub fn signal_deliver(ctx: RawTracePointContext) -> i32 {
     // SAFETY: the workspace is as large and as aligned as the largest record.
     let frames = unsafe { &mut (*record).frames };
     frames[0] = instruction_pointer;
-    let walked = walk(state, frames, frame_pointer);
+    let walked = walk(state, frames, frame_pointer, NO_WINDOW);
     let frame_count = walked & 0xff;
     let mut head = header(RecordKind::Trap);
     head.frame_count = frame_count as u16;
