@@ -1,1 +1,23 @@
+//! What crosses the boundary between the eBPF programs and the agent: ring records, map values, site cookies, counters.
+//!
+//! Every type is plain data with an explicit layout, asserted at compile time, so that both sides agree without a build
+//! step. Nothing here knows a runtime by name; offsets and sites are data that the agent computes.
 #![no_std]
+
+mod counters;
+mod records;
+mod site;
+mod state;
+
+pub use counters::{COUNTER_SLOTS, Counter};
+pub use records::{
+    ActivationSwap, Calibrated, CodePublished, HostCall, HostCallEnd, IMPORT_TABLE_BYTES, IMPORT_TABLE_CHUNK_BYTES,
+    ImportTable, MAX_FRAMES, MAX_RECORD_BYTES, ProcessEvent, RecordHeader, RecordKind, SLOT_UNKNOWN, STACK_TRUNCATED,
+    Syscall, Trap, Unwind,
+};
+pub use site::{ArgumentLocation, SiteCookie};
+pub use state::{
+    EMIT_ACTIVATIONS, EMIT_HOST_CALLS, EMIT_SYSCALLS, KEEP_TLS_ON_EXEC, MAX_TABLES_PER_CALL_SITE, ProcessConfig,
+    STORE_WORDS, SeenCallSite, SeenCallee, SyscallKey, SyscallStats, TLS_DYNAMIC, TLS_SEARCH, TLS_STATIC, TLS_UNKNOWN,
+    WATCH_NEW_WASM,
+};

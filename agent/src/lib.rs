@@ -2,6 +2,22 @@
 //!
 //! `ARCHITECTURE.md` at the root of the repository says how the modules meet.
 
+#[expect(unsafe_code, reason = "system calls and map values that aya does not wrap")]
+pub mod bpf;
+pub mod cli;
 pub mod clock;
+pub mod correlate;
+pub mod decode;
 pub mod diagram;
+pub mod errno;
+pub mod event;
+pub mod http;
+pub mod image;
+pub mod metrics;
+pub mod pipeline;
+pub mod process;
+pub mod recording;
+pub mod runtime;
+pub mod sink;
 pub mod span;
+pub mod syscalls;

@@ -1,3 +1,7 @@
 //! The `wasmscope` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    wasmscope::cli::run()
+}

@@ -1,1 +1,10 @@
 //! Support for the integration tests.
+
+pub mod agent;
+pub mod captured;
+pub mod environment;
+pub mod http;
+pub mod otlp_receiver;
+pub mod running;
+pub mod samples;
+pub mod workload;

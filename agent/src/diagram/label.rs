@@ -78,7 +78,7 @@ fn is_right_to_left(character: char) -> bool {
 }
 
 /// A duration with three significant digits: `0 ns`, `870 ns`, `1.94 ms`, `12.7 s`.
-pub(super) fn duration(ns: u64) -> String {
+pub(crate) fn duration(ns: u64) -> String {
     significant(ns, 1000, &["ns", "µs", "ms", "s"])
 }
 

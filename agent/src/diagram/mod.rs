@@ -10,7 +10,7 @@
 
 mod draw;
 mod fold;
-mod label;
+pub(crate) mod label;
 mod lifeline;
 pub mod mermaid;
 mod model;

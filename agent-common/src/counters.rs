@@ -1,0 +1,79 @@
+//! Counters kept by the programs in one per-CPU array; the index is the variant.
+
+/// What a program counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Counter {
+    /// Records offered to the ring buffer: delivered + `RingFull`.
+    Emitted = 0,
+    /// Records lost since the ring buffer was full.
+    RingFull = 1,
+    /// Syscalls of watched threads that had no activation.
+    SyscallOffActivation = 2,
+    /// Threads that could not be tracked since the thread table was full.
+    ThreadTableFull = 3,
+    /// Activations whose record could not be read (paged out, or being torn down).
+    ActivationUnreadable = 4,
+    /// Events of a process whose layout was not known yet.
+    Uncalibrated = 5,
+    /// Syscalls that were still running when watching ended, or that never returned.
+    SyscallUnfinished = 6,
+    /// Guest stacks whose frame chain broke before the entry frame.
+    StackBroken = 7,
+    /// Guest stacks deeper than the walk goes.
+    StackTooDeep = 8,
+    /// Processes that could not be watched since the process table was full.
+    ProcessTableFull = 9,
+    /// Syscalls not counted in the aggregate since its table was full.
+    AggregateFull = 10,
+    /// Syscalls made below an activation while no guest function was waiting for them, as when the runtime handles a
+    /// trap: they have no guest frames.
+    NoGuestFrames = 11,
+}
+
+/// Entries of the counter array.
+pub const COUNTER_SLOTS: u32 = 16;
+
+impl Counter {
+    /// Every counter.
+    pub const ALL: [Self; 12] = [
+        Self::Emitted,
+        Self::RingFull,
+        Self::SyscallOffActivation,
+        Self::ThreadTableFull,
+        Self::ActivationUnreadable,
+        Self::Uncalibrated,
+        Self::SyscallUnfinished,
+        Self::StackBroken,
+        Self::StackTooDeep,
+        Self::ProcessTableFull,
+        Self::AggregateFull,
+        Self::NoGuestFrames,
+    ];
+
+    /// The name used in metrics and diagrams.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Emitted => "emitted",
+            Self::RingFull => "ring_full",
+            Self::SyscallOffActivation => "syscall_off_activation",
+            Self::ThreadTableFull => "thread_table_full",
+            Self::ActivationUnreadable => "activation_unreadable",
+            Self::Uncalibrated => "uncalibrated",
+            Self::SyscallUnfinished => "syscall_unfinished",
+            Self::StackBroken => "stack_broken",
+            Self::StackTooDeep => "stack_too_deep",
+            Self::ProcessTableFull => "process_table_full",
+            Self::AggregateFull => "aggregate_full",
+            Self::NoGuestFrames => "no_guest_frames",
+        }
+    }
+
+    /// Whether a count means that something is missing from the picture.
+    pub fn is_loss(self) -> bool {
+        !matches!(
+            self,
+            Self::Emitted | Self::SyscallOffActivation | Self::StackTooDeep | Self::NoGuestFrames
+        )
+    }
+}

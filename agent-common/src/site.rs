@@ -1,0 +1,90 @@
+//! The cookie of a uprobe: which site it is, and where the arguments are at that instruction.
+
+/// Where an integer argument is when the probe fires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ArgumentLocation {
+    /// In the general register with this number, in the order of x86-64 encodings (rax, rcx, rdx, rbx, rsp, rbp, rsi,
+    /// rdi, r8 … r15).
+    Register(u8),
+    /// In memory at the stack pointer plus this many bytes; a multiple of 8 below 32,768.
+    Stack(u16),
+    /// Not there any more.
+    Lost,
+}
+
+const LOST: u16 = 0xffff;
+const ON_STACK: u16 = 0x8000;
+
+impl ArgumentLocation {
+    /// Sixteen bits of a cookie.
+    pub const fn encode(self) -> u16 {
+        match self {
+            Self::Register(register) => (register & 15) as u16,
+            Self::Stack(offset) => ON_STACK | (offset >> 3),
+            Self::Lost => LOST,
+        }
+    }
+
+    /// Reads what [`Self::encode`] wrote.
+    pub const fn decode(bits: u16) -> Self {
+        if bits == LOST {
+            Self::Lost
+        } else if bits & ON_STACK != 0 {
+            Self::Stack((bits & 0x0fff) << 3)
+        } else {
+            Self::Register((bits & 15) as u8)
+        }
+    }
+}
+
+/// A site id and the locations of two arguments, as one attach cookie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SiteCookie(pub u64);
+
+impl SiteCookie {
+    /// Packs a cookie.
+    pub const fn new(site: u32, first: ArgumentLocation, second: ArgumentLocation) -> Self {
+        Self(site as u64 | (first.encode() as u64) << 32 | (second.encode() as u64) << 48)
+    }
+
+    /// The site id.
+    pub const fn site(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// Where the first argument is.
+    pub const fn first(self) -> ArgumentLocation {
+        ArgumentLocation::decode((self.0 >> 32) as u16)
+    }
+
+    /// Where the second argument is.
+    pub const fn second(self) -> ArgumentLocation {
+        ArgumentLocation::decode((self.0 >> 48) as u16)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cookie_gives_back_what_it_was_made_of() {
+        for first in [
+            ArgumentLocation::Register(7),
+            ArgumentLocation::Stack(0x10),
+            ArgumentLocation::Lost,
+        ] {
+            for second in [
+                ArgumentLocation::Register(15),
+                ArgumentLocation::Stack(32_760),
+                ArgumentLocation::Lost,
+            ] {
+                let cookie = SiteCookie::new(0xdead_beef, first, second);
+                assert_eq!(
+                    (cookie.site(), cookie.first(), cookie.second()),
+                    (0xdead_beef, first, second)
+                );
+            }
+        }
+    }
+}

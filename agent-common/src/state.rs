@@ -1,0 +1,117 @@
+//! Map values: what the programs know of a watched process, and what they aggregate.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Emit [`crate::Syscall`] records.
+pub const EMIT_SYSCALLS: u32 = 1;
+/// Emit [`crate::HostCall`] and [`crate::HostCallEnd`] records.
+pub const EMIT_HOST_CALLS: u32 = 2;
+/// Emit [`crate::ActivationSwap`], [`crate::Trap`] and [`crate::Unwind`] records.
+pub const EMIT_ACTIVATIONS: u32 = 4;
+/// Flag of a child that is about to replace its image by one that the agent has looked at: its TLS fields are of that image
+/// already. Good for one exec.
+pub const KEEP_TLS_ON_EXEC: u32 = 8;
+/// Global flag: watch a process from the moment it publishes wasm code.
+pub const WATCH_NEW_WASM: u32 = 1;
+
+/// Nobody has looked at the binary yet: the TLS slot of the activation is looked for in the static TLS block, but need not
+/// be there.
+pub const TLS_UNKNOWN: u32 = 0;
+/// The slot is at thread pointer + `tls_offset`.
+pub const TLS_STATIC: u32 = 1;
+/// The slot is at `tls_offset` in the TLS block of a shared library; `tls_module` 0: which one is to be found.
+pub const TLS_DYNAMIC: u32 = 2;
+/// The slot is in the static TLS block, and is to be found there.
+pub const TLS_SEARCH: u32 = 3;
+
+/// Words at the start of an activation record that are searched for the store pointer.
+pub const STORE_WORDS: usize = 12;
+
+/// How to follow a thread of one process to its guest frames. Zero means "not known, find it": the programs calibrate
+/// what the agent could not derive from the binary, and report it in a [`crate::Calibrated`] record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ProcessConfig {
+    /// `EMIT_*`.
+    pub flags: u32,
+    /// `TLS_*`.
+    pub tls_kind: u32,
+    /// For [`TLS_DYNAMIC`]: index of the library in the thread's vector of TLS blocks; 0 if not known.
+    pub tls_module: u32,
+    /// Bytes from the start of an activation record (`CallThreadState`) to its `vm_store_context`; 0 if not known.
+    pub store_offset: u32,
+    /// As `tls_kind` says. For [`TLS_DYNAMIC`] always known.
+    pub tls_offset: i64,
+    /// Bytes from `VMStoreContext` to `last_wasm_exit_trampoline_fp`, which is followed by exit pc, entry sp, entry fp
+    /// and entry trap handler; 0 if not known.
+    pub limits_base: u32,
+    /// Changes whenever the agent changes the value, so that threads drop what they have cached.
+    pub generation: u32,
+    /// Lowest address of published guest code.
+    pub code_start: u64,
+    /// End of published guest code.
+    pub code_end: u64,
+    /// Aggregate syscalls in [`SyscallStats`] when not 0.
+    pub aggregate: u32,
+    /// `flags` of processes that this one makes.
+    pub child_flags: u32,
+}
+
+/// Import tables sent per call site; a site that calls more host functions than this does so through a table of its own,
+/// or its host makes new ones all the time.
+pub const MAX_TABLES_PER_CALL_SITE: u32 = 16;
+
+/// A place in guest code that calls host functions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SeenCallSite {
+    /// Guest return address.
+    pub call_site: u64,
+    /// Process.
+    pub pid: u32,
+    /// Generation of its config: code at one address can be replaced.
+    pub generation: u32,
+}
+
+/// What was called from there last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SeenCallee {
+    /// The callee's `VMContext`.
+    pub callee: u64,
+    /// Import tables sent for the site.
+    pub sent: u64,
+}
+
+/// One row of the syscall aggregate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SyscallKey {
+    /// Process.
+    pub pid: u32,
+    /// Syscall number.
+    pub number: u32,
+    /// Trap handler address of the activation: the export.
+    pub entry_handler: u64,
+    /// Guest return address of the host call: the call site.
+    pub exit_pc: u64,
+}
+
+/// What is summed up per [`SyscallKey`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SyscallStats {
+    /// Calls that returned.
+    pub count: u64,
+    /// Calls that returned an error.
+    pub error_count: u64,
+    /// Nanoseconds in all.
+    pub total_ns: u64,
+    /// Sum of the positive results of calls that move bytes (read and write families).
+    pub bytes: u64,
+}
+
+const _: () = {
+    assert!(size_of::<ProcessConfig>() == 56);
+    assert!(size_of::<SyscallKey>() == 24);
+};

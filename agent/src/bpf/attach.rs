@@ -1,0 +1,208 @@
+//! Uprobes at sites of one file: through one `uprobe.multi` link where the kernel has it, else through one perf event a
+//! site.
+
+use std::path::{Path, PathBuf};
+
+use aya::{
+    Ebpf,
+    programs::{
+        ProgramError, UProbe,
+        uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLinkId, UProbeScope},
+    },
+};
+
+use super::{
+    load::{Kernel, LoadError, map_fds, missing, multi_error, program_error},
+    multi::{self, MultiError, MultiLink, MultiProgram, MultiSite},
+};
+
+/// Programs that are attached to sites. None is, or ever may be, a return probe: those rewrite return addresses on
+/// stacks, which kills processes that switch stacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum SiteProgram {
+    /// On the function that swaps the activation record.
+    ActivationSwap,
+    /// On the function through which traps and host errors leave.
+    Unwind,
+    /// On entry of a host function.
+    HostCall,
+    /// On a `ret` of a host function.
+    HostCallEnd,
+}
+
+impl SiteProgram {
+    /// Every program.
+    pub const ALL: [Self; 4] = [Self::ActivationSwap, Self::Unwind, Self::HostCall, Self::HostCallEnd];
+
+    /// Its name in the object.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ActivationSwap => "activation_swap",
+            Self::Unwind => "unwind",
+            Self::HostCall => "host_call",
+            Self::HostCallEnd => "host_call_end",
+        }
+    }
+}
+
+/// One site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct UprobeSite {
+    /// Bytes from the start of the file to the instruction.
+    pub file_offset: u64,
+    /// A [`wasmscope_common::SiteCookie`].
+    pub cookie: u64,
+}
+
+/// Live attachments of one program in one file; dropping it detaches them. With perf events that takes about 0.1 s a
+/// site, so drop it where nobody waits.
+pub struct SiteLinks {
+    _multi: Option<MultiLink>,
+    /// Perf-event links, to be given back to the program that owns them.
+    perf: Vec<(SiteProgram, UProbeLinkId)>,
+}
+
+/// Why sites could not be attached.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// Through a multi link.
+    #[error("cannot attach {count} sites in {path}")]
+    Multi {
+        /// Sites asked for.
+        count: usize,
+        /// File asked for.
+        path: PathBuf,
+        /// What happened.
+        #[source]
+        source: MultiError,
+    },
+    /// Through perf events.
+    #[error("cannot attach a site in {path}")]
+    Perf {
+        /// File asked for.
+        path: PathBuf,
+        /// What happened.
+        #[source]
+        source: ProgramError,
+    },
+}
+
+/// The site programs, loaded one way or the other.
+pub(super) enum Attacher {
+    Multi(Vec<(SiteProgram, MultiProgram)>),
+    Perf,
+}
+
+impl Attacher {
+    pub(super) fn load(object: &[u8], ebpf: &mut Ebpf) -> Result<Self, LoadError> {
+        match multi::supported() {
+            Ok(_) => SiteProgram::ALL
+                .into_iter()
+                .map(|program| {
+                    MultiProgram::load(object, program.name(), map_fds(ebpf)).map(|loaded| (program, loaded))
+                })
+                .collect::<Result<_, _>>()
+                .map(Self::Multi)
+                .map_err(multi_error),
+            Err(MultiError::Unsupported) => {
+                for program in SiteProgram::ALL {
+                    uprobe(ebpf, program)?
+                        .load()
+                        .map_err(|source| program_error(program.name(), source))?;
+                }
+                Ok(Self::Perf)
+            }
+            Err(error) => Err(multi_error(error)),
+        }
+    }
+}
+
+fn uprobe(ebpf: &mut Ebpf, program: SiteProgram) -> Result<&mut UProbe, LoadError> {
+    let name = program.name();
+    ebpf.program_mut(name)
+        .ok_or_else(|| missing(name))?
+        .try_into()
+        .map_err(|source| program_error(name, source))
+}
+
+impl Kernel {
+    /// Attaches `program` at `sites` of the file at `path`, in every process that maps it; the program itself ignores
+    /// processes that are not watched.
+    pub fn attach_sites(
+        &mut self,
+        path: &Path,
+        program: SiteProgram,
+        sites: &[UprobeSite],
+    ) -> Result<SiteLinks, AttachError> {
+        match &self.attacher {
+            Attacher::Multi(programs) => {
+                let sites: Vec<_> = sites
+                    .iter()
+                    .map(|site| MultiSite {
+                        file_offset: site.file_offset,
+                        cookie: site.cookie,
+                    })
+                    .collect();
+                let (_, loaded) = programs
+                    .iter()
+                    .find(|(loaded, _)| *loaded == program)
+                    .expect("every site program was loaded");
+                let link = loaded.attach(path, &sites, None).map_err(|source| AttachError::Multi {
+                    count: sites.len(),
+                    path: path.to_owned(),
+                    source,
+                })?;
+                Ok(SiteLinks {
+                    _multi: Some(link),
+                    perf: Vec::new(),
+                })
+            }
+            Attacher::Perf => self.attach_perf(path, program, sites),
+        }
+    }
+
+    fn attach_perf(
+        &mut self,
+        path: &Path,
+        program: SiteProgram,
+        sites: &[UprobeSite],
+    ) -> Result<SiteLinks, AttachError> {
+        let failed = |source| AttachError::Perf {
+            path: path.to_owned(),
+            source,
+        };
+        let loaded: &mut UProbe = self
+            .ebpf
+            .program_mut(program.name())
+            .expect("every site program was loaded")
+            .try_into()
+            .map_err(failed)?;
+        let mut links = SiteLinks {
+            _multi: None,
+            perf: Vec::with_capacity(sites.len()),
+        };
+        for site in sites {
+            let point = UProbeAttachPoint {
+                location: UProbeAttachLocation::AbsoluteOffset(site.file_offset),
+                cookie: Some(site.cookie),
+            };
+            let link = loaded.attach(point, path, UProbeScope::AllProcesses).map_err(failed)?;
+            links.perf.push((program, link));
+        }
+        Ok(links)
+    }
+
+    /// Detaches at once instead of when the programs are unloaded.
+    pub fn detach(&mut self, links: SiteLinks) {
+        for (program, link) in links.perf {
+            if let Some(Ok(loaded)) = self
+                .ebpf
+                .program_mut(program.name())
+                .map(|program| <&mut UProbe>::try_from(program))
+            {
+                // A link that cannot be found is already gone.
+                let _ = loaded.detach(link);
+            }
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! Loads the object, attaches the programs that need no site, and owns the maps.
+
+use std::collections::BTreeMap;
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader, Pod, VerifierLogLevel,
+    maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf},
+    programs::{ProgramError, RawTracePoint},
+};
+use wasmscope_common::{Counter, ProcessConfig, SyscallKey, SyscallStats};
+
+use super::{
+    attach::Attacher,
+    kernel_types::{KernelTypesError, task_offsets},
+    multi::{self, MultiError},
+    ring::Ring,
+};
+
+/// The programs, as built by the build script.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/wasmscope.bpf.o"));
+
+/// Programs on raw tracepoints, with the tracepoint each is for.
+const TRACEPOINTS: [(&str, &str); 6] = [
+    ("sys_enter", "sys_enter"),
+    ("sys_exit", "sys_exit"),
+    ("process_exec", "sched_process_exec"),
+    ("process_exit", "sched_process_exit"),
+    ("process_fork", "sched_process_fork"),
+    ("signal_deliver", "signal_deliver"),
+];
+
+/// How to load.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadOptions {
+    /// Size of the ring buffer, a power of two and a multiple of the page size.
+    pub ring_bytes: u32,
+    /// Watch every process from the moment it publishes wasm code.
+    pub watch_new_wasm: bool,
+    /// `EMIT_*` flags of processes watched that way.
+    pub new_process_flags: u32,
+}
+
+/// Why the programs are not running.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// Not enough privileges; the message names them.
+    #[error("operation not permitted: needs CAP_BPF and CAP_PERFMON (or root)")]
+    NotPermitted,
+    /// Offsets in kernel structures.
+    #[error(transparent)]
+    KernelTypes(#[from] KernelTypesError),
+    /// The object as a whole.
+    #[error("the eBPF object was refused")]
+    Object(#[source] EbpfError),
+    /// One program.
+    #[error("the eBPF program {program} was refused")]
+    Program {
+        /// Its name.
+        program: &'static str,
+        /// The kernel's answer, with the verifier's log.
+        #[source]
+        source: ProgramError,
+    },
+    /// A map could not be opened.
+    #[error("the eBPF map {map} is not usable")]
+    Map {
+        /// Its name.
+        map: &'static str,
+        /// What happened.
+        #[source]
+        source: MapError,
+    },
+    /// A multi-site program.
+    #[error("the eBPF uprobes were refused")]
+    Uprobes(#[source] MultiError),
+    /// The ring buffer could not be registered with the event loop.
+    #[error("the ring buffer cannot be polled")]
+    Ring(#[source] std::io::Error),
+}
+
+/// Values of the programs' counters, summed over CPUs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CounterValues(BTreeMap<&'static str, (Counter, u64)>);
+
+impl CounterValues {
+    /// One counter's value.
+    pub fn get(&self, counter: Counter) -> u64 {
+        self.0.get(counter.name()).map_or(0, |(_, value)| *value)
+    }
+
+    /// Every counter with its value.
+    pub fn iter(&self) -> impl Iterator<Item = (Counter, u64)> {
+        self.0.values().copied()
+    }
+}
+
+/// The loaded programs and their maps. Dropping it detaches everything.
+pub struct Kernel {
+    pub(super) attacher: Attacher,
+    processes: HashMap<MapData, u32, PodConfig>,
+    counters: PerCpuArray<MapData, u64>,
+    syscall_stats: PerCpuHashMap<MapData, PodKey, PodStats>,
+    generation: Array<MapData, u64>,
+    generation_value: u64,
+    pub(super) ebpf: Ebpf,
+}
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct PodConfig(ProcessConfig);
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct PodKey(SyscallKey);
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct PodStats(SyscallStats);
+
+// SAFETY: transparent wrappers of `repr(C)` types of integers without padding (zerocopy's derives prove it).
+unsafe impl Pod for PodConfig {}
+// SAFETY: as above.
+unsafe impl Pod for PodKey {}
+// SAFETY: as above.
+unsafe impl Pod for PodStats {}
+
+impl Kernel {
+    /// Loads everything and attaches the tracepoints. From here on processes can be watched.
+    pub fn load(options: LoadOptions) -> Result<(Self, Ring), LoadError> {
+        let offsets = task_offsets()?;
+        let watch_flags = if options.watch_new_wasm {
+            wasmscope_common::WATCH_NEW_WASM
+        } else {
+            0
+        };
+        let mut ebpf = EbpfLoader::new()
+            .verifier_log_level(VerifierLogLevel::STATS)
+            .override_global("TASK_FSBASE_OFFSET", &offsets.fsbase, true)
+            .override_global("TASK_TGID_OFFSET", &offsets.tgid, true)
+            .override_global("WATCH_FLAGS", &watch_flags, true)
+            .override_global("NEW_PROCESS_FLAGS", &options.new_process_flags, true)
+            .map_max_entries("EVENTS", options.ring_bytes)
+            .load(OBJECT)
+            .map_err(object_error)?;
+        let attacher = Attacher::load(OBJECT, &mut ebpf)?;
+        let ring = ebpf.take_map("EVENTS").ok_or_else(|| missing("EVENTS"))?;
+        let ring = RingBuf::try_from(ring).map_err(|source| LoadError::Map { map: "EVENTS", source })?;
+        let mut kernel = Self {
+            attacher,
+            processes: take(&mut ebpf, "PROCESSES")?,
+            counters: take(&mut ebpf, "COUNTERS")?,
+            syscall_stats: take(&mut ebpf, "SYSCALL_STATS")?,
+            generation: take(&mut ebpf, "GENERATION")?,
+            generation_value: 0,
+            ebpf,
+        };
+        kernel.attach_tracepoints()?;
+        Ok((kernel, Ring::new(ring).map_err(LoadError::Ring)?))
+    }
+
+    fn attach_tracepoints(&mut self) -> Result<(), LoadError> {
+        for (name, tracepoint) in TRACEPOINTS {
+            let refused = |source| program_error(name, source);
+            let program: &mut RawTracePoint = self
+                .ebpf
+                .program_mut(name)
+                .ok_or_else(|| missing(name))?
+                .try_into()
+                .map_err(refused)?;
+            program.load().map_err(refused)?;
+            program.attach(tracepoint).map_err(refused)?;
+        }
+        Ok(())
+    }
+
+    /// Starts watching a process, or changes how it is watched.
+    pub fn watch(&mut self, pid: u32, config: ProcessConfig) -> Result<(), MapError> {
+        self.processes.insert(pid, PodConfig(config), 0)?;
+        self.next_generation()
+    }
+
+    /// How a process is being watched, with what the programs have found out.
+    pub fn config(&self, pid: u32) -> Option<ProcessConfig> {
+        self.processes.get(&pid, 0).ok().map(|config| config.0)
+    }
+
+    /// Stops watching a process.
+    pub fn unwatch(&mut self, pid: u32) {
+        // It may be gone already, which is what is wanted.
+        let _ = self.processes.remove(&pid);
+        // Writing to an array that was just mapped does not fail.
+        let _ = self.next_generation();
+    }
+
+    /// Makes threads look at their process again.
+    fn next_generation(&mut self) -> Result<(), MapError> {
+        self.generation_value += 1;
+        self.generation.set(0, self.generation_value, 0)
+    }
+
+    /// Sums the counters.
+    pub fn counters(&self) -> CounterValues {
+        let value = |counter: Counter| {
+            self.counters
+                .get(&(counter as u32), 0)
+                .map_or(0, |per_cpu| per_cpu.iter().sum())
+        };
+        CounterValues(
+            Counter::ALL
+                .into_iter()
+                .map(|counter| (counter.name(), (counter, value(counter))))
+                .collect(),
+        )
+    }
+
+    /// Takes the syscall aggregate of one process, summed over CPUs, out of the table. Nothing is lost if the process has
+    /// ended or is not watched any more.
+    pub fn take_syscall_stats(&mut self, pid: u32) -> Vec<(SyscallKey, SyscallStats)> {
+        let rows: Vec<_> = self
+            .syscall_stats
+            .iter()
+            .filter_map(Result::ok)
+            .filter(|(key, _)| key.0.pid == pid)
+            .map(|(key, per_cpu)| (key.0, sum(per_cpu.iter().map(|stats| stats.0))))
+            .collect();
+        for (key, _) in &rows {
+            let _ = self.syscall_stats.remove(&PodKey(*key));
+        }
+        rows
+    }
+}
+
+fn sum(parts: impl Iterator<Item = SyscallStats>) -> SyscallStats {
+    parts.fold(SyscallStats::default(), |mut total, part| {
+        total.count += part.count;
+        total.error_count += part.error_count;
+        total.total_ns += part.total_ns;
+        total.bytes += part.bytes;
+        total
+    })
+}
+
+fn take<T: TryFrom<aya::maps::Map, Error = MapError>>(ebpf: &mut Ebpf, map: &'static str) -> Result<T, LoadError> {
+    let found = ebpf.take_map(map).ok_or_else(|| missing(map))?;
+    T::try_from(found).map_err(|source| LoadError::Map { map, source })
+}
+
+pub(super) fn missing(name: &'static str) -> LoadError {
+    LoadError::Map {
+        map: name,
+        source: MapError::InvalidName { name: name.to_owned() },
+    }
+}
+
+fn object_error(error: EbpfError) -> LoadError {
+    if is_not_permitted(&error) {
+        LoadError::NotPermitted
+    } else {
+        LoadError::Object(error)
+    }
+}
+
+pub(super) fn program_error(program: &'static str, source: ProgramError) -> LoadError {
+    if is_not_permitted(&source) {
+        LoadError::NotPermitted
+    } else {
+        LoadError::Program { program, source }
+    }
+}
+
+pub(super) fn multi_error(error: MultiError) -> LoadError {
+    if is_not_permitted(&error) {
+        LoadError::NotPermitted
+    } else {
+        LoadError::Uprobes(error)
+    }
+}
+
+/// Whether any cause of an error is the kernel's "operation not permitted".
+fn is_not_permitted(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source()).any(|error| {
+        error
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES)))
+    })
+}
+
+pub(super) fn map_fds(ebpf: &Ebpf) -> impl Iterator<Item = (&str, std::os::fd::BorrowedFd<'_>)> {
+    multi::map_fds(ebpf)
+}

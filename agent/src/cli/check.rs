@@ -1,0 +1,108 @@
+//! `wasmscope check`: what works here, what does not, what that costs, and the command that mends it.
+
+use std::process::ExitCode;
+
+use crate::{
+    bpf::features::{self, Finding, Severity},
+    pipeline::kernel_release,
+    process::{describe, hosts::Hosts, maps, memory::ProcessMemory},
+    sink::text::printable,
+};
+
+/// Capabilities that tracing needs, as `setcap` names them.
+pub(super) const CAPABILITIES: [&str; 5] = [
+    "cap_bpf",
+    "cap_perfmon",
+    "cap_sys_ptrace",
+    "cap_dac_read_search",
+    "cap_checkpoint_restore",
+];
+
+#[derive(Debug, clap::Args)]
+pub(super) struct CheckArguments {
+    /// Do not look at running processes
+    #[arg(long)]
+    no_processes: bool,
+}
+
+pub(super) fn run(arguments: &CheckArguments) -> ExitCode {
+    let findings = features::probe();
+    println!("kernel {}", kernel_release());
+    for finding in &findings {
+        println!("  {}", line(finding));
+    }
+    if !arguments.no_processes {
+        processes();
+    }
+    let blocking: Vec<_> = findings
+        .iter()
+        .filter(|finding| finding.severity == Severity::Blocking)
+        .collect();
+    if blocking.is_empty() {
+        println!("tracing works here");
+        return ExitCode::SUCCESS;
+    }
+    println!("tracing cannot work here:");
+    for finding in blocking {
+        println!("  {}: {}", finding.name, finding.remedy);
+    }
+    ExitCode::FAILURE
+}
+
+fn line(finding: &Finding) -> String {
+    let verdict = match finding.severity {
+        Severity::Fine => "ok",
+        Severity::Degraded => "missing",
+        Severity::Blocking => "FAILS",
+    };
+    let mut line = format!("{:<26} {verdict:<8} {}", finding.name, finding.detail);
+    if finding.severity != Severity::Fine {
+        line.push_str(&format!(" → {}", finding.remedy));
+    }
+    line.trim_end().to_owned()
+}
+
+fn processes() {
+    println!("processes that run WebAssembly");
+    let mut hosts = Hosts::default();
+    let mut found = 0;
+    for pid in describe::all_pids().unwrap_or_default() {
+        let Ok(mappings) = maps::executable_mappings(pid) else {
+            continue;
+        };
+        let objects = ProcessMemory::open(pid).map_or(0, |memory| maps::code_objects(&mappings, &memory).len());
+        if objects == 0 {
+            continue;
+        }
+        let Ok(facts) = describe::facts(pid) else {
+            continue;
+        };
+        found += 1;
+        let host = hosts.of_process(pid, &mappings);
+        let view = host.map_or_else(
+            || "tier 0: no host binary recognised".to_owned(),
+            |host| {
+                let tier = if host.plan.coverage.activations {
+                    "tiers 0 1"
+                } else {
+                    "tier 0"
+                };
+                let limits = host.plan.limits.join("; ");
+                format!(
+                    "{} · {tier} · {} sites {limits}",
+                    host.plan.runtime_name,
+                    host.plan.sites.len()
+                )
+            },
+        );
+        println!(
+            "  pid {pid:<8} {:<16} {objects} code object{} · {}",
+            printable(&facts.command),
+            if objects == 1 { "" } else { "s" },
+            view.trim_end()
+        );
+    }
+    if found == 0 {
+        println!("  none found");
+    }
+}

@@ -1,0 +1,68 @@
+//! `wasmscope replay`: a recording instead of a live process, and every output that a live process has.
+
+use std::{fs::File, io::BufReader, path::PathBuf, process::ExitCode};
+
+use anyhow::Context as _;
+
+use super::outputs::{self, Outputs};
+use crate::{clock::ClockAnchor, correlate::Correlator, recording};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ReplayArguments {
+    /// The recording, as written by `wasmscope trace --record`
+    #[arg(value_name = "RECORDING")]
+    recording: PathBuf,
+    #[command(flatten)]
+    outputs: outputs::OutputArguments,
+}
+
+pub(super) fn run(arguments: ReplayArguments) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")?;
+    runtime.block_on(replay(arguments))
+}
+
+async fn replay(arguments: ReplayArguments) -> anyhow::Result<ExitCode> {
+    let path = &arguments.recording;
+    let open = || {
+        File::open(path)
+            .map(BufReader::new)
+            .with_context(|| format!("cannot open {}", path.display()))
+    };
+    // Read twice: the header's clock and the account at the end are needed before the first trace is written, and
+    // keeping the events in between would take memory without bound.
+    let (header, mut capture) = recording::read(open()?, |_| {}).with_context(|| path.display().to_string())?;
+    let clock: ClockAnchor = header.clock;
+    let mut outputs = Outputs::open(arguments.outputs, clock)?;
+    let mut correlator = Correlator::new();
+    let mut failed = None;
+    recording::read(open()?, |event| {
+        if failed.is_some() {
+            return;
+        }
+        outputs.events([&event]);
+        let at_ns = event.at_ns;
+        correlator.push(event);
+        correlator.settle(at_ns.saturating_sub(100_000_000));
+        capture.trace_count = 0;
+        if let Err(error) = outputs.traces(correlator.take_finished()) {
+            failed = Some(error);
+        }
+    })?;
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    correlator.finish(capture.end_ns);
+    outputs.traces(correlator.take_finished())?;
+    outputs.losses(&capture.losses);
+    capture.trace_count = outputs.summary().trace_count();
+    capture.replay_of = Some(format!(
+        "recording made by wasmscope {} on Linux {}",
+        header.agent_version, header.kernel_release
+    ));
+    outputs.finish(&capture).await?;
+    Ok(ExitCode::SUCCESS)
+}

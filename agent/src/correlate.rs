@@ -1,0 +1,782 @@
+//! From a stream of events to traces.
+//!
+//! Identity is the activation, not the thread: async embedders leave a guest on its fiber and resume it elsewhere. A
+//! thread only says which activations are on it right now. Events of one thread arrive in order; a fiber that is
+//! suspended on one thread is resumed on another only later, so the stream is in causal order.
+//!
+//! The correlator never fails and never panics: what does not fit is counted, and the next swap, which names the
+//! activation that was on top, sets a thread right again.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use crate::{
+    event::{Coverage, Event, EventKind, FunctionId, ImportId},
+    span::{Bound, Function, Import, Loss, Module, Outcome, Process, Span, SpanKind, Suspend, Trace, TraceId},
+    syscalls,
+};
+
+/// Spans kept of one trace; what comes later is counted as lost and told in the trace.
+pub const MAX_SPANS_PER_TRACE: u64 = 200_000;
+/// Activations open at once in one process.
+pub const MAX_OPEN_ACTIVATIONS: usize = 65_536;
+/// Suspensions kept per span.
+const MAX_SUSPENDS: usize = 4096;
+/// An activation record lies in the frame of the function that pushes and pops it: at most this far above the stack
+/// pointer when it is popped because wasm returned. A suspended fiber's record is popped from another stack.
+const MAX_FRAME_BYTES: u64 = 16 << 10;
+/// Records on one stack are less than this apart.
+const MAX_STACK_BYTES: u64 = 64 << 20;
+
+/// Builds traces. Feed it events, take traces.
+#[derive(Debug, Default)]
+pub struct Correlator {
+    processes: HashMap<u32, ProcessState>,
+    functions: HashMap<FunctionId, Arc<Function>>,
+    modules: HashMap<(String, String), Arc<Module>>,
+    imports: HashMap<ImportId, Arc<Import>>,
+    losses: BTreeMap<(&'static str, &'static str), u64>,
+    finished: Vec<Trace>,
+}
+
+#[derive(Debug)]
+struct ProcessState {
+    process: Arc<Process>,
+    coverage: Coverage,
+    threads: HashMap<u32, ThreadState>,
+    activations: HashMap<u64, Activation>,
+}
+
+#[derive(Debug, Default)]
+struct ThreadState {
+    /// Activations on the thread, outermost first.
+    stack: Vec<u64>,
+    /// An activation that has just left; the next event of the thread tells whether it failed.
+    ended: Option<(Activation, u64)>,
+}
+
+#[derive(Debug)]
+struct Activation {
+    address: u64,
+    span: Span,
+    parent: Option<u64>,
+    open_call: Option<Span>,
+    /// The host call that ended last did not return to the guest; its import.
+    failed_call: Option<Option<Arc<Import>>>,
+    trap: Option<String>,
+    last_ns: u64,
+    suspended: Option<(u64, u32)>,
+    event_count: u64,
+    span_count: u64,
+    losses: BTreeMap<(String, String), u64>,
+}
+
+impl Correlator {
+    /// An empty one.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes the next event.
+    pub fn push(&mut self, event: Event) {
+        let Event { at_ns, pid, tid, kind } = event;
+        match kind {
+            EventKind::Process { process, coverage } => self.define_process(pid, process, coverage),
+            EventKind::Function {
+                id,
+                module,
+                hash,
+                index,
+                name,
+            } => {
+                let module = self
+                    .modules
+                    .entry((module.clone(), hash.clone()))
+                    .or_insert_with(|| Arc::new(Module { name: module, hash }))
+                    .clone();
+                self.functions.insert(id, Arc::new(Function { module, index, name }));
+            }
+            EventKind::Import { id, module, name } => {
+                self.imports.insert(id, Arc::new(Import { module, name }));
+            }
+            EventKind::Lost { loss } => self.lost(&loss),
+            EventKind::ProcessGone => {
+                self.close_process(pid, at_ns);
+                self.processes.remove(&pid);
+            }
+            kind => self.in_process(at_ns, pid, tid, kind),
+        }
+    }
+
+    /// Decides what has been waiting for a thread's next event since before `before_ns`.
+    pub fn settle(&mut self, before_ns: u64) {
+        for state in self.processes.values_mut() {
+            for thread in state.threads.values_mut() {
+                if thread.ended.as_ref().is_some_and(|(_, at_ns)| *at_ns < before_ns)
+                    && let Some((activation, at_ns)) = thread.ended.take()
+                {
+                    let outcome = outcome(&activation, state.coverage, false);
+                    let done = complete(activation, at_ns, Bound::Exact, outcome);
+                    place(&mut state.activations, &state.process, done, &mut self.finished);
+                }
+            }
+        }
+    }
+
+    /// Ends everything that is still open, at the end of a capture.
+    pub fn finish(&mut self, at_ns: u64) {
+        let pids: Vec<_> = self.processes.keys().copied().collect();
+        for pid in pids {
+            self.close_process(pid, at_ns);
+        }
+    }
+
+    /// Takes the traces that are complete.
+    pub fn take_finished(&mut self) -> Vec<Trace> {
+        std::mem::take(&mut self.finished)
+    }
+
+    /// What the correlator itself could not place, since the last call.
+    pub fn take_losses(&mut self) -> Vec<Loss> {
+        std::mem::take(&mut self.losses)
+            .into_iter()
+            .map(|((layer, reason), count)| Loss {
+                layer: layer.to_owned(),
+                reason: reason.to_owned(),
+                count,
+            })
+            .collect()
+    }
+
+    fn define_process(&mut self, pid: u32, process: Process, coverage: Coverage) {
+        match self.processes.get_mut(&pid) {
+            Some(state) if state.process.start_ns == process.start_ns => {
+                state.process = Arc::new(process);
+                state.coverage = coverage;
+            }
+            _ => {
+                self.processes.insert(
+                    pid,
+                    ProcessState {
+                        process: Arc::new(process),
+                        coverage,
+                        threads: HashMap::new(),
+                        activations: HashMap::new(),
+                    },
+                );
+            }
+        }
+    }
+
+    fn lost(&mut self, loss: &Loss) {
+        for state in self.processes.values_mut() {
+            for activation in state.activations.values_mut() {
+                activation.lose(&loss.layer, &loss.reason, loss.count);
+            }
+        }
+    }
+
+    fn in_process(&mut self, at_ns: u64, pid: u32, tid: u32, kind: EventKind) {
+        let Some(state) = self.processes.get_mut(&pid) else {
+            if matches!(kind, EventKind::ThreadExit) {
+                // The last threads of a process end after it has been seen to be gone.
+                return;
+            }
+            *self.losses.entry(("correlate", "unknown_process")).or_default() += 1;
+            return;
+        };
+        let mut context = Context {
+            state,
+            functions: &self.functions,
+            imports: &self.imports,
+            losses: &mut self.losses,
+            finished: &mut self.finished,
+            at_ns,
+            tid,
+        };
+        context.settle_thread(matches!(kind, EventKind::Unwind));
+        match kind {
+            EventKind::ActivationSwap {
+                old,
+                new,
+                stack_pointer,
+                entry,
+            } => context.swap(old, new, stack_pointer, entry),
+            EventKind::HostCall {
+                activation,
+                entry,
+                import,
+                stack,
+                truncated,
+            } => context.host_call(activation, entry, import, &stack, truncated),
+            EventKind::HostCallEnd { succeeded } => context.host_call_end(succeeded),
+            EventKind::Syscall {
+                activation,
+                entry,
+                duration_ns,
+                number,
+                result,
+                arguments,
+                stack,
+                truncated,
+            } => {
+                let span = Span {
+                    start_ns: at_ns,
+                    end_ns: at_ns.saturating_add(duration_ns),
+                    start_bound: Bound::Exact,
+                    end_bound: Bound::Exact,
+                    tid,
+                    kind: SpanKind::Syscall {
+                        number,
+                        name: syscalls::name(number),
+                        args: arguments,
+                        result,
+                    },
+                    outcome: syscalls::errno(result).map_or(Outcome::Ok, |errno| Outcome::Errno { errno }),
+                    stack: context.stack(&stack),
+                    stack_truncated: truncated,
+                    children: Vec::new(),
+                    suspends: Vec::new(),
+                };
+                context.leaf(activation, entry, span);
+            }
+            EventKind::Trap {
+                activation,
+                entry,
+                code,
+                stack,
+                native_offset,
+            } => {
+                let stack = context.stack(&stack);
+                let span = Span {
+                    start_ns: at_ns,
+                    end_ns: at_ns,
+                    start_bound: Bound::Exact,
+                    end_bound: Bound::Exact,
+                    tid,
+                    kind: SpanKind::Trap {
+                        code: code.clone(),
+                        function: stack.first().cloned(),
+                        native_offset,
+                    },
+                    outcome: Outcome::Trap { code: code.clone() },
+                    stack,
+                    stack_truncated: false,
+                    children: Vec::new(),
+                    suspends: Vec::new(),
+                };
+                context.trap(activation, entry, code, span);
+            }
+            EventKind::ThreadExit => context.thread_exit(),
+            _ => {}
+        }
+    }
+
+    fn close_process(&mut self, pid: u32, at_ns: u64) {
+        self.settle(u64::MAX);
+        let Some(state) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        state.threads.clear();
+        // Callees began after their callers, so the youngest is closed first and lands in its parent.
+        let mut open: Vec<_> = state
+            .activations
+            .values()
+            .map(|a| (a.span.start_ns, a.address))
+            .collect();
+        open.sort_unstable_by(|a, b| b.cmp(a));
+        for (_, address) in open {
+            if let Some(activation) = state.activations.remove(&address) {
+                let end_ns = at_ns.max(activation.last_ns);
+                let done = complete(activation, end_ns, Bound::Open, Outcome::Unfinished);
+                place(&mut state.activations, &state.process, done, &mut self.finished);
+            }
+        }
+    }
+}
+
+/// One event, with what it may touch.
+struct Context<'a> {
+    state: &'a mut ProcessState,
+    functions: &'a HashMap<FunctionId, Arc<Function>>,
+    imports: &'a HashMap<ImportId, Arc<Import>>,
+    losses: &'a mut BTreeMap<(&'static str, &'static str), u64>,
+    finished: &'a mut Vec<Trace>,
+    at_ns: u64,
+    tid: u32,
+}
+
+impl Context<'_> {
+    fn count(&mut self, reason: &'static str) {
+        *self.losses.entry(("correlate", reason)).or_default() += 1;
+    }
+
+    fn stack(&self, ids: &[FunctionId]) -> Vec<Arc<Function>> {
+        ids.iter().filter_map(|id| self.functions.get(id).cloned()).collect()
+    }
+
+    fn thread(&mut self) -> &mut ThreadState {
+        self.state.threads.entry(self.tid).or_default()
+    }
+
+    /// The thread's next event is here: an activation that has left it can be judged.
+    fn settle_thread(&mut self, unwinding: bool) {
+        let Some((mut activation, at_ns)) = self.thread().ended.take() else {
+            return;
+        };
+        if unwinding {
+            activation.event_count += 1;
+        }
+        let outcome = outcome(&activation, self.state.coverage, unwinding);
+        let done = complete(activation, at_ns, Bound::Exact, outcome);
+        place(&mut self.state.activations, &self.state.process, done, self.finished);
+    }
+
+    fn swap(&mut self, old: Option<u64>, new: u64, stack_pointer: u64, entry: Option<FunctionId>) {
+        if let Some(old) = old {
+            self.resynchronise(old);
+            self.name(old, entry);
+        }
+        let stack = &self.thread().stack;
+        let top = stack.last().copied();
+        let below = stack.len().checked_sub(2).and_then(|index| stack.get(index)).copied();
+        match top {
+            Some(top) if new == 0 || below == Some(new) => self.leave(top, stack_pointer),
+            Some(top) if below.is_none() && self.returns_to(new, top, stack_pointer) => {
+                // Both were there before the probes were.
+                self.leave(top, stack_pointer);
+                self.adopt(new);
+                self.thread().stack.push(new);
+            }
+            None if new == 0 => self.count("end_without_begin"),
+            _ => self.enter(new),
+        }
+    }
+
+    /// Whether `top` returns to an activation that began before the probes did. A record that is pushed lies in the
+    /// frame of the code that pushes it; here it is `top` that lies there, and `new` is further up the same stack.
+    fn returns_to(&self, new: u64, top: u64, stack_pointer: u64) -> bool {
+        lies_in_frame(top, stack_pointer)
+            && new > top
+            && new - top < MAX_STACK_BYTES
+            && !self.state.activations.contains_key(&new)
+    }
+
+    /// Makes the thread agree with what the kernel saw on top of it.
+    fn resynchronise(&mut self, old: u64) {
+        if self.thread().stack.last().copied().unwrap_or(0) == old {
+            return;
+        }
+        let position = self.thread().stack.iter().position(|address| *address == old);
+        let keep = position.map_or(0, |position| position + 1);
+        let missed: Vec<_> = self.thread().stack.drain(keep..).collect();
+        for address in missed.into_iter().rev() {
+            self.count("end_missed");
+            if let Some(activation) = self.state.activations.remove(&address) {
+                let last_ns = activation.last_ns;
+                let done = complete(activation, last_ns, Bound::Inferred, Outcome::Unknown);
+                place(&mut self.state.activations, &self.state.process, done, self.finished);
+            }
+        }
+        if old != 0 && position.is_none() {
+            self.adopt(old);
+            self.thread().stack.push(old);
+        }
+    }
+
+    /// Makes sure that an activation whose begin was not seen is known.
+    fn adopt(&mut self, address: u64) {
+        let bound = if self.state.coverage.activations {
+            Bound::Open
+        } else {
+            Bound::Inferred
+        };
+        let (at_ns, tid) = (self.at_ns, self.tid);
+        if let Some(activation) = self.state.activations.get_mut(&address) {
+            // Seen on another thread before: it was resumed here, unseen.
+            if let Some((start_ns, from_tid)) = activation.suspended.take() {
+                activation.add_suspend(start_ns, from_tid, at_ns, tid);
+            }
+            return;
+        }
+        self.begin(address, None, bound);
+    }
+
+    fn begin(&mut self, address: u64, parent: Option<u64>, start_bound: Bound) {
+        if self.state.activations.len() >= MAX_OPEN_ACTIVATIONS {
+            self.count("too_many_activations");
+            return;
+        }
+        let stack = parent
+            .and_then(|parent| self.state.activations.get(&parent))
+            .and_then(|parent| parent.open_call.as_ref())
+            .map(|call| call.stack.clone())
+            .unwrap_or_default();
+        let span = Span {
+            start_ns: self.at_ns,
+            end_ns: self.at_ns,
+            start_bound,
+            end_bound: Bound::Open,
+            tid: self.tid,
+            kind: SpanKind::Invoke { function: None },
+            outcome: Outcome::Unfinished,
+            stack,
+            stack_truncated: false,
+            children: Vec::new(),
+            suspends: Vec::new(),
+        };
+        self.state.activations.insert(
+            address,
+            Activation {
+                address,
+                span,
+                parent,
+                open_call: None,
+                failed_call: None,
+                trap: None,
+                last_ns: self.at_ns,
+                suspended: None,
+                event_count: 1,
+                span_count: 1,
+                losses: BTreeMap::new(),
+            },
+        );
+    }
+
+    fn enter(&mut self, new: u64) {
+        let parent = self.thread().stack.last().copied();
+        let (at_ns, tid) = (self.at_ns, self.tid);
+        let known = self.state.activations.get_mut(&new).map(|activation| {
+            activation.event_count += 1;
+            activation.last_ns = at_ns;
+            activation.suspended.take().map(|(start_ns, from_tid)| {
+                activation.add_suspend(start_ns, from_tid, at_ns, tid);
+            })
+        });
+        match known {
+            Some(Some(())) => {}
+            Some(None) => {
+                // The record's place on the stack is used again, so the end of the one before was missed.
+                self.count("end_missed");
+                if let Some(activation) = self.state.activations.remove(&new) {
+                    let last_ns = activation.last_ns.min(at_ns);
+                    let done = complete(activation, last_ns, Bound::Inferred, Outcome::Unknown);
+                    place(&mut self.state.activations, &self.state.process, done, self.finished);
+                }
+                for thread in self.state.threads.values_mut() {
+                    thread.stack.retain(|address| *address != new);
+                }
+                self.begin(new, parent.filter(|parent| *parent != new), Bound::Exact);
+            }
+            None => self.begin(new, parent, Bound::Exact),
+        }
+        self.thread().stack.push(new);
+    }
+
+    fn leave(&mut self, top: u64, stack_pointer: u64) {
+        self.thread().stack.pop();
+        let (at_ns, tid) = (self.at_ns, self.tid);
+        if !lies_in_frame(top, stack_pointer) {
+            if let Some(activation) = self.state.activations.get_mut(&top) {
+                activation.event_count += 1;
+                activation.last_ns = at_ns;
+                activation.suspended = Some((at_ns, tid));
+            }
+            return;
+        }
+        let Some(mut activation) = self.state.activations.remove(&top) else {
+            self.count("end_without_begin");
+            return;
+        };
+        activation.event_count += 1;
+        if self.state.coverage.unwinds {
+            self.thread().ended = Some((activation, at_ns));
+        } else {
+            let outcome = outcome(&activation, self.state.coverage, false);
+            let done = complete(activation, at_ns, Bound::Exact, outcome);
+            place(&mut self.state.activations, &self.state.process, done, self.finished);
+        }
+    }
+
+    /// The activation an event belongs to, made known if it was not.
+    fn activation(&mut self, address: u64, entry: Option<FunctionId>) -> Option<&mut Activation> {
+        let address = if address == 0 {
+            self.thread().stack.last().copied()?
+        } else {
+            address
+        };
+        if self.thread().stack.last() != Some(&address) && !self.state.coverage.activations {
+            // Nothing tells when activations come and go: the event itself does.
+            self.adopt(address);
+        } else {
+            self.resynchronise(address);
+        }
+        self.name(address, entry);
+        let at_ns = self.at_ns;
+        let activation = self.state.activations.get_mut(&address)?;
+        activation.event_count += 1;
+        activation.last_ns = activation.last_ns.max(at_ns);
+        Some(activation)
+    }
+
+    fn name(&mut self, address: u64, entry: Option<FunctionId>) {
+        let Some(found) = entry.and_then(|entry| self.functions.get(&entry)) else {
+            return;
+        };
+        if let Some(activation) = self.state.activations.get_mut(&address)
+            && let SpanKind::Invoke { function } = &mut activation.span.kind
+            && function.is_none()
+        {
+            *function = Some(found.clone());
+        }
+    }
+
+    fn host_call(
+        &mut self,
+        address: u64,
+        entry: Option<FunctionId>,
+        import: Option<ImportId>,
+        stack: &[FunctionId],
+        truncated: bool,
+    ) {
+        let span = Span {
+            start_ns: self.at_ns,
+            end_ns: self.at_ns,
+            start_bound: Bound::Exact,
+            end_bound: Bound::Open,
+            tid: self.tid,
+            kind: SpanKind::HostCall {
+                import: import.and_then(|import| self.imports.get(&import).cloned()),
+            },
+            outcome: Outcome::Unfinished,
+            stack: self.stack(stack),
+            stack_truncated: truncated,
+            children: Vec::new(),
+            suspends: Vec::new(),
+        };
+        let at_ns = self.at_ns;
+        let Some(activation) = self.activation(address, entry) else {
+            self.count("host_call_without_activation");
+            return;
+        };
+        activation.close_call(at_ns, Bound::Inferred, Outcome::Unknown);
+        activation.failed_call = None;
+        activation.open_call = Some(span);
+    }
+
+    fn host_call_end(&mut self, succeeded: bool) {
+        let at_ns = self.at_ns;
+        let has_call = self
+            .activation(0, None)
+            .is_some_and(|activation| activation.open_call.is_some());
+        if !has_call {
+            self.count("host_call_end_without_begin");
+            return;
+        }
+        let Some(activation) = self.activation(0, None) else {
+            return;
+        };
+        activation.event_count -= 1;
+        let outcome = if succeeded { Outcome::Ok } else { Outcome::HostError };
+        if !succeeded && let Some(call) = &activation.open_call {
+            activation.failed_call = Some(call.import());
+        }
+        activation.close_call(at_ns, Bound::Exact, outcome);
+    }
+
+    fn leaf(&mut self, address: u64, entry: Option<FunctionId>, span: Span) {
+        let Some(activation) = self.activation(address, entry) else {
+            self.count("syscall_without_activation");
+            return;
+        };
+        activation.last_ns = activation.last_ns.max(span.end_ns);
+        activation.add(span);
+    }
+
+    fn trap(&mut self, address: u64, entry: Option<FunctionId>, code: String, span: Span) {
+        let at_ns = self.at_ns;
+        let Some(activation) = self.activation(address, entry) else {
+            self.count("trap_without_activation");
+            return;
+        };
+        // Guest code was running, so the host call before is over.
+        activation.close_call(at_ns, Bound::Inferred, Outcome::Unknown);
+        activation.trap = Some(code);
+        activation.add(span);
+    }
+
+    fn thread_exit(&mut self) {
+        let Some(thread) = self.state.threads.remove(&self.tid) else {
+            return;
+        };
+        for address in thread.stack.into_iter().rev() {
+            if let Some(activation) = self.state.activations.remove(&address) {
+                let done = complete(activation, self.at_ns, Bound::Open, Outcome::Unfinished);
+                place(&mut self.state.activations, &self.state.process, done, self.finished);
+            }
+        }
+    }
+}
+
+impl Activation {
+    fn lose(&mut self, layer: &str, reason: &str, count: u64) {
+        *self.losses.entry((layer.to_owned(), reason.to_owned())).or_default() += count;
+    }
+
+    fn add_suspend(&mut self, start_ns: u64, from_tid: u32, end_ns: u64, to_tid: u32) {
+        let suspend = Suspend {
+            start_ns,
+            end_ns: Some(end_ns),
+            from_tid,
+            to_tid: Some(to_tid),
+        };
+        if self.span.suspends.len() >= MAX_SUSPENDS {
+            self.lose("correlate", "suspend_limit", 1);
+            return;
+        }
+        self.span.suspends.push(suspend);
+        if let Some(call) = &mut self.open_call {
+            call.suspends.push(suspend);
+        }
+    }
+
+    /// Adds a completed span where it belongs: to the host call that is running, else to the invocation.
+    fn add(&mut self, span: Span) {
+        if self.span_count >= MAX_SPANS_PER_TRACE {
+            self.lose("correlate", "trace_too_large", 1);
+            return;
+        }
+        self.span_count += 1;
+        match &mut self.open_call {
+            Some(call) => call.children.push(span),
+            None => self.span.children.push(span),
+        }
+    }
+
+    fn close_call(&mut self, at_ns: u64, bound: Bound, outcome: Outcome) {
+        if let Some(mut call) = self.open_call.take() {
+            call.end_ns = at_ns.max(call.start_ns);
+            call.end_bound = bound;
+            call.outcome = outcome;
+            // `add` puts it into the invocation, as no call is open any more.
+            self.add(call);
+        }
+    }
+}
+
+impl Span {
+    fn import(&self) -> Option<Arc<Import>> {
+        match &self.kind {
+            SpanKind::HostCall { import } => import.clone(),
+            _ => None,
+        }
+    }
+}
+
+/// Whether an activation record lies in the frame that `stack_pointer` belongs to.
+fn lies_in_frame(activation: u64, stack_pointer: u64) -> bool {
+    activation > stack_pointer && activation - stack_pointer < MAX_FRAME_BYTES
+}
+
+/// How an activation ended, from what was seen of it.
+fn outcome(activation: &Activation, coverage: Coverage, unwinding: bool) -> Outcome {
+    if let Some(code) = &activation.trap {
+        return Outcome::Trap { code: code.clone() };
+    }
+    let failed = activation
+        .failed_call
+        .clone()
+        .or_else(|| activation.open_call.as_ref().map(Span::import));
+    match failed {
+        Some(import) if unwinding || activation.failed_call.is_some() => {
+            if import.is_some_and(|import| import.name == "proc_exit") {
+                Outcome::Exit
+            } else {
+                Outcome::HostError
+            }
+        }
+        None if unwinding => Outcome::Trap {
+            code: "raised_by_runtime".to_owned(),
+        },
+        _ if coverage.unwinds => Outcome::Ok,
+        _ => Outcome::Unknown,
+    }
+}
+
+/// Ends an activation and whatever is open in it.
+fn complete(mut activation: Activation, end_ns: u64, bound: Bound, outcome: Outcome) -> Activation {
+    let end_ns = end_ns.max(activation.span.start_ns);
+    if let Some((start_ns, from_tid)) = activation.suspended.take() {
+        let suspend = Suspend {
+            start_ns,
+            end_ns: None,
+            from_tid,
+            to_tid: None,
+        };
+        activation.span.suspends.push(suspend);
+        if let Some(call) = &mut activation.open_call {
+            call.suspends.push(suspend);
+        }
+    }
+    let (call_bound, call_outcome) = match (bound, &outcome) {
+        (Bound::Open, _) => (Bound::Open, Outcome::Unfinished),
+        (_, Outcome::HostError | Outcome::Exit) => (Bound::Inferred, Outcome::HostError),
+        _ => (Bound::Inferred, Outcome::Unknown),
+    };
+    activation.close_call(end_ns, call_bound, call_outcome);
+    activation.span.end_ns = end_ns;
+    activation.span.end_bound = bound;
+    activation.span.outcome = outcome;
+    activation
+}
+
+/// Puts a completed activation into the host call that made it, or makes it a trace.
+fn place(
+    activations: &mut HashMap<u64, Activation>,
+    process: &Arc<Process>,
+    done: Activation,
+    finished: &mut Vec<Trace>,
+) {
+    if let Some(parent) = done.parent.and_then(|parent| activations.get_mut(&parent)) {
+        parent.event_count += done.event_count;
+        parent.span_count += done.span_count - 1;
+        parent.last_ns = parent.last_ns.max(done.span.end_ns);
+        for ((layer, reason), count) in &done.losses {
+            parent.lose(layer, reason, *count);
+        }
+        parent.add(done.span);
+        return;
+    }
+    finished.push(Trace {
+        id: trace_id(process, done.address, done.span.start_ns),
+        process: process.clone(),
+        root: done.span,
+        losses: done
+            .losses
+            .into_iter()
+            .map(|((layer, reason), count)| Loss { layer, reason, count })
+            .collect(),
+        event_count: done.event_count,
+    });
+}
+
+/// The same activation of the same run always gets the same id.
+fn trace_id(process: &Process, address: u64, start_ns: u64) -> TraceId {
+    use sha2::{Digest as _, Sha256};
+    let mut hash = Sha256::new();
+    for part in [u64::from(process.pid), process.start_ns, address, start_ns] {
+        hash.update(part.to_le_bytes());
+    }
+    let mut id = [0; 16];
+    id.copy_from_slice(&hash.finalize()[..16]);
+    // All zero is the one value that W3C forbids.
+    if id == [0; 16] {
+        id[15] = 1;
+    }
+    TraceId(id)
+}
+
+#[cfg(test)]
+mod tests;

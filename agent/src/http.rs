@@ -1,0 +1,279 @@
+//! The agent's HTTP surface: `/metrics` and a page that says so. Read-only; listens on loopback unless told otherwise; bounds what a client may cost.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+use tracing::{debug, info, warn};
+
+use crate::metrics::{self, Metrics};
+
+/// Where to listen when nothing is said: this host only, on the port that is customary for what is scraped of OpenTelemetry programs.
+pub const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9464);
+
+/// Connections at a time; more wait in the kernel's backlog.
+const MAX_CONNECTIONS: usize = 16;
+const TIMEOUTS: Timeouts = Timeouts {
+    header: Duration::from_secs(5),
+    connection: Duration::from_secs(10),
+};
+/// Request line and headers together.
+const MAX_HEADER_BYTES: usize = 16 * 1024;
+/// Pause after accepting failed, as it does without end while the process is out of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a client may take.
+#[derive(Clone, Copy, Debug)]
+struct Timeouts {
+    /// For the request line and headers.
+    header: Duration,
+    /// From accepting a connection to the last byte of its only response.
+    connection: Duration,
+}
+
+const PAGE: &str =
+    "<!doctype html><title>wasmscope</title><p>wasmscope: <a href=\"/metrics\">/metrics</a> (OpenMetrics)</p>\n";
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Server {
+    /// Listens on `address` (port 0 picks a free one) and serves on the current tokio runtime. Fails as binding fails.
+    pub async fn start(address: SocketAddr, metrics: Arc<Metrics>) -> io::Result<Self> {
+        Self::start_with(address, metrics, TIMEOUTS).await
+    }
+
+    async fn start_with(address: SocketAddr, metrics: Arc<Metrics>, timeouts: Timeouts) -> io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        if !address.ip().is_loopback() {
+            warn!(%address, "metrics can be read by whoever reaches this address; they name processes and functions");
+        }
+        info!(%address, "serving /metrics");
+        let (stop, stopped) = watch::channel(false);
+        let task = tokio::spawn(accept(listener, metrics, timeouts, stopped));
+        Ok(Self { address, stop, task })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Stops accepting and drops open connections.
+    pub async fn shutdown(self) {
+        let _ = self.stop.send(true);
+        let _ = self.task.await;
+    }
+}
+
+async fn accept(listener: TcpListener, metrics: Arc<Metrics>, timeouts: Timeouts, mut stopped: watch::Receiver<bool>) {
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = tokio::task::JoinSet::new();
+    let serve = async {
+        loop {
+            let permit = Arc::clone(&permits)
+                .acquire_owned()
+                .await
+                .expect("the semaphore is never closed");
+            while connections.try_join_next().is_some() {}
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let metrics = Arc::clone(&metrics);
+                    connections.spawn(async move {
+                        serve_one(stream, metrics, timeouts).await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    debug!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = serve => {}
+        _ = stopped.wait_for(|stop| *stop) => {}
+    }
+}
+
+async fn serve_one(stream: TcpStream, metrics: Arc<Metrics>, timeouts: Timeouts) {
+    let service = service_fn(move |request| {
+        let response = respond(&request, &metrics);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(timeouts.header)
+        .max_buf_size(MAX_HEADER_BYTES)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    match tokio::time::timeout(timeouts.connection, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!(%error, "connection failed"),
+        Err(_) => debug!("connection took too long"),
+    }
+}
+
+fn respond(request: &Request<Incoming>, metrics: &Metrics) -> Response<Full<Bytes>> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
+        response
+            .headers_mut()
+            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return response;
+    }
+    match request.uri().path() {
+        "/metrics" => content(StatusCode::OK, metrics::CONTENT_TYPE, metrics.encode().into()),
+        "/" => content(
+            StatusCode::OK,
+            "text/html; charset=utf-8",
+            Bytes::from_static(PAGE.as_bytes()),
+        ),
+        _ => text(StatusCode::NOT_FOUND, "not found; try /metrics\n"),
+    }
+}
+
+fn text(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> {
+    content(status, "text/plain; charset=utf-8", Bytes::from_static(body.as_bytes()))
+}
+
+fn content(status: StatusCode, content_type: &'static str, body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    async fn server() -> Server {
+        let metrics = Arc::new(Metrics::new());
+        metrics.observe_events("syscall", 3);
+        Server::start(SocketAddr::from(([127, 0, 0, 1], 0)), metrics)
+            .await
+            .unwrap()
+    }
+
+    async fn exchange(server: &Server, request: &str) -> String {
+        let mut stream = TcpStream::connect(server.address()).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await.unwrap();
+        response
+    }
+
+    #[tokio::test]
+    async fn metrics_are_served_as_openmetrics() {
+        let server = server().await;
+        let response = exchange(&server, "GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        assert!(response.starts_with("HTTP/1.1 200 OK\r\n"), "{response}");
+        assert!(
+            response.contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n"),
+            "{response}"
+        );
+        assert!(
+            response.contains("wasmscope_events_total{kind=\"syscall\"} 3\n"),
+            "{response}"
+        );
+        assert!(response.ends_with("# EOF\n"));
+    }
+
+    #[tokio::test]
+    async fn the_first_page_points_to_the_metrics() {
+        let server = server().await;
+        assert!(
+            exchange(&server, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                .await
+                .contains("href=\"/metrics\"")
+        );
+    }
+
+    #[tokio::test]
+    async fn nothing_can_be_written() {
+        let server = server().await;
+        let response = exchange(
+            &server,
+            "POST /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
+        )
+        .await;
+        assert!(response.starts_with("HTTP/1.1 405 "), "{response}");
+    }
+
+    #[tokio::test]
+    async fn an_unknown_path_is_not_found() {
+        let server = server().await;
+        assert!(
+            exchange(&server, "GET /../etc/passwd HTTP/1.1\r\nHost: a\r\n\r\n")
+                .await
+                .starts_with("HTTP/1.1 404 ")
+        );
+    }
+
+    #[tokio::test]
+    async fn headers_without_end_are_refused() {
+        let server = server().await;
+        let request = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}", "x".repeat(2 * MAX_HEADER_BYTES));
+        let mut stream = TcpStream::connect(server.address()).await.unwrap();
+        // The server may close while it is being written to; both ways it must not answer with the page.
+        let _ = stream.write_all(request.as_bytes()).await;
+        let mut response = Vec::new();
+        let _ = stream.read_to_end(&mut response).await;
+        assert!(!String::from_utf8_lossy(&response).contains("200 OK"));
+    }
+
+    #[tokio::test]
+    async fn clients_that_say_nothing_do_not_keep_others_out() {
+        let short = Timeouts {
+            header: Duration::from_millis(50),
+            connection: Duration::from_secs(10),
+        };
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        let server = Server::start_with(address, Arc::new(Metrics::new()), short)
+            .await
+            .unwrap();
+        let mut silent = Vec::new();
+        for _ in 0..MAX_CONNECTIONS {
+            silent.push(TcpStream::connect(server.address()).await.unwrap());
+        }
+        assert!(
+            exchange(&server, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                .await
+                .starts_with("HTTP/1.1 200 OK")
+        );
+    }
+
+    #[tokio::test]
+    async fn a_stopped_server_accepts_nothing() {
+        let server = server().await;
+        let address = server.address();
+        server.shutdown().await;
+        assert!(TcpStream::connect(address).await.is_err());
+    }
+}

@@ -1,0 +1,243 @@
+//! The label sets of the families. Values come from traced processes: each is bounded, printable and never empty before it becomes a label.
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+
+use super::bounded::Labels;
+use crate::sink::text::bounded_line;
+use crate::span::Process;
+
+/// Longest label value.
+const MAX_VALUE_BYTES: usize = 128;
+
+/// A bounded label value.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Value(Box<str>);
+
+impl Value {
+    /// Whatever the text, a value that a scraper takes: an empty one would mean that the label is absent.
+    pub(super) fn new(untrusted: &str) -> Self {
+        if untrusted.is_empty() {
+            Self::unknown()
+        } else {
+            Self(bounded_line(untrusted, MAX_VALUE_BYTES).into())
+        }
+    }
+
+    pub(super) fn unknown() -> Self {
+        Self("unknown".into())
+    }
+
+    fn other() -> Self {
+        Self("other".into())
+    }
+}
+
+impl EncodeLabelValue for Value {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        EncodeLabelValue::encode(&&*self.0, encoder)
+    }
+}
+
+/// Whose activity it is. Every `wasm_…` family flattens this into its labels, so where a process runs (`namespace`, `pod`, `container`) is added here
+/// and nowhere else.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct Workload {
+    process: Value,
+}
+
+impl Workload {
+    pub(super) fn new(process: &Process) -> Self {
+        Self {
+            process: Value::new(&process.command),
+        }
+    }
+
+    fn other() -> Self {
+        Self {
+            process: Value::other(),
+        }
+    }
+}
+
+/// The way into a guest that something happened under.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ExportLabels {
+    #[prometheus(flatten)]
+    pub(super) workload: Workload,
+    pub(super) module: Value,
+    pub(super) export: Value,
+}
+
+impl Labels for ExportLabels {
+    fn other(&self) -> Self {
+        Self {
+            workload: Workload::other(),
+            module: Value::other(),
+            export: Value::other(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct InvocationLabels {
+    #[prometheus(flatten)]
+    pub(super) export: ExportLabels,
+    pub(super) outcome: &'static str,
+}
+
+impl Labels for InvocationLabels {
+    fn other(&self) -> Self {
+        Self {
+            export: self.export.other(),
+            ..*self
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ImportLabels {
+    #[prometheus(flatten)]
+    pub(super) workload: Workload,
+    pub(super) module: Value,
+    pub(super) import: Value,
+}
+
+impl Labels for ImportLabels {
+    fn other(&self) -> Self {
+        Self {
+            workload: Workload::other(),
+            module: Value::other(),
+            import: Value::other(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct HostCallLabels {
+    #[prometheus(flatten)]
+    pub(super) import: ImportLabels,
+    pub(super) outcome: &'static str,
+}
+
+impl Labels for HostCallLabels {
+    fn other(&self) -> Self {
+        Self {
+            import: self.import.other(),
+            ..*self
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct SyscallTimeLabels {
+    #[prometheus(flatten)]
+    pub(super) export: ExportLabels,
+    pub(super) syscall: Value,
+}
+
+impl Labels for SyscallTimeLabels {
+    fn other(&self) -> Self {
+        Self {
+            export: self.export.other(),
+            syscall: Value::other(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct SyscallLabels {
+    #[prometheus(flatten)]
+    pub(super) call: SyscallTimeLabels,
+    /// `ok`, `unfinished`, `unknown` or the name of an errno.
+    pub(super) outcome: Value,
+}
+
+impl Labels for SyscallLabels {
+    fn other(&self) -> Self {
+        Self {
+            call: self.call.other(),
+            outcome: Value::other(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct IoLabels {
+    #[prometheus(flatten)]
+    pub(super) export: ExportLabels,
+    /// `read` or `write`.
+    pub(super) direction: &'static str,
+}
+
+impl Labels for IoLabels {
+    fn other(&self) -> Self {
+        Self {
+            export: self.export.other(),
+            ..*self
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct PhaseLabels {
+    #[prometheus(flatten)]
+    pub(super) workload: Workload,
+    pub(super) phase: &'static str,
+}
+
+impl Labels for PhaseLabels {
+    fn other(&self) -> Self {
+        Self {
+            workload: Workload::other(),
+            ..*self
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct TrapLabels {
+    #[prometheus(flatten)]
+    pub(super) export: ExportLabels,
+    pub(super) code: Value,
+}
+
+impl Labels for TrapLabels {
+    fn other(&self) -> Self {
+        Self {
+            export: self.export.other(),
+            code: Value::other(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct LossLabels {
+    pub(super) layer: Value,
+    pub(super) reason: Value,
+}
+
+impl Labels for LossLabels {
+    fn other(&self) -> Self {
+        Self {
+            layer: Value::other(),
+            reason: Value::other(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct KindLabels {
+    pub(super) kind: Value,
+}
+
+impl Labels for KindLabels {
+    fn other(&self) -> Self {
+        Self { kind: Value::other() }
+    }
+}
+
+/// Not bounded: the families are ours.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct FamilyLabels {
+    pub(super) family: &'static str,
+}

@@ -1,0 +1,455 @@
+//! What the agent counts and measures, as `OpenMetrics` text. The names of the families live here and nowhere else.
+//!
+//! Counters are exact: each span, loss and record adds one where it belongs. Durations are observed where both ends are known (or inferred); a call that was
+//! still open when the window ended is counted but not timed. Each family has a cap on its series ([`MAX_COUNTER_SERIES`],
+//! [`MAX_HISTOGRAM_SERIES`]); past it, new label sets count as `other`, and `wasmscope_series_overflow_total` says how often.
+
+mod bounded;
+mod labels;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeMetric;
+use prometheus_client::metrics::TypedMetric;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::{Family, MetricConstructor};
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use self::bounded::{BoundedFamily, Labels};
+use self::labels::{
+    ExportLabels, FamilyLabels, HostCallLabels, ImportLabels, InvocationLabels, IoLabels, KindLabels, LossLabels,
+    PhaseLabels, SyscallLabels, SyscallTimeLabels, TrapLabels, Value, Workload,
+};
+use crate::errno;
+use wasmscope_common::SyscallStats;
+
+use crate::span::{Bound, Function, Loss, Outcome, Process, Span, SpanKind, Trace};
+
+/// Series of one family of counters, those of `other` aside.
+pub const MAX_COUNTER_SERIES: usize = 2_000;
+/// Series of one family of histograms, those of `other` aside; each has 25 lines.
+pub const MAX_HISTOGRAM_SERIES: usize = 500;
+/// Content type of [`Metrics::encode`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// A host call that does nothing takes about a microsecond; a request that waits, seconds.
+const DURATION_BUCKETS_SECONDS: [f64; 22] = [
+    1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5,
+    1.0, 2.5, 5.0, 10.0,
+];
+
+/// Seconds that add up without rounding: kept as whole nanoseconds, written as seconds.
+type SecondsCounter = Counter<f64, NanosecondsAsSeconds>;
+
+/// The parts of a cold start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ColdStartPhase {
+    /// Machine code was made from wasm.
+    Compile,
+    /// Machine code was loaded from where it had been kept.
+    Deserialize,
+    /// An instance was made.
+    Instantiate,
+}
+
+impl ColdStartPhase {
+    /// The word of the `phase` label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Compile => "compile",
+            Self::Deserialize => "deserialize",
+            Self::Instantiate => "instantiate",
+        }
+    }
+}
+
+/// All families. Every method takes `&self` and may be called from any thread.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    invocations: BoundedFamily<InvocationLabels, Counter>,
+    invocation_time: BoundedFamily<ExportLabels, Histogram>,
+    host_calls: BoundedFamily<HostCallLabels, Counter>,
+    host_call_time: BoundedFamily<ImportLabels, Histogram>,
+    syscalls: BoundedFamily<SyscallLabels, Counter>,
+    syscall_time: BoundedFamily<SyscallTimeLabels, Histogram>,
+    io_bytes: BoundedFamily<IoLabels, Counter>,
+    cold_start_time: BoundedFamily<PhaseLabels, Histogram>,
+    traps: BoundedFamily<TrapLabels, Counter>,
+    suspended_time: BoundedFamily<ExportLabels, SecondsCounter>,
+    events: BoundedFamily<KindLabels, Counter>,
+    losses: BoundedFamily<LossLabels, Counter>,
+    symbol_coverage: Gauge<f64, AtomicU64>,
+    named_count: AtomicU64,
+    nameable_count: AtomicU64,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All families, without series.
+    pub fn new() -> Self {
+        let mut families = Families {
+            registry: Registry::default(),
+            overflow: Family::default(),
+        };
+        families.registry.register(
+            "wasmscope_series_overflow",
+            "Observations counted under the value other because their family was at its cap",
+            families.overflow.clone(),
+        );
+        let symbol_coverage = Gauge::default();
+        symbol_coverage.set(f64::NAN);
+        families.registry.register(
+            "wasmscope_symbol_coverage_ratio",
+            "Share of the boundary crossings seen so far whose function or import is known by name; NaN before the first",
+            symbol_coverage.clone(),
+        );
+        Self {
+            invocations: families.counters("wasm_invocations", "Calls of exported functions by the host"),
+            invocation_time: families.histograms(
+                "wasm_invocation_duration_seconds",
+                "Time from entering a guest to leaving it",
+            ),
+            host_calls: families.counters("wasm_host_calls", "Calls of imported functions by guests"),
+            host_call_time: families.histograms("wasm_host_call_duration_seconds", "Time in an imported function"),
+            syscalls: families.counters("wasm_syscalls", "System calls made on behalf of guests"),
+            syscall_time: families.histograms(
+                "wasm_syscall_duration_seconds",
+                "Time in a system call made on behalf of a guest",
+            ),
+            io_bytes: families.counters("wasm_io_bytes", "Bytes moved by system calls made on behalf of guests"),
+            cold_start_time: families.histograms(
+                "wasm_cold_start_duration_seconds",
+                "Time to get a guest ready to run, by phase",
+            ),
+            traps: families.counters(
+                "wasm_traps",
+                "Traps; one that passes through nested invocations counts once",
+            ),
+            suspended_time: families.counters(
+                "wasm_suspended_seconds",
+                "Time invocations spent off every thread, waiting for the host",
+            ),
+            events: families.counters("wasmscope_events", "Kernel records handled"),
+            losses: families.counters("wasmscope_events_lost", "What the agent knows it missed or dropped"),
+            symbol_coverage,
+            named_count: AtomicU64::new(0),
+            nameable_count: AtomicU64::new(0),
+            registry: families.registry,
+        }
+    }
+
+    /// Counts the calls, bytes and traps of a trace. Not its losses: those of a window are told by every trace that overlaps it; see
+    /// [`Metrics::set_loss_total`].
+    pub fn observe_trace(&self, trace: &Trace) {
+        let workload = Workload::new(&trace.process);
+        let mut pending = vec![(&trace.root, None)];
+        while let Some((span, enclosing)) = pending.pop() {
+            let export = match (&span.kind, enclosing) {
+                (SpanKind::Invoke { function }, _) => export_labels(&workload, function.as_deref()),
+                (_, Some(enclosing)) => enclosing,
+                (_, None) => export_labels(&workload, None),
+            };
+            self.observe_span(span, &export);
+            pending.extend(span.children.iter().map(|child| (child, Some(export.clone()))));
+        }
+        self.observe_traps(trace, &workload);
+        let suspended_ns = trace.root.suspended_ns();
+        if let (SpanKind::Invoke { function }, 1..) = (&trace.root.kind, suspended_ns) {
+            let export = export_labels(&workload, function.as_deref());
+            self.suspended_time.with(&export, |seconds| {
+                seconds.inner().nanoseconds.fetch_add(suspended_ns, Ordering::Relaxed);
+            });
+        }
+    }
+
+    /// Counts syscalls that the kernel has counted by itself. Only the errors' number is known, not which they were.
+    pub fn observe_syscalls(&self, process: &Process, export: Option<&Function>, syscall: &str, stats: &SyscallStats) {
+        let export = export_labels(&Workload::new(process), export);
+        let call = SyscallTimeLabels {
+            export: export.clone(),
+            syscall: Value::new(syscall),
+        };
+        for (outcome, count) in [("ok", stats.count - stats.error_count), ("errno", stats.error_count)] {
+            if count > 0 {
+                let labels = SyscallLabels {
+                    call: call.clone(),
+                    outcome: Value::new(outcome),
+                };
+                self.syscalls.with(&labels, |counter| {
+                    counter.inc_by(count);
+                });
+            }
+        }
+        if let (Some(direction), 1..) = (io_direction(syscall), stats.bytes) {
+            self.io_bytes.with(&IoLabels { export, direction }, |counter| {
+                counter.inc_by(stats.bytes);
+            });
+        }
+    }
+
+    /// Counts something known to be missing.
+    pub fn observe_loss(&self, loss: &Loss) {
+        self.losses.with(&loss_labels(loss), |counter| {
+            counter.inc_by(loss.count);
+        });
+    }
+
+    /// Sets a loss that is counted elsewhere (in the kernel, in a sink) to its running total. A total that went back is ignored.
+    pub fn set_loss_total(&self, loss: &Loss) {
+        self.losses.with(&loss_labels(loss), |counter| {
+            counter.inner().fetch_max(loss.count, Ordering::Relaxed);
+        });
+    }
+
+    /// Counts kernel records of a kind (`syscall`, `push`, …).
+    pub fn observe_events(&self, kind: &str, count: u64) {
+        self.events.with(&KindLabels { kind: Value::new(kind) }, |counter| {
+            counter.inc_by(count);
+        });
+    }
+
+    /// Records one phase of a cold start.
+    pub fn observe_cold_start(&self, process: &Process, phase: ColdStartPhase, duration: Duration) {
+        let labels = PhaseLabels {
+            workload: Workload::new(process),
+            phase: phase.as_str(),
+        };
+        self.cold_start_time
+            .with(&labels, |histogram| histogram.observe(duration.as_secs_f64()));
+    }
+
+    /// All series as `OpenMetrics` text; see [`CONTENT_TYPE`].
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).expect("writing to a string cannot fail");
+        text
+    }
+
+    fn observe_span(&self, span: &Span, export: &ExportLabels) {
+        match &span.kind {
+            SpanKind::Invoke { function } => {
+                self.observe_name(function.is_some());
+                let labels = InvocationLabels {
+                    export: export.clone(),
+                    outcome: span.outcome.as_str(),
+                };
+                self.invocations.with(&labels, increment);
+                self.invocation_time.with_duration(export, span);
+            }
+            SpanKind::HostCall { import } => {
+                self.observe_name(import.is_some());
+                let import = ImportLabels {
+                    workload: export.workload.clone(),
+                    module: span
+                        .stack
+                        .first()
+                        .map_or_else(|| export.module.clone(), |function| Value::new(&function.module.name)),
+                    import: import.as_ref().map_or_else(Value::unknown, |import| {
+                        Value::new(&format!("{}.{}", import.module, import.name))
+                    }),
+                };
+                self.host_call_time.with_duration(&import, span);
+                self.host_calls.with(
+                    &HostCallLabels {
+                        import,
+                        outcome: span.outcome.as_str(),
+                    },
+                    increment,
+                );
+            }
+            SpanKind::Syscall { name, result, .. } => {
+                let call = SyscallTimeLabels {
+                    export: export.clone(),
+                    syscall: Value::new(name),
+                };
+                self.syscall_time.with_duration(&call, span);
+                self.syscalls.with(
+                    &SyscallLabels {
+                        call,
+                        outcome: syscall_outcome(&span.outcome),
+                    },
+                    increment,
+                );
+                if let (Some(direction), Ok(byte_count @ 1..)) = (io_direction(name), u64::try_from(*result)) {
+                    self.io_bytes.with(
+                        &IoLabels {
+                            export: export.clone(),
+                            direction,
+                        },
+                        |counter| {
+                            counter.inc_by(byte_count);
+                        },
+                    );
+                }
+            }
+            SpanKind::Trap { .. } => {}
+        }
+    }
+
+    /// A trap is counted where it was seen as such; an invocation that ended in one counts only when no call below it saw one.
+    fn observe_traps(&self, trace: &Trace, workload: &Workload) {
+        // Children first, so that an invocation knows what happened below it.
+        let spans = spans_with_parents(&trace.root);
+        let mut has_trap = vec![false; spans.len()];
+        for (index, (span, parent)) in spans.iter().enumerate().rev() {
+            let code = match (&span.kind, &span.outcome) {
+                (SpanKind::Trap { code, .. }, _) => Some(code),
+                (SpanKind::Invoke { .. }, Outcome::Trap { code }) if !has_trap[index] => Some(code),
+                _ => None,
+            };
+            if let Some(code) = code {
+                let invoke =
+                    std::iter::successors(Some(index), |&at| spans[at].1).find_map(|at| match &spans[at].0.kind {
+                        SpanKind::Invoke { function } => Some(function.as_deref()),
+                        _ => None,
+                    });
+                let export = export_labels(workload, invoke.flatten());
+                self.traps.with(
+                    &TrapLabels {
+                        export,
+                        code: Value::new(code),
+                    },
+                    increment,
+                );
+                has_trap[index] = true;
+            }
+            if let Some(parent) = parent {
+                has_trap[*parent] |= has_trap[index];
+            }
+        }
+    }
+
+    fn observe_name(&self, is_named: bool) {
+        let nameable = self.nameable_count.fetch_add(1, Ordering::Relaxed) + 1;
+        let named = self.named_count.fetch_add(u64::from(is_named), Ordering::Relaxed) + u64::from(is_named);
+        self.symbol_coverage.set((named as f64 / nameable as f64).min(1.0));
+    }
+}
+
+fn increment(counter: &Counter) {
+    counter.inc();
+}
+
+/// Parents first, each with the index of its parent.
+fn spans_with_parents(root: &Span) -> Vec<(&Span, Option<usize>)> {
+    let mut spans = vec![(root, None)];
+    let mut next = 0;
+    while next < spans.len() {
+        let span: &Span = spans[next].0;
+        spans.extend(span.children.iter().map(|child| (child, Some(next))));
+        next += 1;
+    }
+    spans
+}
+
+fn export_labels(workload: &Workload, function: Option<&Function>) -> ExportLabels {
+    ExportLabels {
+        workload: workload.clone(),
+        module: function.map_or_else(Value::unknown, |function| Value::new(&function.module.name)),
+        export: function.map_or_else(Value::unknown, |function| Value::new(&function.name)),
+    }
+}
+
+fn loss_labels(loss: &Loss) -> LossLabels {
+    LossLabels {
+        layer: Value::new(&loss.layer),
+        reason: Value::new(&loss.reason),
+    }
+}
+
+fn syscall_outcome(outcome: &Outcome) -> Value {
+    match outcome {
+        Outcome::Errno { errno } => Value::new(&errno::name(*errno)),
+        other => Value::new(other.as_str()),
+    }
+}
+
+/// Which way the bytes went that a successful call returns the number of. Calls that count anything else (`recvmmsg`: messages) are not among them.
+fn io_direction(syscall: &str) -> Option<&'static str> {
+    match syscall {
+        "read" | "pread64" | "readv" | "preadv" | "preadv2" | "recvfrom" | "recvmsg" => Some("read"),
+        "write" | "pwrite64" | "writev" | "pwritev" | "pwritev2" | "sendto" | "sendmsg" | "sendfile"
+        | "copy_file_range" | "splice" => Some("write"),
+        _ => None,
+    }
+}
+
+impl<S: Labels> BoundedFamily<S, Histogram> {
+    fn with_duration(&self, labels: &S, span: &Span) {
+        if span.start_bound != Bound::Open && span.end_bound != Bound::Open {
+            self.with(labels, |histogram| histogram.observe(span.duration_ns() as f64 / 1e9));
+        }
+    }
+}
+
+/// What families are made with.
+struct Families {
+    registry: Registry,
+    overflow: Family<FamilyLabels, Counter>,
+}
+
+impl Families {
+    fn counters<S: Labels, M>(&mut self, name: &'static str, help: &'static str) -> BoundedFamily<S, M>
+    where
+        M: EncodeMetric + TypedMetric + Default + std::fmt::Debug + Send + Sync + 'static,
+    {
+        self.register(name, help, M::default, MAX_COUNTER_SERIES)
+    }
+
+    fn histograms<S: Labels>(&mut self, name: &'static str, help: &'static str) -> BoundedFamily<S, Histogram> {
+        self.register(
+            name,
+            help,
+            || Histogram::new(DURATION_BUCKETS_SECONDS),
+            MAX_HISTOGRAM_SERIES,
+        )
+    }
+
+    fn register<S: Labels, M>(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        constructor: fn() -> M,
+        max_series: usize,
+    ) -> BoundedFamily<S, M>
+    where
+        M: EncodeMetric + TypedMetric + std::fmt::Debug + Send + Sync + 'static,
+        fn() -> M: MetricConstructor<M>,
+    {
+        let overflow = self.overflow.get_or_create_owned(&FamilyLabels { family: name });
+        BoundedFamily::register(&mut self.registry, name, help, constructor, max_series, overflow)
+    }
+}
+
+/// Storage of [`SecondsCounter`].
+#[derive(Debug, Default)]
+struct NanosecondsAsSeconds {
+    nanoseconds: AtomicU64,
+}
+
+impl prometheus_client::metrics::counter::Atomic<f64> for NanosecondsAsSeconds {
+    fn inc(&self) -> f64 {
+        self.inc_by(1.0)
+    }
+
+    fn inc_by(&self, seconds: f64) -> f64 {
+        let before = self.nanoseconds.fetch_add((seconds * 1e9) as u64, Ordering::Relaxed);
+        before as f64 / 1e9
+    }
+
+    fn get(&self) -> f64 {
+        self.nanoseconds.load(Ordering::Relaxed) as f64 / 1e9
+    }
+}
+
+#[cfg(test)]
+mod tests;

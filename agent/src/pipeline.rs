@@ -1,0 +1,400 @@
+//! The event task: decides what to watch, turns ring records into resolved events, and feeds the correlator.
+
+mod aggregate;
+mod definitions;
+mod watching;
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use wasmscope_common::{Counter, EMIT_ACTIVATIONS, EMIT_HOST_CALLS, EMIT_SYSCALLS};
+
+pub use self::{
+    aggregate::SyscallRow,
+    watching::{WatchError, WatchReport, WatchedHost},
+};
+use self::{definitions::Definitions, watching::Watched};
+use crate::{
+    bpf::{Kernel, LoadError, LoadOptions, Ring, SiteLinks},
+    clock,
+    correlate::Correlator,
+    decode::{Record, decode},
+    event::{Event, EventKind},
+    process::hosts::{FileId, Hosts},
+    span::{Capture, Loss, Trace},
+};
+
+/// How often the ring is looked at while it is not known to be empty. Control events wake the agent at once.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+/// Records handled before anything else gets a turn.
+const RECORDS_PER_TURN: usize = 65_536;
+/// How long an activation that ended waits for the event that tells whether it failed.
+const SETTLE_NS: u64 = 100_000_000;
+
+/// What to watch, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Size of the ring buffer, bytes; a power of two.
+    pub ring_bytes: u32,
+    /// Watch every process that runs wasm, those already running included.
+    pub watch_all: bool,
+    /// Which events are wanted.
+    pub detail: Detail,
+}
+
+/// Which events are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// Syscalls aggregated in the kernel; no events, no uprobes.
+    MetricsOnly,
+    /// Syscalls with their guest functions; no uprobes.
+    Node,
+    /// Everything.
+    Boundary,
+}
+
+impl Detail {
+    fn flags(self) -> u32 {
+        match self {
+            Self::MetricsOnly => 0,
+            Self::Node => EMIT_SYSCALLS,
+            Self::Boundary => EMIT_SYSCALLS | EMIT_HOST_CALLS | EMIT_ACTIVATIONS,
+        }
+    }
+}
+
+/// What comes out of one turn.
+#[derive(Debug, Default)]
+pub struct Output {
+    /// Resolved events, in order, with the definitions they need.
+    pub events: Vec<Event>,
+    /// Traces that have become complete.
+    pub traces: Vec<Trace>,
+    /// Losses since the last turn.
+    pub losses: Vec<Loss>,
+}
+
+/// The event task's state.
+pub struct Pipeline {
+    kernel: Kernel,
+    ring: Ring,
+    options: Options,
+    hosts: Hosts,
+    links: HashMap<FileId, Vec<SiteLinks>>,
+    next_site: u32,
+    processes: HashMap<u32, Watched>,
+    /// Processes that may be about to be gone.
+    departing: HashSet<u32>,
+    definitions: Definitions,
+    correlator: Correlator,
+    counted: BTreeMap<&'static str, u64>,
+    losses: BTreeMap<(&'static str, &'static str), u64>,
+    total_losses: BTreeMap<(String, String), u64>,
+    delivered_count: u64,
+    trace_count: u64,
+    start_ns: u64,
+    aggregate: Vec<SyscallRow>,
+}
+
+impl Pipeline {
+    /// Loads the programs. Nothing is watched yet, unless all is to be.
+    pub fn start(options: Options) -> Result<Self, LoadError> {
+        let (kernel, ring) = Kernel::load(LoadOptions {
+            ring_bytes: options.ring_bytes,
+            watch_new_wasm: options.watch_all,
+            new_process_flags: options.detail.flags(),
+        })?;
+        Ok(Self {
+            kernel,
+            ring,
+            options,
+            hosts: Hosts::default(),
+            links: HashMap::new(),
+            next_site: 1,
+            processes: HashMap::new(),
+            departing: HashSet::new(),
+            definitions: Definitions::default(),
+            correlator: Correlator::new(),
+            counted: BTreeMap::new(),
+            losses: BTreeMap::new(),
+            total_losses: BTreeMap::new(),
+            delivered_count: 0,
+            trace_count: 0,
+            start_ns: clock::monotonic_ns(),
+            aggregate: Vec::new(),
+        })
+    }
+
+    /// Waits for the next time at which there may be something to do.
+    pub async fn ready(&self) {
+        tokio::select! {
+            () = self.ring.woken() => {}
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
+        }
+    }
+
+    /// Handles what the kernel has produced.
+    pub fn turn(&mut self) -> Output {
+        let mut output = Output::default();
+        let mut records = Vec::new();
+        let mut undecodable = 0;
+        self.ring.drain(RECORDS_PER_TURN, |bytes| match decode(bytes) {
+            Ok(record) => records.push(record),
+            Err(_) => undecodable += 1,
+        });
+        self.delivered_count += records.len() as u64 + undecodable;
+        if undecodable > 0 {
+            *self.losses.entry(("decode", "malformed")).or_default() += undecodable;
+        }
+        for record in records {
+            self.handle(record, &mut output.events);
+        }
+        self.reap(&mut output.events);
+        self.count_losses(&mut output);
+        self.correlate(&mut output);
+        output
+    }
+
+    /// Stops watching, handles what is left, and ends what is open.
+    pub fn finish(&mut self) -> (Output, Capture) {
+        for pid in self.processes.keys() {
+            self.kernel.unwatch(*pid);
+        }
+        let mut output = self.turn();
+        loop {
+            let more = self.turn();
+            if more.events.is_empty() && more.traces.is_empty() {
+                break;
+            }
+            output.append(more);
+        }
+        let end_ns = clock::monotonic_ns();
+        self.correlator.finish(end_ns);
+        let mut last = Output::default();
+        self.correlate(&mut last);
+        output.append(last);
+        let counters = self.kernel.counters();
+        let capture = Capture {
+            start_ns: self.start_ns,
+            end_ns,
+            emitted_count: counters.get(Counter::Emitted),
+            delivered_count: self.delivered_count,
+            losses: self.total_losses(),
+            kernel_release: kernel_release(),
+            replay_of: None,
+            trace_count: self.trace_count,
+        };
+        (output, capture)
+    }
+
+    /// Events known to be missing so far.
+    pub fn lost_count(&self) -> u64 {
+        self.total_losses.values().sum()
+    }
+
+    /// Processes being watched.
+    pub fn watched_count(&self) -> usize {
+        self.processes.len()
+    }
+
+    fn total_losses(&self) -> Vec<Loss> {
+        self.total_losses
+            .iter()
+            .map(|((layer, reason), count)| Loss {
+                layer: layer.clone(),
+                reason: reason.clone(),
+                count: *count,
+            })
+            .collect()
+    }
+
+    fn correlate(&mut self, output: &mut Output) {
+        for event in &output.events {
+            self.correlator.push(event.clone());
+        }
+        self.correlator.settle(clock::monotonic_ns().saturating_sub(SETTLE_NS));
+        let losses = self.correlator.take_losses();
+        self.add_to_total(&losses);
+        output.losses.extend(losses);
+        output.traces.extend(self.correlator.take_finished());
+        self.trace_count += output.traces.len() as u64;
+    }
+
+    /// Turns what the programs and this task have lost since the last turn into events, so that traces which were open
+    /// at the time know.
+    fn count_losses(&mut self, output: &mut Output) {
+        let mut losses = Vec::new();
+        for (counter, value) in self.kernel.counters().iter() {
+            let before = self.counted.insert(counter.name(), value).unwrap_or(0);
+            if counter.is_loss() && value > before {
+                let layer = if counter == Counter::RingFull { "ring" } else { "kernel" };
+                losses.push(Loss {
+                    layer: layer.to_owned(),
+                    reason: counter.name().to_owned(),
+                    count: value - before,
+                });
+            }
+        }
+        for ((layer, reason), count) in std::mem::take(&mut self.losses) {
+            losses.push(Loss {
+                layer: layer.to_owned(),
+                reason: reason.to_owned(),
+                count,
+            });
+        }
+        let at_ns = clock::monotonic_ns();
+        for loss in &losses {
+            output.events.push(Event {
+                at_ns,
+                pid: 0,
+                tid: 0,
+                kind: EventKind::Lost { loss: loss.clone() },
+            });
+        }
+        self.add_to_total(&losses);
+        output.losses.extend(losses);
+    }
+
+    fn add_to_total(&mut self, losses: &[Loss]) {
+        for loss in losses {
+            *self
+                .total_losses
+                .entry((loss.layer.clone(), loss.reason.clone()))
+                .or_default() += loss.count;
+        }
+    }
+
+    fn lose(&mut self, layer: &'static str, reason: &'static str) {
+        *self.losses.entry((layer, reason)).or_default() += 1;
+    }
+
+    fn handle(&mut self, record: Record, events: &mut Vec<Event>) {
+        let header = *record.header();
+        let (pid, tid, at_ns) = (header.pid, header.tid, header.at_ns);
+        let mut push = |kind| events.push(Event { at_ns, pid, tid, kind });
+        match &record {
+            Record::CodePublished(published) => {
+                let range = published.address..published.address.saturating_add(published.length);
+                self.code_published(pid, range, events);
+            }
+            Record::Exec(_) => {
+                if self.processes.contains_key(&pid) {
+                    push(EventKind::ProcessGone);
+                    self.process_replaced(pid, events);
+                }
+            }
+            Record::ThreadExit(_) => {
+                push(EventKind::ThreadExit);
+                self.thread_exited(pid, tid, at_ns, events);
+            }
+            Record::Fork(fork) => {
+                if let Ok(child) = u32::try_from(fork.argument) {
+                    self.process_forked(child, events);
+                }
+            }
+            Record::Calibrated(_) => {}
+            Record::ImportTable(table) => self.learn_callee(pid, table),
+            Record::ActivationSwap(swap) => {
+                let entry = self.function(pid, swap.entry_handler, events);
+                let known = header.flags & wasmscope_common::SLOT_UNKNOWN == 0;
+                events.push(Event {
+                    at_ns,
+                    pid,
+                    tid,
+                    kind: EventKind::ActivationSwap {
+                        old: known.then_some(swap.old),
+                        new: swap.new,
+                        stack_pointer: swap.stack_pointer,
+                        entry,
+                    },
+                });
+            }
+            Record::HostCall(call) => {
+                let entry = self.function(pid, call.entry_handler, events);
+                let stack = self.stack(pid, record.frames(), events);
+                let call_site = record.frames().first().copied().unwrap_or(0);
+                let import = self.import(pid, call_site, call.callee, events);
+                events.push(Event {
+                    at_ns,
+                    pid,
+                    tid,
+                    kind: EventKind::HostCall {
+                        activation: call.activation,
+                        entry,
+                        import,
+                        stack,
+                        truncated: record.is_truncated(),
+                    },
+                });
+            }
+            Record::HostCallEnd(end) => push(EventKind::HostCallEnd {
+                succeeded: end.succeeded != 0,
+            }),
+            Record::Syscall(syscall) => {
+                let entry = self.function(pid, syscall.entry_handler, events);
+                let stack = self.stack(pid, record.frames(), events);
+                events.push(Event {
+                    at_ns,
+                    pid,
+                    tid,
+                    kind: EventKind::Syscall {
+                        activation: syscall.activation,
+                        entry,
+                        duration_ns: syscall.duration_ns,
+                        number: syscall.number,
+                        result: syscall.result,
+                        arguments: syscall.arguments,
+                        stack,
+                        truncated: record.is_truncated(),
+                    },
+                });
+            }
+            Record::Trap(trap) => {
+                let entry = self.function(pid, trap.entry_handler, events);
+                let stack = self.stack(pid, record.frames(), events);
+                let (code, native_offset) = self.trap(pid, trap.instruction_pointer, trap.signal);
+                events.push(Event {
+                    at_ns,
+                    pid,
+                    tid,
+                    kind: EventKind::Trap {
+                        activation: trap.activation,
+                        entry,
+                        code,
+                        stack,
+                        native_offset,
+                    },
+                });
+            }
+            Record::Unwind(_) => push(EventKind::Unwind),
+        }
+    }
+}
+
+impl Output {
+    /// Adds a later turn's output.
+    pub fn append(&mut self, mut later: Self) {
+        self.events.append(&mut later.events);
+        self.traces.append(&mut later.traces);
+        self.losses.append(&mut later.losses);
+    }
+}
+
+impl Drop for Pipeline {
+    fn drop(&mut self) {
+        for links in std::mem::take(&mut self.links).into_values().flatten() {
+            self.kernel.detach(links);
+        }
+    }
+}
+
+/// The kernel's release, as `uname` tells it.
+pub fn kernel_release() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}
+
+/// What is kept per host, shared by its processes.
+type SharedHost = Arc<crate::process::hosts::Host>;

@@ -1,0 +1,477 @@
+//! Processes come, load guests, fork, replace themselves and go; this keeps the programs' tables and the names in step.
+
+use std::{io, ops::Range, path::Path};
+
+use wasmscope_common::{ImportTable, KEEP_TLS_ON_EXEC, ProcessConfig, SiteCookie, TLS_SEARCH, TLS_UNKNOWN};
+
+use super::{Detail, Pipeline, SharedHost};
+use crate::{
+    bpf::{MapError, SiteProgram, UprobeSite},
+    clock,
+    event::{Coverage, Event, EventKind, FunctionId, ImportId},
+    process::{
+        describe,
+        guests::{Added, Guests},
+        maps::{self, ExecutableMapping},
+        memory::ProcessMemory,
+    },
+    span::Process,
+};
+
+/// Processes watched at once; the programs' table has the same size.
+const MAX_PROCESSES: usize = 4096;
+
+/// A process that is being watched.
+pub(super) struct Watched {
+    memory: ProcessMemory,
+    pub(super) guests: Guests,
+    host: Option<SharedHost>,
+    facts: describe::ProcessFacts,
+    /// Executable ranges, to tell code from data.
+    code: Vec<Range<u64>>,
+    coverage: Coverage,
+}
+
+/// Why a process cannot be watched.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchError {
+    /// It is gone, or may not be inspected.
+    #[error("cannot inspect process {pid}")]
+    Inspect {
+        /// Which.
+        pid: u32,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The programs' table refused it.
+    #[error("cannot watch process {pid}")]
+    Table {
+        /// Which.
+        pid: u32,
+        /// Why not.
+        #[source]
+        source: MapError,
+    },
+    /// Too many.
+    #[error("more than {MAX_PROCESSES} processes")]
+    TooMany,
+}
+
+/// What is known of a process once it is watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchReport {
+    /// Its description.
+    pub process: Process,
+    /// Code objects found.
+    pub module_count: usize,
+    /// Sites attached in its host binary.
+    pub site_count: usize,
+    /// What is observed.
+    pub coverage: Coverage,
+}
+
+impl Pipeline {
+    /// Watches a process that is already running.
+    pub fn watch(&mut self, pid: u32) -> Result<(WatchReport, Vec<Event>), WatchError> {
+        let mut events = Vec::new();
+        self.add_process(pid, &mut events)?;
+        let watched = self.processes.get(&pid).ok_or(WatchError::TooMany)?;
+        let report = WatchReport {
+            process: watched.describe(pid),
+            module_count: watched.guests.len(),
+            site_count: watched.host.as_ref().map_or(0, |host| host.plan.sites.len()),
+            coverage: watched.coverage,
+        };
+        for event in &events {
+            self.correlator.push(event.clone());
+        }
+        Ok((report, events))
+    }
+
+    /// Watches every process that already runs wasm; later ones are noticed when they publish code.
+    pub fn watch_running(&mut self) -> io::Result<(Vec<WatchReport>, Vec<Event>)> {
+        let mut reports = Vec::new();
+        let mut events = Vec::new();
+        for pid in describe::all_pids()? {
+            // Processes come and go, and kernel threads have no mappings: neither is an error.
+            let Ok(mappings) = maps::executable_mappings(pid) else {
+                continue;
+            };
+            let runs_wasm =
+                ProcessMemory::open(pid).is_ok_and(|memory| !maps::code_objects(&mappings, &memory).is_empty());
+            if runs_wasm && let Ok((report, mut more)) = self.watch(pid) {
+                reports.push(report);
+                events.append(&mut more);
+            }
+        }
+        Ok((reports, events))
+    }
+
+    /// Prepares for a program that is about to be started: its sites are attached before its first instruction.
+    pub fn prepare(&mut self, program: &Path) -> io::Result<Option<WatchedHost>> {
+        let Some(host) = self.hosts.look_up(program)? else {
+            return Ok(None);
+        };
+        let coverage = self.attach(&host);
+        Ok(Some(WatchedHost {
+            runtime_name: host.plan.runtime_name,
+            site_count: host.plan.sites.len(),
+            coverage,
+            limits: host.plan.limits.clone(),
+        }))
+    }
+
+    /// Watches whatever the calling process starts from now on, from its first instruction. `program` is what it will be.
+    pub fn adopt_children(&mut self, program: &Path) -> Result<(), WatchError> {
+        let pid = std::process::id();
+        let mut config = ProcessConfig {
+            child_flags: self.options.detail.flags(),
+            aggregate: u32::from(self.options.detail == Detail::MetricsOnly),
+            ..ProcessConfig::default()
+        };
+        if let Ok(Some(host)) = self.hosts.look_up(program) {
+            host.plan.tls.apply(&mut config);
+            config.child_flags |= KEEP_TLS_ON_EXEC;
+        }
+        self.kernel
+            .watch(pid, config)
+            .map_err(|source| WatchError::Table { pid, source })
+    }
+
+    /// Ends [`Self::adopt_children`].
+    pub fn disown_children(&mut self) {
+        self.kernel.unwatch(std::process::id());
+    }
+
+    /// Whether a process is being watched.
+    pub fn is_watching(&self, pid: u32) -> bool {
+        self.processes.contains_key(&pid)
+    }
+
+    fn add_process(&mut self, pid: u32, events: &mut Vec<Event>) -> Result<(), WatchError> {
+        if self.processes.len() >= MAX_PROCESSES {
+            return Err(WatchError::TooMany);
+        }
+        let inspect = |source| WatchError::Inspect { pid, source };
+        let facts = describe::facts(pid).map_err(inspect)?;
+        let memory = ProcessMemory::open(pid).map_err(inspect)?;
+        let mappings = maps::executable_mappings(pid).map_err(inspect)?;
+        let host = self.hosts.of_process(pid, &mappings);
+        let coverage = host.as_ref().map_or_else(Coverage::default, |host| self.attach(host));
+        let mut watched = Watched {
+            memory,
+            guests: Guests::default(),
+            host,
+            facts,
+            code: Vec::new(),
+            coverage,
+        };
+        let lost = watched.scan(&mappings);
+        self.processes.insert(pid, watched);
+        self.configure(pid)?;
+        // What was published between the scan and now announces itself only from now on.
+        if let Ok(mappings) = maps::executable_mappings(pid)
+            && let Some(watched) = self.processes.get_mut(&pid)
+        {
+            watched.scan(&mappings);
+            self.configure(pid)?;
+        }
+        for _ in 0..lost {
+            self.lose("symbols", "image_unreadable");
+        }
+        self.describe(pid, events);
+        Ok(())
+    }
+
+    /// Tells the programs how to follow the process's threads. What they have found out themselves is kept.
+    fn configure(&mut self, pid: u32) -> Result<(), WatchError> {
+        let Some(watched) = self.processes.get(&pid) else {
+            return Ok(());
+        };
+        let known = self.kernel.config(pid).unwrap_or_default();
+        let mut config = ProcessConfig {
+            flags: self.options.detail.flags(),
+            child_flags: self.options.detail.flags(),
+            aggregate: u32::from(self.options.detail == Detail::MetricsOnly),
+            ..known
+        };
+        if let Some(host) = &watched.host
+            && config.store_offset == 0
+            && matches!(config.tls_kind, TLS_UNKNOWN | TLS_SEARCH)
+        {
+            host.plan.tls.apply(&mut config);
+        }
+        if let Some(range) = watched.guests.code_range() {
+            config.code_start = range.start;
+            config.code_end = range.end;
+        }
+        if config != known {
+            config.generation = known.generation.wrapping_add(1);
+            self.kernel
+                .watch(pid, config)
+                .map_err(|source| WatchError::Table { pid, source })?;
+        }
+        Ok(())
+    }
+
+    fn describe(&mut self, pid: u32, events: &mut Vec<Event>) {
+        let Some(watched) = self.processes.get(&pid) else {
+            return;
+        };
+        events.push(Event {
+            at_ns: clock::monotonic_ns(),
+            pid,
+            tid: pid,
+            kind: EventKind::Process {
+                process: watched.describe(pid),
+                coverage: watched.coverage,
+            },
+        });
+    }
+
+    /// Attaches a host's sites, once per file.
+    fn attach(&mut self, host: &SharedHost) -> Coverage {
+        if self.options.detail != Detail::Boundary {
+            return Coverage::default();
+        }
+        if self.links.contains_key(&host.file_id) {
+            return host.plan.coverage;
+        }
+        let mut links = Vec::new();
+        let mut coverage = host.plan.coverage;
+        for program in SiteProgram::ALL {
+            let mut sites = Vec::new();
+            for site in host.plan.sites.iter().filter(|site| site.program == program) {
+                let [first, second] = site.arguments;
+                sites.push(UprobeSite {
+                    file_offset: site.file_offset,
+                    cookie: SiteCookie::new(self.next_site, first, second).0,
+                });
+                self.next_site += 1;
+            }
+            if sites.is_empty() {
+                continue;
+            }
+            match self.kernel.attach_sites(&host.path, program, &sites) {
+                Ok(link) => links.push(link),
+                Err(error) => {
+                    tracing::warn!(path = %host.path.display(), error = &error as &dyn std::error::Error, "sites not attached");
+                    match program {
+                        SiteProgram::ActivationSwap => coverage.activations = false,
+                        SiteProgram::Unwind => coverage.unwinds = false,
+                        SiteProgram::HostCall => coverage.host_calls = false,
+                        SiteProgram::HostCallEnd => coverage.host_call_ends = false,
+                    }
+                }
+            }
+        }
+        self.links.insert(host.file_id, links);
+        coverage
+    }
+
+    pub(super) fn code_published(&mut self, pid: u32, range: Range<u64>, events: &mut Vec<Event>) {
+        if !self.processes.contains_key(&pid) {
+            if self.add_process(pid, events).is_err() {
+                self.lose("symbols", "process_gone");
+            }
+            return;
+        }
+        let Some(watched) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        let mappings = maps::executable_mappings(pid).unwrap_or_default();
+        let file_name = mappings
+            .iter()
+            .find(|mapping| mapping.range.contains(&range.start))
+            .and_then(file_name);
+        let first = watched.guests.is_empty();
+        if watched.host.is_none() {
+            // A library that was loaded after the process had been looked at.
+            let host = self.hosts.of_process(pid, &mappings);
+            let coverage = host.as_ref().map(|host| self.attach(host));
+            if let Some(watched) = self.processes.get_mut(&pid) {
+                watched.host = host;
+                watched.coverage = coverage.unwrap_or_default();
+            }
+        }
+        let Some(watched) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        watched.code = mappings.iter().map(|mapping| mapping.range.clone()).collect();
+        match watched.guests.add(&watched.memory, range, file_name) {
+            Ok(Added::Known | Added::New) => {}
+            Ok(Added::Replaced) => {
+                // The programs have announced callees of the code that was there before.
+                if let Some(mut config) = self.kernel.config(pid) {
+                    config.generation = config.generation.wrapping_add(1);
+                    let _ = self.kernel.watch(pid, config);
+                }
+            }
+            Err(_) => self.lose("symbols", "image_unreadable"),
+        }
+        if self.configure(pid).is_err() {
+            self.lose("kernel", "process_table_full");
+        }
+        if first {
+            self.describe(pid, events);
+        }
+    }
+
+    pub(super) fn process_replaced(&mut self, pid: u32, events: &mut Vec<Event>) {
+        // It was the main thread of the image that is gone.
+        self.departing.remove(&pid);
+        self.collect_aggregate(pid);
+        self.processes.remove(&pid);
+        if self.add_process(pid, events).is_err() {
+            self.lose("symbols", "process_gone");
+        }
+    }
+
+    pub(super) fn process_forked(&mut self, child: u32, events: &mut Vec<Event>) {
+        if !self.processes.contains_key(&child) && self.add_process(child, events).is_err() {
+            self.lose("symbols", "process_gone");
+        }
+    }
+
+    pub(super) fn thread_exited(&mut self, pid: u32, tid: u32, at_ns: u64, events: &mut Vec<Event>) {
+        if pid != tid {
+            return;
+        }
+        if describe::is_alive(pid) {
+            // A thread announces its exit a moment before `/proc` shows it.
+            self.departing.insert(pid);
+            return;
+        }
+        self.process_gone(pid, tid, at_ns, events);
+    }
+
+    /// Looks again at processes whose main thread has announced its exit.
+    pub(super) fn reap(&mut self, events: &mut Vec<Event>) {
+        let gone: Vec<_> = self
+            .departing
+            .iter()
+            .copied()
+            .filter(|pid| !describe::is_alive(*pid))
+            .collect();
+        let at_ns = clock::monotonic_ns();
+        for pid in gone {
+            self.process_gone(pid, pid, at_ns, events);
+        }
+    }
+
+    fn process_gone(&mut self, pid: u32, tid: u32, at_ns: u64, events: &mut Vec<Event>) {
+        self.departing.remove(&pid);
+        self.collect_aggregate(pid);
+        if self.processes.remove(&pid).is_some() {
+            self.kernel.unwatch(pid);
+            events.push(Event {
+                at_ns,
+                pid,
+                tid,
+                kind: EventKind::ProcessGone,
+            });
+        }
+    }
+
+    pub(super) fn learn_callee(&mut self, pid: u32, table: &ImportTable) {
+        let Some(watched) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        let code = &watched.code;
+        let is_code = |address: u64| code.iter().any(|range| range.contains(&address));
+        if !watched.guests.learn_callee(table, is_code) {
+            self.lose("symbols", "import_unresolved");
+        }
+    }
+
+    pub(super) fn function(&mut self, pid: u32, address: u64, events: &mut Vec<Event>) -> Option<FunctionId> {
+        if address == 0 {
+            return None;
+        }
+        let function = self.processes.get_mut(&pid)?.guests.function(address)?;
+        Some(self.definitions.function(function, events))
+    }
+
+    pub(super) fn stack(&mut self, pid: u32, frames: &[u64], events: &mut Vec<Event>) -> Vec<FunctionId> {
+        frames
+            .iter()
+            .filter_map(|address| {
+                let function = self.function(pid, *address, events);
+                if function.is_none() {
+                    self.lose("symbols", "frame_unresolved");
+                }
+                function
+            })
+            .collect()
+    }
+
+    pub(super) fn import(
+        &mut self,
+        pid: u32,
+        call_site: u64,
+        callee: u64,
+        events: &mut Vec<Event>,
+    ) -> Option<ImportId> {
+        let import = self.processes.get(&pid)?.guests.import(call_site, callee)?;
+        Some(self.definitions.import(import, events))
+    }
+
+    pub(super) fn trap(&mut self, pid: u32, address: u64, signal: u64) -> (String, u64) {
+        self.processes
+            .get_mut(&pid)
+            .and_then(|watched| watched.guests.trap(address))
+            .map_or_else(
+                || (format!("signal_{signal}"), 0),
+                |(code, offset)| (code.to_owned(), offset),
+            )
+    }
+}
+
+/// A host binary that is ready to be started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchedHost {
+    /// Which runtime.
+    pub runtime_name: &'static str,
+    /// Sites attached.
+    pub site_count: usize,
+    /// What is observed.
+    pub coverage: Coverage,
+    /// What is not.
+    pub limits: Vec<String>,
+}
+
+impl Watched {
+    /// Reads the code objects among `mappings`; returns how many could not be read.
+    fn scan(&mut self, mappings: &[ExecutableMapping]) -> usize {
+        self.code = mappings.iter().map(|mapping| mapping.range.clone()).collect();
+        maps::code_objects(mappings, &self.memory)
+            .into_iter()
+            .filter(|mapping| {
+                self.guests
+                    .add(&self.memory, mapping.range.clone(), file_name(mapping))
+                    .is_err()
+            })
+            .count()
+    }
+
+    pub(super) fn describe(&self, pid: u32) -> Process {
+        let plan = self.host.as_ref().map(|host| &host.plan);
+        Process {
+            pid,
+            start_ns: self.facts.start_ns,
+            command: self.facts.command.clone(),
+            runtime_name: plan.map_or("wasmtime", |plan| plan.runtime_name).to_owned(),
+            runtime_version: self.guests.engine_version().map(str::to_owned),
+            limits: plan.map(|plan| plan.limits.clone()).unwrap_or_else(|| {
+                vec!["no host binary recognised: invocations and host calls are inferred from syscalls".to_owned()]
+            }),
+        }
+    }
+}
+
+fn file_name(mapping: &ExecutableMapping) -> Option<String> {
+    mapping.file.as_ref()?;
+    let path = mapping.path.as_deref()?;
+    Path::new(path).file_stem()?.to_str().map(str::to_owned)
+}

@@ -1,0 +1,115 @@
+//! Host binaries on disk, looked at once each: which file a process runs, and the plan for it.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io,
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rustix::fs::{Mode, OFlags};
+
+use super::maps::ExecutableMapping;
+use crate::{
+    image::{HostImage, host::looks_like_wasmtime},
+    runtime::{self, ProbePlan},
+};
+
+/// Host images remembered.
+const MAX_HOSTS: usize = 4096;
+
+/// A file by identity rather than path: containers see one file under many paths. The modification time tells a file that
+/// was replaced in place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileId {
+    device: u64,
+    inode: u64,
+    modified_ns: i128,
+    size: u64,
+}
+
+/// A host binary with a runtime in it.
+#[derive(Debug)]
+pub struct Host {
+    /// Which file.
+    pub file_id: FileId,
+    /// A path that opens it as long as the process that was looked at lives.
+    pub path: PathBuf,
+    /// What to probe.
+    pub plan: ProbePlan,
+}
+
+/// Remembers what files are.
+#[derive(Debug, Default)]
+pub struct Hosts {
+    known: HashMap<FileId, Option<Arc<Host>>>,
+}
+
+impl Hosts {
+    /// The host binary that a process runs: its executable, else one of its libraries. `None` if none has a runtime.
+    pub fn of_process(&mut self, pid: u32, mappings: &[ExecutableMapping]) -> Option<Arc<Host>> {
+        let executable = PathBuf::from(format!("/proc/{pid}/exe"));
+        if let Ok(Some(host)) = self.look_up(&executable) {
+            return Some(host);
+        }
+        mappings
+            .iter()
+            .filter(|mapping| mapping.file.is_some())
+            .filter(|mapping| mapping.path.as_deref().is_some_and(may_be_library))
+            .find_map(|mapping| {
+                let range = &mapping.range;
+                // Opens the very file that is mapped, whatever its path leads to by now.
+                let path = PathBuf::from(format!("/proc/{pid}/map_files/{:x}-{:x}", range.start, range.end));
+                self.look_up(&path).ok().flatten()
+            })
+    }
+
+    /// What the file at `path` is.
+    pub fn look_up(&mut self, path: &Path) -> io::Result<Option<Arc<Host>>> {
+        // Without O_NONBLOCK, opening a FIFO would wait for its writer.
+        let file = File::from(rustix::fs::open(
+            path,
+            OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY,
+            Mode::empty(),
+        )?);
+        let metadata = file.metadata()?;
+        if !metadata.is_file() || metadata.file_type().is_fifo() {
+            return Ok(None);
+        }
+        let file_id = FileId {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            modified_ns: i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec()),
+            size: metadata.size(),
+        };
+        if let Some(known) = self.known.get(&file_id) {
+            return Ok(known.clone());
+        }
+        let host = examine(&file, file_id, path);
+        if self.known.len() >= MAX_HOSTS {
+            self.known.clear();
+        }
+        self.known.insert(file_id, host.clone());
+        Ok(host)
+    }
+}
+
+fn examine(file: &File, file_id: FileId, path: &Path) -> Option<Arc<Host>> {
+    // Most files are something else, which is cheaper to see than to rule out by their symbols.
+    looks_like_wasmtime(file).ok().flatten()?;
+    let image = HostImage::read(file).ok()?;
+    let plan = runtime::plan(&image, file)?;
+    Some(Arc::new(Host {
+        file_id,
+        path: path.to_owned(),
+        plan,
+    }))
+}
+
+/// Libraries that are looked into: by name, as a process maps dozens.
+fn may_be_library(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or_default();
+    name.contains(".so") && ["wasm", "extism", "spin"].iter().any(|word| name.contains(word))
+}

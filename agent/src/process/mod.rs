@@ -1,0 +1,8 @@
+//! Processes as the agent sees them from outside: their memory, their mappings, what they are. Everything read here is
+//! written by tenants and bounded.
+
+pub mod describe;
+pub mod guests;
+pub mod hosts;
+pub mod maps;
+pub mod memory;

@@ -1,0 +1,87 @@
+//! Where a runtime plugs in: an adapter looks at a host image and says which sites to probe. Adding a runtime is one file
+//! here and one line in [`ADAPTERS`].
+//!
+//! Plans are data: the code that loads and attaches never learns a runtime's name.
+
+pub mod wasmtime;
+
+use wasmscope_common::{ArgumentLocation, ProcessConfig, TLS_DYNAMIC, TLS_SEARCH, TLS_STATIC, TLS_UNKNOWN};
+
+use crate::{
+    bpf::SiteProgram,
+    event::Coverage,
+    image::{HostImage, ReadAt},
+};
+
+/// Every runtime that is known, in order of priority.
+pub static ADAPTERS: &[&dyn RuntimeAdapter] = &[&wasmtime::Wasmtime];
+
+/// Recognises a runtime in a host image and plans its probes.
+pub trait RuntimeAdapter: Send + Sync {
+    /// Value of `wasm.runtime.name`.
+    fn name(&self) -> &'static str;
+
+    /// `Ok(None)`: not mine. A plan without sites is fine: syscalls are attributed without any.
+    fn plan(&self, image: &HostImage, file: &dyn ReadAt) -> Option<ProbePlan>;
+}
+
+/// What to probe in one host image, and how to find activations in processes that run it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProbePlan {
+    /// Value of `wasm.runtime.name`.
+    pub runtime_name: &'static str,
+    /// Where to attach what.
+    pub sites: Vec<PlannedSite>,
+    /// Where threads keep their activation.
+    pub tls: TlsPlan,
+    /// What will be observed if all sites are attached.
+    pub coverage: Coverage,
+    /// What will not be, in words for a person.
+    pub limits: Vec<String>,
+}
+
+/// One site.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedSite {
+    /// Program to run there.
+    pub program: SiteProgram,
+    /// Bytes from the start of the file.
+    pub file_offset: u64,
+    /// Where the program's arguments are.
+    pub arguments: [ArgumentLocation; 2],
+    /// The kernel emulates the instruction, which makes a hit ten times cheaper than single-stepping it.
+    pub emulated: bool,
+    /// Path of the function it is in.
+    pub function: &'static str,
+}
+
+/// Where threads keep their activation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsPlan {
+    /// Not known; the programs may find it.
+    #[default]
+    Unknown,
+    /// In the static block of the thread, where the programs find it.
+    Search,
+    /// At the thread pointer plus this many bytes.
+    ThreadPointer(i64),
+    /// This many bytes into the image's block, wherever a process has put that.
+    Block(i64),
+}
+
+impl TlsPlan {
+    /// Writes it into a process's config.
+    pub fn apply(self, config: &mut ProcessConfig) {
+        (config.tls_kind, config.tls_offset) = match self {
+            Self::Unknown => (TLS_UNKNOWN, 0),
+            Self::Search => (TLS_SEARCH, 0),
+            Self::ThreadPointer(offset) => (TLS_STATIC, offset),
+            Self::Block(offset) => (TLS_DYNAMIC, offset),
+        };
+    }
+}
+
+/// The plan of the first adapter that recognises the image.
+pub fn plan(image: &HostImage, file: &dyn ReadAt) -> Option<ProbePlan> {
+    ADAPTERS.iter().find_map(|adapter| adapter.plan(image, file))
+}

@@ -1,0 +1,168 @@
+//! wasmtime, embedded in Rust programs or as `libwasmtime.so`: one function swaps the activation record, generic
+//! trampolines call host functions, one function makes an error of a trap.
+
+use wasmscope_common::ArgumentLocation;
+
+use super::{PlannedSite, ProbePlan, RuntimeAdapter, TlsPlan};
+use crate::{
+    bpf::SiteProgram,
+    event::Coverage,
+    image::{
+        HostImage, ReadAt,
+        host::{HostFunction, TlsModel, looks_like_wasmtime},
+        prologue::{self, ArgLocation},
+        returns::return_points,
+    },
+};
+
+/// Longest function looked at; wasmtime's trampolines have a few hundred bytes.
+const MAX_FUNCTION_BYTES: u64 = 16 << 10;
+/// Host functions probed in one image. wasmtime's command line has 963.
+const MAX_HOST_FUNCTIONS: usize = 4096;
+
+/// The adapter.
+#[derive(Debug)]
+pub struct Wasmtime;
+
+impl RuntimeAdapter for Wasmtime {
+    fn name(&self) -> &'static str {
+        "wasmtime"
+    }
+
+    fn plan(&self, image: &HostImage, file: &dyn ReadAt) -> Option<ProbePlan> {
+        if image.evidence().is_none() {
+            // Stripped: only the runtime's messages tell.
+            looks_like_wasmtime(file).ok().flatten()?;
+        }
+        let symbols = &image.symbols;
+        let mut plan = ProbePlan {
+            runtime_name: self.name(),
+            tls: match symbols.tls_slot {
+                Some(slot) => match slot.model {
+                    TlsModel::LocalExec { thread_pointer_offset } => TlsPlan::ThreadPointer(thread_pointer_offset),
+                    TlsModel::Dynamic => TlsPlan::Block(slot.block_offset as i64),
+                },
+                None if image.is_executable => TlsPlan::Search,
+                None => TlsPlan::Unknown,
+            },
+            ..ProbePlan::default()
+        };
+        for function in &symbols.tls_replace {
+            plan.enter(SiteProgram::ActivationSwap, function, file, 1);
+        }
+        for function in &symbols.from_runtime_box {
+            plan.enter(SiteProgram::Unwind, function, file, 0);
+        }
+        let host_functions: Vec<_> = symbols.array_call_trampolines.iter().take(MAX_HOST_FUNCTIONS).collect();
+        let mut without_end = 0;
+        for function in &host_functions {
+            plan.enter(SiteProgram::HostCall, function, file, 2);
+            if !plan.leave(function, file) {
+                without_end += 1;
+            }
+        }
+        plan.coverage = Coverage {
+            activations: !symbols.tls_replace.is_empty(),
+            host_calls: !host_functions.is_empty(),
+            host_call_ends: !host_functions.is_empty() && without_end == 0,
+            unwinds: !symbols.from_runtime_box.is_empty(),
+        };
+        plan.explain(image, without_end);
+        Some(plan)
+    }
+}
+
+impl ProbePlan {
+    /// Plans the cheapest entry probe of a function at which its first `argument_count` arguments are known.
+    fn enter(&mut self, program: SiteProgram, function: &HostFunction, file: &dyn ReadAt, argument_count: usize) {
+        let code = read_code(function, file);
+        // The swap program takes its argument from its register, so only the first instruction will do for it.
+        let point = if program == SiteProgram::ActivationSwap {
+            prologue::ProbePoint {
+                offset: 0,
+                emulated: prologue::entry_point(&code, function.address, [true, false, false, false]).offset == 0,
+                args: [ArgLocation::Lost; prologue::ARGUMENT_COUNT],
+                sp_delta: 0,
+            }
+        } else {
+            let needed = std::array::from_fn(|index| index < argument_count);
+            prologue::entry_point(&code, function.address, needed)
+        };
+        self.sites.push(PlannedSite {
+            program,
+            file_offset: function.file_offset + u64::from(point.offset),
+            arguments: [location(point.args[0]), location(point.args[1])],
+            emulated: point.emulated,
+            function: function.path,
+        });
+    }
+
+    /// Plans a probe on every return of a function; `false` if not every way out is known.
+    fn leave(&mut self, function: &HostFunction, file: &dyn ReadAt) -> bool {
+        let code = read_code(function, file);
+        let Ok(points) = return_points(&code, function.address) else {
+            return false;
+        };
+        if points.returns.is_empty() || !points.tail_jumps.is_empty() {
+            return false;
+        }
+        for point in points.returns {
+            self.sites.push(PlannedSite {
+                program: SiteProgram::HostCallEnd,
+                file_offset: function.file_offset + u64::from(point.probe_offset),
+                arguments: [ArgumentLocation::Lost; 2],
+                emulated: point.emulated,
+                function: function.path,
+            });
+        }
+        true
+    }
+
+    fn explain(&mut self, image: &HostImage, without_end: usize) {
+        let mut limit = |words: String| self.limits.push(words);
+        if !self.coverage.activations {
+            let why = if image.has_symbol_table {
+                "not found"
+            } else {
+                "stripped"
+            };
+            limit(format!(
+                "symbols {why}: invocations and host calls are seen only as far as they make syscalls"
+            ));
+        } else if !self.coverage.host_calls {
+            limit("no host call trampolines found: only host calls that make syscalls are seen".to_owned());
+        }
+        if without_end > 0 {
+            limit(format!(
+                "{without_end} host functions whose returns cannot be probed: their ends are inferred"
+            ));
+        }
+        if !image.symbols.cabi_entrypoints.is_empty() {
+            limit("host calls of components are not seen yet".to_owned());
+        }
+    }
+}
+
+fn read_code(function: &HostFunction, file: &dyn ReadAt) -> Vec<u8> {
+    let mut code = vec![0; function.size.min(MAX_FUNCTION_BYTES) as usize];
+    let mut filled = 0;
+    while filled < code.len() {
+        match file.read_at(function.file_offset + filled as u64, &mut code[filled..]) {
+            Ok(0) | Err(_) => break,
+            Ok(count) => filled += count,
+        }
+    }
+    code.truncate(filled);
+    code
+}
+
+fn location(found: ArgLocation) -> ArgumentLocation {
+    match found {
+        ArgLocation::Register(number) => ArgumentLocation::Register(number),
+        ArgLocation::Stack { offset } => u16::try_from(offset)
+            .ok()
+            .filter(|offset| offset % 8 == 0 && *offset < 0x7ff8)
+            .map_or(ArgumentLocation::Lost, ArgumentLocation::Stack),
+        ArgLocation::Lost => ArgumentLocation::Lost,
+    }
+}

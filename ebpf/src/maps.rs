@@ -1,0 +1,90 @@
+//! All maps and the globals that the agent sets before loading.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
+};
+use wasmscope_common::{COUNTER_SLOTS, Counter, ProcessConfig, SeenCallSite, SeenCallee, SyscallKey, SyscallStats};
+
+use crate::thread::Thread;
+
+/// The one way out. The agent sizes it.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(16 << 20, 0);
+
+/// Processes watched, by pid.
+#[map]
+pub static PROCESSES: HashMap<u32, ProcessConfig> = HashMap::with_max_entries(4096, 0);
+
+/// Threads of watched processes, by tid: what is cached about them, and the workspace in which records are built. A
+/// thread can only be in one program at a time, unlike a CPU, on which uprobes preempt each other.
+#[map]
+pub static THREADS: HashMap<u32, Thread> = HashMap::with_max_entries(8192, 0);
+
+/// [`Counter`]s. Incremented atomically, as uprobes of one CPU can interleave.
+#[map]
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTER_SLOTS, 0);
+
+/// Syscalls aggregated by call site, for processes whose config asks for it.
+#[map]
+pub static SYSCALL_STATS: PerCpuHashMap<SyscallKey, SyscallStats> = PerCpuHashMap::with_max_entries(8192, 0);
+
+/// Hits per site, so that the agent can see which sites are hot.
+#[map]
+pub static SITE_HITS: Array<u64> = Array::with_max_entries(16_384, 0);
+
+/// Call sites whose callee has been announced; the least recently used are forgotten and announced again.
+#[map]
+pub static CALL_SITES: LruHashMap<SeenCallSite, SeenCallee> = LruHashMap::with_max_entries(16_384, 0);
+
+/// Entry 0 changes after every change the agent makes to [`PROCESSES`]: threads then look at their process again.
+#[map]
+static GENERATION: Array<u64> = Array::with_max_entries(1, 0);
+
+/// Bytes from `task_struct` to `thread.fsbase`, from the kernel's BTF.
+#[unsafe(no_mangle)]
+pub static TASK_FSBASE_OFFSET: u32 = 0;
+
+/// Bytes from `task_struct` to `tgid`, from the kernel's BTF.
+#[unsafe(no_mangle)]
+pub static TASK_TGID_OFFSET: u32 = 0;
+
+/// `WATCH_*` flags.
+#[unsafe(no_mangle)]
+pub static WATCH_FLAGS: u32 = 0;
+
+/// `EMIT_*` flags of a process that is watched from its first code object on.
+#[unsafe(no_mangle)]
+pub static NEW_PROCESS_FLAGS: u32 = 0;
+
+/// The generation that what threads have cached must be of.
+#[inline(always)]
+pub fn generation() -> u64 {
+    // SAFETY: a pointer into a map value; a torn read is impossible for an aligned word.
+    GENERATION.get_ptr(0).map_or(0, |value| unsafe { core::ptr::read_volatile(value) })
+}
+
+/// Reads a global that the agent may have set.
+#[inline(always)]
+pub fn global(value: &'static u32) -> u32 {
+    // SAFETY: a reference is valid for reads; volatile since the loader patches the value after compilation.
+    unsafe { core::ptr::read_volatile(value) }
+}
+
+/// Adds one to a counter.
+#[inline(always)]
+pub fn count(counter: Counter) {
+    if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
+        add(value, 1);
+    }
+}
+
+/// Adds to a map value that other programs may be adding to.
+#[inline(always)]
+pub fn add(value: *mut u64, amount: u64) {
+    // The target has the instruction but the library offers no `fetch_add` for it.
+    // SAFETY: callers pass pointers into map values, which stay valid while the program runs and are 8-byte aligned.
+    unsafe {
+        core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(value, amount);
+    }
+}

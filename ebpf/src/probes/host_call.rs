@@ -1,0 +1,168 @@
+//! Host functions called by guests: entry, with the guest's stack, and return.
+
+use aya_ebpf::{EbpfContext as _, bindings::{BPF_RB_NO_WAKEUP, pt_regs}, helpers::bpf_get_attach_cookie, macros::uprobe, programs::ProbeContext};
+use wasmscope_common::{
+    ArgumentLocation, Counter, EMIT_HOST_CALLS, HostCall, HostCallEnd, IMPORT_TABLE_BYTES, IMPORT_TABLE_CHUNK_BYTES,
+    ImportTable, MAX_TABLES_PER_CALL_SITE, RecordHeader, RecordKind, STACK_TRUNCATED, SeenCallSite, SeenCallee,
+    SiteCookie,
+};
+
+use crate::{
+    activation::{TRUNCATED, read_limits, top, walk_from_exit},
+    calibrate::{UNKNOWN, calibrate, is_complete},
+    maps::{CALL_SITES, EVENTS, SITE_HITS, add, count},
+    output::{Wake, emit, emit_with_frames, header},
+    thread::{current, watched},
+    user::{read_user, read_user_word, register},
+};
+
+#[uprobe]
+pub fn host_call(ctx: ProbeContext) -> u32 {
+    let Some(config) = watched() else { return 0 };
+    // SAFETY: a pointer into a map value.
+    if unsafe { (*config).flags } & EMIT_HOST_CALLS == 0 {
+        return 0;
+    }
+    // SAFETY: as above.
+    let Some(thread) = current(unsafe { &*config }) else { return 0 };
+    let cookie = cookie(&ctx);
+    hit(cookie.site());
+    // SAFETY: the context of a uprobe is the thread's registers.
+    let regs = unsafe { &*ctx.regs };
+    let callee = argument(regs, cookie.first());
+    let caller = argument(regs, cookie.second());
+    let stack_pointer = regs.rsp;
+
+    // SAFETY: this thread's own entry.
+    let state = unsafe { &mut *thread };
+    let mut activation = top(state);
+    if !is_complete(state) {
+        activation = calibrate::<false>(thread, config, stack_pointer);
+    }
+    // SAFETY: as above.
+    let state = unsafe { &mut *thread };
+    let record: *mut HostCall = state.record.as_mut_ptr().cast();
+    let mut head = header(RecordKind::HostCall);
+    let mut frame_count = 0;
+    let mut entry_handler = 0;
+    if activation == 0 || activation == UNKNOWN {
+        activation = 0;
+        count(Counter::Uncalibrated);
+    } else if read_limits(state, activation) {
+        entry_handler = state.limits.entry_handler;
+        // SAFETY: the workspace is as large and as aligned as the largest record.
+        let walked = walk_from_exit(state, unsafe { &mut (*record).frames });
+        frame_count = walked & 0xff;
+        head.flags = if walked & TRUNCATED == 0 { 0 } else { STACK_TRUNCATED };
+    } else {
+        count(Counter::ActivationUnreadable);
+    }
+    head.frame_count = frame_count as u16;
+    // SAFETY: as above.
+    let call_site = if frame_count == 0 { 0 } else { unsafe { (*record).frames[0] } };
+    // SAFETY: a pointer into a map value.
+    announce_callee(&head, call_site, callee, caller, unsafe { (*config).generation });
+    // SAFETY: as above.
+    unsafe {
+        (*record).header = head;
+        (*record).activation = activation;
+        (*record).entry_handler = entry_handler;
+        (*record).callee = callee;
+        (*record).caller = caller;
+        (*record).site = u64::from(cookie.site());
+        (*record).stack_pointer = stack_pointer;
+    }
+    emit_with_frames(record, core::mem::offset_of!(HostCall, frames), frame_count);
+    0
+}
+
+/// On the host function's own `ret`: unlike a return probe, this changes nothing on the thread's stack.
+#[uprobe]
+pub fn host_call_end(ctx: ProbeContext) -> u32 {
+    let Some(config) = watched() else { return 0 };
+    // SAFETY: a pointer into a map value.
+    if unsafe { (*config).flags } & EMIT_HOST_CALLS == 0 {
+        return 0;
+    }
+    let cookie = cookie(&ctx);
+    hit(cookie.site());
+    // SAFETY: the context of a uprobe is the thread's registers.
+    let regs = unsafe { &*ctx.regs };
+    emit(
+        &HostCallEnd {
+            header: header(RecordKind::HostCallEnd),
+            site: u64::from(cookie.site()),
+            stack_pointer: regs.rsp,
+            succeeded: regs.rax & 1,
+        },
+        Wake::Later,
+    );
+    0
+}
+
+/// Sends the caller's import table, once per callee of a call site.
+#[inline(always)]
+fn announce_callee(head: &RecordHeader, call_site: u64, callee: u64, caller: u64, generation: u32) {
+    let key = SeenCallSite { call_site, pid: head.pid, generation };
+    let mut sent = 0;
+    if let Some(seen) = CALL_SITES.get_ptr(&key) {
+        // SAFETY: a pointer into a map value.
+        let seen = unsafe { *seen };
+        if seen.callee == callee || seen.sent >= u64::from(MAX_TABLES_PER_CALL_SITE) {
+            return;
+        }
+        sent = seen.sent;
+    }
+    count(Counter::Emitted);
+    let Some(mut entry) = EVENTS.reserve::<ImportTable>(0) else {
+        count(Counter::RingFull);
+        return;
+    };
+    let table = entry.as_mut_ptr();
+    // SAFETY: the reservation is as large and as aligned as the record.
+    unsafe {
+        (*table).header = *head;
+        (*table).header.kind = RecordKind::ImportTable as u8;
+        (*table).header.frame_count = 0;
+        (*table).callee = callee;
+        (*table).caller = caller;
+        (*table).call_site = call_site;
+    }
+    let mut length = 0usize;
+    while length < IMPORT_TABLE_BYTES {
+        // SAFETY: as above; `length` is a multiple of the chunk and below the end.
+        let chunk: *mut [u8; IMPORT_TABLE_CHUNK_BYTES] =
+            unsafe { (&raw mut (*table).vmcontext).cast::<u8>().add(length).cast() };
+        if !read_user(chunk, caller + length as u64) {
+            break;
+        }
+        length += IMPORT_TABLE_CHUNK_BYTES;
+    }
+    // SAFETY: as above.
+    unsafe { (*table).length = length as u64 };
+    entry.submit(u64::from(BPF_RB_NO_WAKEUP));
+    // A failure means that it will be sent again.
+    let _ = CALL_SITES.insert(&key, &SeenCallee { callee, sent: sent + 1 }, 0);
+}
+
+#[inline(always)]
+fn cookie(ctx: &ProbeContext) -> SiteCookie {
+    // SAFETY: the pointer is this program's context.
+    SiteCookie(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) })
+}
+
+#[inline(always)]
+fn hit(site: u32) {
+    if let Some(hits) = SITE_HITS.get_ptr_mut(site) {
+        add(hits, 1);
+    }
+}
+
+#[inline(always)]
+fn argument(regs: &pt_regs, location: ArgumentLocation) -> u64 {
+    match location {
+        ArgumentLocation::Register(number) => register(regs, number),
+        ArgumentLocation::Stack(offset) => read_user_word(regs.rsp + u64::from(offset)).unwrap_or(0),
+        ArgumentLocation::Lost => 0,
+    }
+}

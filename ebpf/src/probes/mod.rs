@@ -1,0 +1,7 @@
+//! Entry points, one file per thing that happens.
+
+mod activation;
+mod host_call;
+mod process;
+mod syscall;
+mod trap;

@@ -1,0 +1,70 @@
+//! Lives of processes and threads.
+
+use aya_ebpf::{bindings::BPF_ANY, macros::raw_tracepoint, programs::RawTracePointContext};
+use wasmscope_common::{Counter, KEEP_TLS_ON_EXEC, ProcessEvent, RecordKind, TLS_UNKNOWN, WATCH_NEW_WASM};
+
+use crate::{
+    maps::{PROCESSES, TASK_TGID_OFFSET, THREADS, WATCH_FLAGS, count, global},
+    output::{Wake, emit, header},
+    user::read_kernel,
+};
+
+/// A process replaced its image: what was known of the old one no longer holds.
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub fn process_exec(_ctx: RawTracePointContext) -> i32 {
+    let head = header(RecordKind::Exec);
+    let _ = THREADS.remove(&head.tid);
+    if let Some(config) = PROCESSES.get_ptr_mut(&head.pid) {
+        // SAFETY: a pointer into a map value; the process has one thread at this point.
+        let config = unsafe { &mut *config };
+        if config.flags & KEEP_TLS_ON_EXEC == 0 {
+            config.tls_kind = TLS_UNKNOWN;
+            config.tls_module = 0;
+            config.tls_offset = 0;
+        }
+        config.flags &= !KEEP_TLS_ON_EXEC;
+        config.store_offset = 0;
+        config.limits_base = 0;
+        config.code_start = 0;
+        config.code_end = 0;
+        config.generation += 1;
+    } else if global(&WATCH_FLAGS) & WATCH_NEW_WASM == 0 {
+        return 0;
+    }
+    emit(&ProcessEvent { header: head, argument: 0 }, Wake::Now);
+    0
+}
+
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+pub fn process_exit(_ctx: RawTracePointContext) -> i32 {
+    let head = header(RecordKind::ThreadExit);
+    if PROCESSES.get_ptr(&head.pid).is_none() {
+        return 0;
+    }
+    let _ = THREADS.remove(&head.tid);
+    let wake = if head.tid == head.pid { Wake::Now } else { Wake::Later };
+    emit(&ProcessEvent { header: head, argument: 0 }, wake);
+    0
+}
+
+/// A watched process made a child: it is watched too, as it shares its parent's image until it replaces it.
+#[raw_tracepoint(tracepoint = "sched_process_fork")]
+pub fn process_fork(ctx: RawTracePointContext) -> i32 {
+    let head = header(RecordKind::Fork);
+    let Some(config) = PROCESSES.get_ptr(&head.pid) else { return 0 };
+    let child_task: u64 = ctx.arg(1);
+    let mut child = 0u32;
+    if !read_kernel(&raw mut child, child_task + u64::from(global(&TASK_TGID_OFFSET))) || child == head.pid {
+        return 0;
+    }
+    // SAFETY: a pointer into a map value.
+    let mut config = unsafe { *config };
+    config.flags = config.child_flags;
+    config.child_flags &= !KEEP_TLS_ON_EXEC;
+    if PROCESSES.insert(&child, &config, u64::from(BPF_ANY)).is_err() {
+        count(Counter::ProcessTableFull);
+        return 0;
+    }
+    emit(&ProcessEvent { header: head, argument: u64::from(child) }, Wake::Now);
+    0
+}

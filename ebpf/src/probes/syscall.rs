@@ -1,0 +1,221 @@
+//! Syscalls of watched processes, and code that becomes executable in any.
+//!
+//! Entry only notes the time; the stack is walked at exit, when it is the same as at entry, so that a syscall costs one
+//! record and one table look-up each way.
+
+use aya_ebpf::{
+    bindings::BPF_ANY,
+    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns},
+    macros::raw_tracepoint,
+    programs::RawTracePointContext,
+};
+use wasmscope_common::{
+    CodePublished, Counter, EMIT_SYSCALLS, MAX_FRAMES, ProcessConfig, RecordKind, STACK_TRUNCATED, SyscallKey,
+    Syscall, SyscallStats, TLS_UNKNOWN, WATCH_NEW_WASM,
+};
+
+use crate::{
+    activation::{TRUNCATED, read_limits, top, walk_from_exit},
+    calibrate::{UNKNOWN, calibrate, is_complete},
+    maps::{NEW_PROCESS_FLAGS, PROCESSES, SYSCALL_STATS, THREADS, WATCH_FLAGS, count, generation, global},
+    output::{Wake, emit, emit_with_frames, header},
+    thread::{Thread, current, watched},
+    user::{SyscallRegisters, read_user, stack_pointer},
+};
+
+const MPROTECT: u64 = 10;
+const RT_SIGRETURN: u64 = 15;
+const PROT_EXEC: u64 = 4;
+const PAGE_BYTES: u64 = 4096;
+/// Start of an ELF image of wasmtime: magic, 64-bit, little-endian, version 1, OS/ABI 200.
+const WASMTIME_ELF: [u8; 8] = [0x7f, b'E', b'L', b'F', 2, 1, 1, 200];
+
+#[raw_tracepoint(tracepoint = "sys_enter")]
+pub fn sys_enter(ctx: RawTracePointContext) -> i32 {
+    let number: u64 = ctx.arg(1);
+    if number == MPROTECT {
+        code_published(ctx.arg(0));
+    }
+    let tid = bpf_get_current_pid_tgid() as u32;
+    let thread = match THREADS.get_ptr_mut(&tid) {
+        // SAFETY: this thread's own entry.
+        Some(thread) if unsafe { (*thread).seen_generation } == generation() => thread,
+        _ => {
+            let Some(config) = watched() else { return 0 };
+            // SAFETY: a pointer into a map value.
+            let Some(thread) = current(unsafe { &*config }) else { return 0 };
+            thread
+        }
+    };
+    // SAFETY: this thread's own entry.
+    let thread = unsafe { &mut *thread };
+    if thread.flags & EMIT_SYSCALLS != 0 || thread.aggregate != 0 {
+        thread.syscall = number;
+        // SAFETY: the helper has no preconditions.
+        thread.entered_ns = unsafe { bpf_ktime_get_ns() };
+    }
+    0
+}
+
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub fn sys_exit(ctx: RawTracePointContext) -> i32 {
+    let tid = bpf_get_current_pid_tgid() as u32;
+    let Some(thread) = THREADS.get_ptr_mut(&tid) else { return 0 };
+    // SAFETY: this thread's own entry.
+    let state = unsafe { &mut *thread };
+    let entered_ns = state.entered_ns;
+    if entered_ns == 0 {
+        return 0;
+    }
+    state.entered_ns = 0;
+    if state.syscall == RT_SIGRETURN {
+        // Part of how the runtime handles a trap, not a call of the guest's; it leaves the registers of another moment.
+        return 0;
+    }
+    let regs: u64 = ctx.arg(0);
+    let mut activation = top(state);
+    if !is_complete(state) {
+        let Some(config) = watched() else { return 0 };
+        // SAFETY: a pointer into a map value. Another thread may have completed the config.
+        let _ = current(unsafe { &*config });
+        activation = calibrate::<true>(thread, config, stack_pointer(regs));
+        if activation == UNKNOWN {
+            count(Counter::Uncalibrated);
+            return 0;
+        }
+    }
+    if activation == 0 {
+        count(Counter::SyscallOffActivation);
+        return 0;
+    }
+    let result: i64 = ctx.arg(1);
+    record(state, activation, entered_ns, regs, result);
+    0
+}
+
+#[inline(always)]
+fn record(thread: &mut Thread, activation: u64, entered_ns: u64, regs: u64, result: i64) {
+    if !read_limits(thread, activation) {
+        count(Counter::ActivationUnreadable);
+        return;
+    }
+    let Some(registers) = SyscallRegisters::read(regs) else {
+        count(Counter::ActivationUnreadable);
+        return;
+    };
+    let mut head = header(RecordKind::Syscall);
+    let duration_ns = head.at_ns - entered_ns;
+    if thread.aggregate != 0 {
+        aggregate(thread, head.pid, thread.syscall, result, duration_ns);
+    }
+    if thread.flags & EMIT_SYSCALLS == 0 {
+        return;
+    }
+    head.at_ns = entered_ns;
+    let record: *mut Syscall = thread.record.as_mut_ptr().cast();
+    // SAFETY: the workspace is as large and as aligned as the largest record.
+    let frames = unsafe { &mut (*record).frames };
+    let walked = walk_from_exit(thread, frames);
+    let frame_count = walked & 0xff;
+    head.frame_count = frame_count as u16;
+    head.flags = if walked & TRUNCATED == 0 { 0 } else { STACK_TRUNCATED };
+    // SAFETY: as above.
+    unsafe {
+        (*record).header = head;
+        (*record).activation = activation;
+        (*record).entry_handler = thread.limits.entry_handler;
+        (*record).duration_ns = duration_ns;
+        (*record).number = thread.syscall;
+        (*record).result = result;
+        (*record).arguments = [registers.first, registers.second, registers.third];
+    }
+    emit_with_frames(record, core::mem::offset_of!(Syscall, frames), frame_count);
+}
+
+#[inline(always)]
+fn aggregate(thread: &Thread, pid: u32, number: u64, result: i64, duration_ns: u64) {
+    let key = SyscallKey {
+        pid,
+        number: number as u32,
+        entry_handler: thread.limits.entry_handler,
+        exit_pc: thread.limits.exit_pc,
+    };
+    let stats = match SYSCALL_STATS.get_ptr_mut(&key) {
+        Some(stats) => stats,
+        None => {
+            let _ = SYSCALL_STATS.insert(&key, &EMPTY_STATS, u64::from(BPF_ANY));
+            match SYSCALL_STATS.get_ptr_mut(&key) {
+                Some(stats) => stats,
+                None => return count(Counter::AggregateFull),
+            }
+        }
+    };
+    // SAFETY: a pointer into this CPU's map value; raw tracepoints on one CPU do not interleave.
+    let stats = unsafe { &mut *stats };
+    stats.count += 1;
+    stats.total_ns += duration_ns;
+    if result < 0 {
+        stats.error_count += 1;
+    } else if moves_bytes(number) {
+        stats.bytes += result as u64;
+    }
+}
+
+static EMPTY_STATS: SyscallStats =
+    SyscallStats { count: 0, error_count: 0, total_ns: 0, bytes: 0 };
+
+/// x86-64: read, write, pread64, pwrite64, readv, writev, sendto, recvfrom, sendmsg, recvmsg.
+#[inline(always)]
+fn moves_bytes(number: u64) -> bool {
+    matches!(number, 0 | 1 | 17 | 18 | 19 | 20 | 44 | 45 | 46 | 47)
+}
+
+/// A range becomes executable: if a code object of wasmtime lies there, say so, and watch the process if all are to be.
+#[inline(always)]
+fn code_published(regs: u64) {
+    let Some(registers) = SyscallRegisters::read(regs) else { return };
+    let (address, length) = (registers.first, registers.second);
+    if registers.third & PROT_EXEC == 0 {
+        return;
+    }
+    let mut magic = [0u8; 8];
+    if !read_user(&raw mut magic, address.wrapping_sub(PAGE_BYTES)) || magic != WASMTIME_ELF {
+        return;
+    }
+    let head = header(RecordKind::CodePublished);
+    match PROCESSES.get_ptr_mut(&head.pid) {
+        Some(config) => {
+            // SAFETY: a pointer into a map value. Two threads publishing at once may lose one widening; the agent,
+            // which sees both records, repairs it.
+            let config = unsafe { &mut *config };
+            if config.code_end == 0 || address < config.code_start {
+                config.code_start = address;
+            }
+            if address + length > config.code_end {
+                config.code_end = address + length;
+            }
+        }
+        None if global(&WATCH_FLAGS) & WATCH_NEW_WASM != 0 => {
+            let config = ProcessConfig {
+                flags: global(&NEW_PROCESS_FLAGS),
+                tls_kind: TLS_UNKNOWN,
+                tls_module: 0,
+                store_offset: 0,
+                tls_offset: 0,
+                limits_base: 0,
+                generation: 1,
+                code_start: address,
+                code_end: address + length,
+                aggregate: 0,
+                child_flags: global(&NEW_PROCESS_FLAGS),
+            };
+            if PROCESSES.insert(&head.pid, &config, u64::from(BPF_ANY)).is_err() {
+                count(Counter::ProcessTableFull);
+            }
+        }
+        None => return,
+    }
+    emit(&CodePublished { header: head, address, length }, Wake::Now);
+}
+
+const _: () = assert!(MAX_FRAMES <= 0xff);

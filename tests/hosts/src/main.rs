@@ -1,2 +1,0 @@
-//! Hosts.
-fn main() {}

@@ -1,0 +1,102 @@
+//! The table of scenarios, and what each consists of.
+
+mod calls;
+mod cwasm;
+mod departures;
+mod forever;
+mod hostile;
+mod nested;
+mod spin;
+mod traps;
+mod writes;
+
+use std::fs::File;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::builder::PossibleValue;
+use tempfile::TempPath;
+use wasmtime::{Engine, Linker, Module};
+
+use crate::counts::Counts;
+use crate::options::Options;
+use crate::session::{Session, State};
+
+/// What host functions are made from.
+#[derive(Debug)]
+pub struct Setup {
+    /// The command line.
+    pub options: Options,
+    /// Where they count.
+    pub counts: Arc<Counts>,
+    /// The file that `host.write` writes to.
+    pub output: Arc<File>,
+}
+
+/// What a task does once its instances exist. In sync mode it must not await anything but [`Session::call`].
+pub type Task = for<'a> fn(&'a mut Session, &'a Options) -> TaskFuture<'a>;
+
+/// See [`Task`].
+pub type TaskFuture<'a> = Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
+
+/// The compiled guests of a scenario.
+#[derive(Debug)]
+pub struct Guests {
+    /// Each task instantiates all of them, in this order, in one store.
+    pub modules: Vec<Module>,
+    /// What they are mapped from; deleted when this is dropped.
+    pub file: Option<TempPath>,
+}
+
+impl From<Vec<Module>> for Guests {
+    fn from(modules: Vec<Module>) -> Self {
+        Self { modules, file: None }
+    }
+}
+
+/// One thing that `workload` can do.
+#[derive(Clone, Copy)]
+pub struct Scenario {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// What it is for, one line of help.
+    pub about: &'static str,
+    /// Compiles or loads the guests.
+    pub guests: fn(&Engine) -> Result<Guests>,
+    /// Defines the host functions.
+    pub link: fn(&mut Linker<State>, &Setup) -> wasmtime::Result<()>,
+    /// What each task does.
+    pub task: Task,
+    /// How often to print how many host calls there have been so far, if at all.
+    pub heartbeat: Option<Duration>,
+    /// How many tasks it can have.
+    pub max_tasks: u16,
+}
+
+/// All of them.
+pub const SCENARIOS: &[Scenario] = &[
+    calls::SCENARIO,
+    nested::SCENARIO,
+    traps::SCENARIO,
+    hostile::SCENARIO,
+    spin::SCENARIO,
+    writes::SCENARIO,
+    forever::SCENARIO,
+    departures::EXEC,
+    departures::EXIT,
+    cwasm::SCENARIO,
+];
+
+/// The scenario called `name`.
+pub fn find(name: &str) -> Option<&'static Scenario> {
+    SCENARIOS.iter().find(|scenario| scenario.name == name)
+}
+
+/// All names with their help, for the command line.
+pub fn possible_values() -> impl Iterator<Item = PossibleValue> {
+    SCENARIOS
+        .iter()
+        .map(|scenario| PossibleValue::new(scenario.name).help(scenario.about))
+}

@@ -1,0 +1,16 @@
+//! The agent on the real kernel, tracing real programs: what it says they did is compared with what they counted themselves.
+//!
+//! Needs root (or the capabilities that `wasmscope check` names), and leaves itself out loudly without them.
+
+mod calls;
+mod command_line;
+mod departures;
+mod discovery;
+mod export;
+mod hostile;
+mod metrics;
+mod nested;
+mod python;
+mod replay;
+mod stripped;
+mod traps;

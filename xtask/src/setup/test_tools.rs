@@ -1,0 +1,170 @@
+//! What only tests and benchmarks use: strace, bpftrace, wasmtime's Python package and Mermaid's parser.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::apt;
+use crate::step::{Step, run_noting};
+use crate::toolchain::on_path;
+use crate::workspace::Workspace;
+
+/// Names the wheel whose `libwasmtime.so` the tests trace; a copy in the environment tells what that was made for.
+const REQUIREMENTS: &str = "requirements.txt";
+
+/// One tool.
+#[derive(Debug)]
+pub(crate) enum Tool {
+    /// A program that Debian packages under its own name.
+    Program(&'static str),
+    /// A virtual environment with what `requirements` lists.
+    Python {
+        environment: PathBuf,
+        requirements: PathBuf,
+    },
+    /// The npm packages of `tests/mermaid`.
+    Mermaid { directory: PathBuf },
+}
+
+/// Every tool that this checkout has a use for.
+pub(crate) fn all(workspace: &Workspace) -> Vec<Tool> {
+    let mut tools = vec![Tool::Program("strace"), Tool::Program("bpftrace")];
+    let requirements = workspace.root.join("tests/python").join(REQUIREMENTS);
+    if requirements.is_file() {
+        tools.push(Tool::Python {
+            environment: workspace.tools().join("python"),
+            requirements,
+        });
+    }
+    let directory = workspace.root.join("tests/mermaid");
+    if directory.join("package-lock.json").is_file() {
+        tools.push(Tool::Mermaid { directory });
+    }
+    tools
+}
+
+/// The interpreter of the virtual environment, whether or not it is there yet.
+pub(crate) fn python(workspace: &Workspace) -> PathBuf {
+    workspace.tools().join("python/bin/python3")
+}
+
+impl Tool {
+    /// For reports.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Program(name) => name,
+            Self::Python { .. } => "py-wasmtime",
+            Self::Mermaid { .. } => "mermaid",
+        }
+    }
+
+    /// What a person would type.
+    pub(crate) fn how_to(&self) -> String {
+        match self {
+            Self::Program(name) => format!("sudo apt-get install {name}"),
+            Self::Python { requirements, .. } => format!("python3 -m pip install -r {}", requirements.display()),
+            Self::Mermaid { directory } => {
+                format!("npm ci --prefix {} (needs Node.js 20 or newer)", directory.display())
+            }
+        }
+    }
+
+    /// Whether it is there and works.
+    pub(crate) fn is_present(&self) -> bool {
+        match self {
+            Self::Program(name) => !on_path(name).is_empty(),
+            Self::Python {
+                environment,
+                requirements,
+            } => {
+                let made_for = fs::read(environment.join(REQUIREMENTS)).ok();
+                made_for.is_some() && made_for == fs::read(requirements).ok() && imports_wasmtime(environment)
+            }
+            Self::Mermaid { directory } => {
+                // npm writes this file last.
+                let modified = |name: &str| {
+                    fs::metadata(directory.join(name))
+                        .and_then(|metadata| metadata.modified())
+                        .ok()
+                };
+                !on_path("node").is_empty()
+                    && modified("node_modules/.package-lock.json") >= modified("package-lock.json")
+            }
+        }
+    }
+
+    /// Installs it; the error names what is missing and the command that gets it.
+    pub(crate) fn install(&self) -> Result<()> {
+        let installed = match self {
+            Self::Program(name) => apt::candidate(name).and_then(|_| apt::install(&[name])),
+            Self::Python {
+                environment,
+                requirements,
+            } => install_wheel(environment, requirements),
+            Self::Mermaid { directory } => install_packages(directory),
+        };
+        installed.with_context(|| format!("try `{}`", self.how_to()))?;
+        if !self.is_present() {
+            bail!("installed, but it does not work; try `{}`", self.how_to());
+        }
+        Ok(())
+    }
+}
+
+fn imports_wasmtime(environment: &Path) -> bool {
+    let mut python = Command::new(environment.join("bin/python3"));
+    python
+        .args(["-c", "import wasmtime"])
+        .output()
+        .is_ok_and(|output| output.status.success())
+}
+
+fn install_wheel(environment: &Path, requirements: &Path) -> Result<()> {
+    if on_path("python3").is_empty() {
+        apt::install(&["python3", "python3-venv"])?;
+    } else if run_noting(Command::new("python3").args(["-c", "import ensurepip, venv"]), |_| ()).is_err() {
+        apt::install(&["python3-venv"])?;
+    }
+    let tools = environment
+        .parent()
+        .context("the environment has no parent directory")?;
+    let staging = super::linker::staging(tools)?;
+    let staged = staging.path().join("python");
+    Step::run(
+        "making a Python environment (python3 -m venv)",
+        Command::new("python3").args(["-m", "venv"]).arg(&staged),
+    )?;
+    let mut pip = Command::new(staged.join("bin/python3"));
+    pip.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--only-binary=:all:",
+        "-r",
+    ])
+    .arg(requirements);
+    Step::run("installing wasmtime for Python (pip)", &mut pip)?;
+    fs::copy(requirements, staged.join(REQUIREMENTS))
+        .with_context(|| format!("while copying {}", requirements.display()))?;
+    if environment.exists() {
+        fs::remove_dir_all(environment).with_context(|| format!("while removing {}", environment.display()))?;
+    }
+    fs::rename(&staged, environment).with_context(|| format!("while putting {} in place", environment.display()))
+}
+
+fn install_packages(directory: &Path) -> Result<()> {
+    if on_path("npm").is_empty() {
+        apt::candidate("npm")?;
+        apt::install(&["nodejs", "npm"])?;
+    }
+    let words = ["ci", "--ignore-scripts", "--no-audit", "--no-fund"];
+    Step::run(
+        "installing the packages of tests/mermaid (npm ci)",
+        Command::new("npm").args(words).current_dir(directory),
+    )
+    .map(drop)
+}
