@@ -14,6 +14,7 @@ const ATTACH_LIMIT: Duration = Duration::from_mins(1);
 const END_LIMIT: Duration = Duration::from_mins(1);
 /// Begins the line on stderr that says that probes are active.
 const WATCHING: &str = "watching";
+const NOWHERE: &str = "/dev/null";
 
 /// How much a live trace takes down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,18 +73,21 @@ impl Agent {
         let mut command = Command::new(&self.0);
         command.args(["trace", "--pid", &pid.to_string()]);
         match depth {
-            Depth::Metrics => command.arg("--metrics-only"),
+            // It insists on a place for them.
+            Depth::Metrics => command
+                .args(["--metrics-only", "--metrics-file"])
+                .arg(outputs.metrics.unwrap_or(NOWHERE.as_ref())),
             Depth::Tier0 => command.args(["--tier", "0"]),
             Depth::Full => &mut command,
         };
         if let Some(recording) = outputs.recording {
             command.arg("--record").arg(recording);
         }
-        if let Some(metrics) = outputs.metrics {
+        if let Some(metrics) = outputs.metrics.filter(|_| depth != Depth::Metrics) {
             command.arg("--metrics-file").arg(metrics);
         }
-        if outputs.discard {
-            command.args(["--format", Format::Json.word(), "-o", "/dev/null"]);
+        if outputs.discard && depth != Depth::Metrics {
+            command.args(["--format", Format::Json.word(), "--output", NOWHERE]);
         }
         let mut running = Running::start(&mut command)?;
         running.wait_for("its probes are active", ATTACH_LIMIT, |line| {
@@ -97,7 +101,7 @@ impl Agent {
         let mut command = self.replay_of(recording);
         command.args(["--format", format.word()]);
         if let Some(output) = output {
-            command.arg("-o").arg(output);
+            command.arg("--output").arg(output);
         }
         command
     }
@@ -108,7 +112,7 @@ impl Agent {
         command
             .arg("--metrics-file")
             .arg(output)
-            .args(["--format", Format::Json.word(), "-o", "/dev/null"]);
+            .args(["--format", Format::Json.word(), "--output", NOWHERE]);
         command
     }
 

@@ -466,9 +466,10 @@ impl Watched {
             command: self.facts.command.clone(),
             runtime_name: plan.map_or("wasmtime", |plan| plan.runtime_name).to_owned(),
             runtime_version: self.guests.engine_version().map(str::to_owned),
-            limits: plan.map(|plan| plan.limits.clone()).unwrap_or_else(|| {
-                vec!["no host binary recognised: invocations and host calls are inferred from syscalls".to_owned()]
-            }),
+            limits: plan.map_or_else(
+                || vec!["no host binary recognised: only what makes syscalls is seen".to_owned()],
+                |plan| plan.limits.clone(),
+            ),
         }
     }
 }
