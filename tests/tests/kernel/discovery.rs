@@ -8,24 +8,14 @@ use wasmscope_tests::captured::{Captured, NO_HOST_CALL, Trace, stack_names};
 use wasmscope_tests::environment::Kernel;
 use wasmscope_tests::http;
 use wasmscope_tests::running::DEADLINE;
-use wasmscope_tests::workload::{Counts, Numbers, Workload};
+use wasmscope_tests::workload::{Counts, FOREVER, Numbers, Workload};
 
 /// Watches the whole machine until the first host call of a process that compiled its guest after that.
 fn noticed() -> Captured {
     let agent = Agent::watching(["--format", "json", "--metrics-listen", "127.0.0.1:0"]);
     agent.0.stderr_line(|line| line.starts_with("watching every process"));
     let line = agent.0.stderr_line(|line| line.starts_with("metrics on "));
-    let arguments = [
-        "--scenario",
-        "forever",
-        "--tasks",
-        "2",
-        "--threads",
-        "2",
-        "--calls",
-        "5",
-        "--compile-after-wait",
-    ];
+    let arguments = [&FOREVER[..], &["--tasks", "2", "--calls", "5", "--compile-after-wait"]].concat();
     let mut workload = Workload::ready(&arguments);
     workload.0.send_line();
     let begun = Instant::now();
@@ -168,9 +158,9 @@ fn a_process_that_was_there_before_is_found() {
 #[test]
 fn a_window_with_a_length_ends_by_itself() {
     let Some(_kernel) = Kernel::acquire() else { return };
-    let mut workload = Workload::ready(&["--scenario", "forever", "--tasks", "2", "--threads", "2"]);
-    let agent = Agent::watching(["--pid", &workload.pid(), "--format", "json", "--duration", "0.5"]);
+    let mut workload = Workload::ready(&[&FOREVER[..], &["--tasks", "2"]].concat());
     workload.0.send_line();
+    let agent = Agent::watching(["--pid", &workload.pid(), "--format", "json", "--duration", "0.5"]);
     let seen = agent.captured();
     assert!(seen.capture.end_ns - seen.capture.start_ns >= 500_000_000);
     assert!(!seen.traces.is_empty());

@@ -1,4 +1,4 @@
-//! `wasmtime` as it comes from PyPI, through its C API.
+//! `wasmtime` as it comes from the Python package index, through its C API.
 
 use wasmscope_tests::agent::Agent;
 use wasmscope_tests::environment::{self, Kernel};
