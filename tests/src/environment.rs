@@ -24,7 +24,7 @@ impl Kernel {
             let output = output.expect("the agent can be run");
             let text = String::from_utf8_lossy(&output.stdout);
             (!output.status.success()).then(|| {
-                text.split("tracing cannot work here")
+                text.split("tracing cannot work here:")
                     .last()
                     .unwrap_or_default()
                     .to_owned()
