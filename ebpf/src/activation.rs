@@ -27,7 +27,9 @@ pub fn top(thread: &Thread) -> u64 {
 /// Reads the store's entry and exit fields of `activation` into `thread.limits`.
 #[inline(always)]
 pub fn read_limits(thread: &mut Thread, activation: u64) -> bool {
-    let Some(store) = read_user_word(activation + u64::from(thread.store_offset)) else { return false };
+    let Some(store) = read_user_word(activation + u64::from(thread.store_offset)) else {
+        return false;
+    };
     read_user(&raw mut thread.limits, store + u64::from(thread.limits_base))
 }
 
@@ -38,7 +40,10 @@ pub fn walk_from_exit(thread: &mut Thread, frames: &mut [u64; MAX_FRAMES]) -> u6
     let base = thread.limits.exit_fp;
     // One wide read costs as much as a narrow one. It fails near the top of the stack, where little is left to walk.
     let window = if read_user(&raw mut thread.window, base) {
-        thread.frame = Frame { caller_fp: thread.window[0], return_address: thread.window[1] };
+        thread.frame = Frame {
+            caller_fp: thread.window[0],
+            return_address: thread.window[1],
+        };
         base
     } else if read_user(&raw mut thread.frame, base) {
         NO_WINDOW

@@ -97,7 +97,11 @@ fn search_static(thread: &mut Thread, config: &mut ProcessConfig, stack_pointer:
     let mut attempt = 0;
     while attempt < TLS_CANDIDATES {
         attempt += 1;
-        let end = if thread.searched_to == 0 { pointer } else { thread.searched_to };
+        let end = if thread.searched_to == 0 {
+            pointer
+        } else {
+            thread.searched_to
+        };
         let slot = first_static(thread, end, stack_pointer);
         thread.searched_to = slot;
         if slot == 0 {

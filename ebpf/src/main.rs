@@ -2,9 +2,16 @@
 //! offsets, sites and filters are data that the agent puts into maps. Thin entry points live in `probes/`.
 #![no_std]
 #![no_main]
+#![allow(
+    clippy::needless_borrows_for_generic_args,
+    reason = "keys and values passed by value would be copied to a stack of 512 bytes"
+)]
 #![feature(core_intrinsics)]
 #![allow(internal_features, reason = "atomic addition of map values")]
-#![allow(unsafe_code, reason = "every access to maps, registers and user memory goes through helpers")]
+#![allow(
+    unsafe_code,
+    reason = "every access to maps, registers and user memory goes through helpers"
+)]
 
 mod activation;
 mod calibrate;
@@ -14,7 +21,6 @@ mod probes;
 mod thread;
 mod user;
 
-#[cfg(target_arch = "bpf")]
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo) -> ! {
     loop {}

@@ -61,7 +61,9 @@ pub static NEW_PROCESS_FLAGS: u32 = 0;
 #[inline(always)]
 pub fn generation() -> u64 {
     // SAFETY: a pointer into a map value; a torn read is impossible for an aligned word.
-    GENERATION.get_ptr(0).map_or(0, |value| unsafe { core::ptr::read_volatile(value) })
+    GENERATION
+        .get_ptr(0)
+        .map_or(0, |value| unsafe { core::ptr::read_volatile(value) })
 }
 
 /// Reads a global that the agent may have set.

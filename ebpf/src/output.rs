@@ -46,14 +46,22 @@ pub fn emit<T>(record: &T, wake: Wake) {
 #[inline(always)]
 pub fn emit_with_frames<T>(record: *const T, frames_at: usize, frame_count: u64) {
     // The bound is checked here, on the value itself, so that the verifier sees it.
-    let frame_count = if frame_count > MAX_FRAMES as u64 { MAX_FRAMES as u64 } else { frame_count };
+    let frame_count = if frame_count > MAX_FRAMES as u64 {
+        MAX_FRAMES as u64
+    } else {
+        frame_count
+    };
     send(record.cast(), frames_at as u64 + frame_count * 8, Wake::Later);
 }
 
 #[inline(always)]
 fn send(bytes: *const u8, length: u64, wake: Wake) {
     count(Counter::Emitted);
-    let flags = if wake == Wake::Now { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
+    let flags = if wake == Wake::Now {
+        BPF_RB_FORCE_WAKEUP
+    } else {
+        BPF_RB_NO_WAKEUP
+    };
     // SAFETY: the map is a ring buffer, and `bytes` is valid for `length` bytes.
     let failed = unsafe {
         aya_ebpf::helpers::generated::bpf_ringbuf_output(

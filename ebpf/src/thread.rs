@@ -82,8 +82,17 @@ static NEW_THREAD: Thread = Thread {
     flags: 0,
     aggregate: 0,
     trapped: 0,
-    limits: Limits { exit_fp: 0, exit_pc: 0, entry_sp: 0, entry_fp: 0, entry_handler: 0 },
-    frame: Frame { caller_fp: 0, return_address: 0 },
+    limits: Limits {
+        exit_fp: 0,
+        exit_pc: 0,
+        entry_sp: 0,
+        entry_fp: 0,
+        entry_handler: 0,
+    },
+    frame: Frame {
+        caller_fp: 0,
+        return_address: 0,
+    },
     window: [0; WINDOW_WORDS],
     record: [0; MAX_RECORD_BYTES / 8],
 };
@@ -151,7 +160,9 @@ fn slot_address(config: &ProcessConfig) -> u64 {
 /// control block is the vector, glibc's entries are 16 bytes and -1 means "not allocated yet").
 #[inline(always)]
 pub fn dynamic_block(thread_pointer: u64, module: u32) -> u64 {
-    let Some(vector) = read_user_word(thread_pointer + 8) else { return 0 };
+    let Some(vector) = read_user_word(thread_pointer + 8) else {
+        return 0;
+    };
     match read_user_word(vector + 16 * u64::from(module)) {
         Some(block) if block != u64::MAX => block,
         _ => 0,

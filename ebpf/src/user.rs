@@ -54,7 +54,12 @@ impl SyscallRegisters {
     /// Reads them from saved registers in kernel memory.
     #[inline(always)]
     pub fn read(regs: u64) -> Option<Self> {
-        let mut value = Self { third: 0, second: 0, first: 0, number: 0 };
+        let mut value = Self {
+            third: 0,
+            second: 0,
+            first: 0,
+            number: 0,
+        };
         read_kernel(&raw mut value, regs + core::mem::offset_of!(pt_regs, rdx) as u64).then_some(value)
     }
 }
@@ -63,7 +68,11 @@ impl SyscallRegisters {
 #[inline(always)]
 pub fn stack_pointer(regs: u64) -> u64 {
     let mut value = 0u64;
-    if read_kernel(&raw mut value, regs + core::mem::offset_of!(pt_regs, rsp) as u64) { value } else { 0 }
+    if read_kernel(&raw mut value, regs + core::mem::offset_of!(pt_regs, rsp) as u64) {
+        value
+    } else {
+        0
+    }
 }
 
 /// A general register by its number in x86-64 encodings. The verifier wants constant offsets, hence the table.

@@ -30,6 +30,7 @@ const FORMAT: &str = "format";
 const LINTS: &str = "lints";
 const UNIT: &str = "unit and snapshot tests";
 const HOSTS: &str = "test hosts";
+const HOST_TESTS: &str = "tests of the test hosts";
 const TOOLS: &str = "tools for tests";
 const INTEGRATION: &str = "integration tests";
 
@@ -99,6 +100,9 @@ impl Stages<'_> {
                 "--workspace",
                 "--exclude",
                 "wasmscope-tests",
+                // These embed wasmtime, which takes minutes to compile: they are tested as they are built, below.
+                "--exclude",
+                "wasmscope-test-hosts",
                 "--locked",
                 "--no-fail-fast",
             ]);
@@ -126,6 +130,19 @@ impl Stages<'_> {
                 ]),
             ])
         })?;
+        self.run(HOST_TESTS, || {
+            let mut command = workspace.cargo([
+                "test",
+                "--locked",
+                "--release",
+                "--package",
+                "wasmscope-test-hosts",
+                "--no-fail-fast",
+                "--",
+            ]);
+            command.args(filter);
+            run_tests(&mut command)
+        })?;
         self.run(TOOLS, || {
             let missing = setup::ensure_test_tools(workspace)?;
             Ok(if missing.is_empty() {
@@ -150,8 +167,8 @@ impl Stages<'_> {
             command
                 .arg("--test-threads=1")
                 .args(filter)
-                .env("WASMSCOPE_TEST_AGENT", workspace.debug_binary("wasmscope"))
-                .env("WASMSCOPE_TEST_HOSTS", workspace.target.join("release"))
+                .env("WASMSCOPE_BIN", workspace.debug_binary("wasmscope"))
+                .env("WASMSCOPE_TEST_HOSTS_DIR", workspace.target.join("release"))
                 .env("WASMSCOPE_TEST_PYTHON", setup::python(workspace));
             run_tests(&mut command)
         })
@@ -209,6 +226,8 @@ fn lint_ebpf(workspace: &Workspace) -> Command {
     ]);
     command
         .args(["--", "-D", "warnings"])
+        // The programs use a language feature that only their own compiler offers without this.
+        .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_TARGET_DIR", workspace.target.join("ebpf"));
     command
 }

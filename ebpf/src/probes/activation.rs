@@ -19,7 +19,9 @@ pub fn activation_swap(ctx: ProbeContext) -> u32 {
         return 0;
     }
     // SAFETY: as above.
-    let Some(thread) = current(unsafe { &*config }) else { return 0 };
+    let Some(thread) = current(unsafe { &*config }) else {
+        return 0;
+    };
     // SAFETY: the context of a uprobe is the thread's registers.
     let (new, stack_pointer) = unsafe { ((*ctx.regs).rdi, (*ctx.regs).rsp) };
     // SAFETY: this thread's own entry.
@@ -42,7 +44,16 @@ pub fn activation_swap(ctx: ProbeContext) -> u32 {
     if unsafe { (*thread).slot } == 0 {
         head.flags = SLOT_UNKNOWN;
     }
-    emit(&ActivationSwap { header: head, old, new, stack_pointer, entry_handler }, Wake::Later);
+    emit(
+        &ActivationSwap {
+            header: head,
+            old,
+            new,
+            stack_pointer,
+            entry_handler,
+        },
+        Wake::Later,
+    );
     0
 }
 
@@ -52,7 +63,12 @@ pub fn unwind(_ctx: ProbeContext) -> u32 {
     let Some(config) = watched() else { return 0 };
     // SAFETY: a pointer into a map value.
     if unsafe { (*config).flags } & EMIT_ACTIVATIONS != 0 {
-        emit(&Unwind { header: header(RecordKind::Unwind) }, Wake::Later);
+        emit(
+            &Unwind {
+                header: header(RecordKind::Unwind),
+            },
+            Wake::Later,
+        );
     }
     0
 }

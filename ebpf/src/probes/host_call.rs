@@ -1,6 +1,12 @@
 //! Host functions called by guests: entry, with the guest's stack, and return.
 
-use aya_ebpf::{EbpfContext as _, bindings::{BPF_RB_NO_WAKEUP, pt_regs}, helpers::bpf_get_attach_cookie, macros::uprobe, programs::ProbeContext};
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_RB_NO_WAKEUP, pt_regs},
+    helpers::bpf_get_attach_cookie,
+    macros::uprobe,
+    programs::ProbeContext,
+};
 use wasmscope_common::{
     ArgumentLocation, Counter, EMIT_HOST_CALLS, HostCall, HostCallEnd, IMPORT_TABLE_BYTES, IMPORT_TABLE_CHUNK_BYTES,
     ImportTable, MAX_TABLES_PER_CALL_SITE, RecordHeader, RecordKind, STACK_TRUNCATED, SeenCallSite, SeenCallee,
@@ -24,7 +30,9 @@ pub fn host_call(ctx: ProbeContext) -> u32 {
         return 0;
     }
     // SAFETY: as above.
-    let Some(thread) = current(unsafe { &*config }) else { return 0 };
+    let Some(thread) = current(unsafe { &*config }) else {
+        return 0;
+    };
     let cookie = cookie(&ctx);
     hit(cookie.site());
     // SAFETY: the context of a uprobe is the thread's registers.
@@ -59,7 +67,11 @@ pub fn host_call(ctx: ProbeContext) -> u32 {
     }
     head.frame_count = frame_count as u16;
     // SAFETY: as above.
-    let call_site = if frame_count == 0 { 0 } else { unsafe { (*record).frames[0] } };
+    let call_site = if frame_count == 0 {
+        0
+    } else {
+        unsafe { (*record).frames[0] }
+    };
     // SAFETY: a pointer into a map value.
     announce_callee(&head, call_site, callee, caller, unsafe { (*config).generation });
     // SAFETY: as above.
@@ -103,7 +115,11 @@ pub fn host_call_end(ctx: ProbeContext) -> u32 {
 /// Sends the caller's import table, once per callee of a call site.
 #[inline(always)]
 fn announce_callee(head: &RecordHeader, call_site: u64, callee: u64, caller: u64, generation: u32) {
-    let key = SeenCallSite { call_site, pid: head.pid, generation };
+    let key = SeenCallSite {
+        call_site,
+        pid: head.pid,
+        generation,
+    };
     let mut sent = 0;
     if let Some(seen) = CALL_SITES.get_ptr(&key) {
         // SAFETY: a pointer into a map value.

@@ -33,7 +33,13 @@ pub fn process_exec(_ctx: RawTracePointContext) -> i32 {
     }
     #[cfg(feature = "log")]
     aya_log_ebpf::debug!(&_ctx, "process {} replaced its image", head.pid);
-    emit(&ProcessEvent { header: head, argument: 0 }, Wake::Now);
+    emit(
+        &ProcessEvent {
+            header: head,
+            argument: 0,
+        },
+        Wake::Now,
+    );
     0
 }
 
@@ -45,7 +51,13 @@ pub fn process_exit(_ctx: RawTracePointContext) -> i32 {
     }
     let _ = THREADS.remove(&head.tid);
     let wake = if head.tid == head.pid { Wake::Now } else { Wake::Later };
-    emit(&ProcessEvent { header: head, argument: 0 }, wake);
+    emit(
+        &ProcessEvent {
+            header: head,
+            argument: 0,
+        },
+        wake,
+    );
     0
 }
 
@@ -53,7 +65,9 @@ pub fn process_exit(_ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "sched_process_fork")]
 pub fn process_fork(ctx: RawTracePointContext) -> i32 {
     let head = header(RecordKind::Fork);
-    let Some(config) = PROCESSES.get_ptr(&head.pid) else { return 0 };
+    let Some(config) = PROCESSES.get_ptr(&head.pid) else {
+        return 0;
+    };
     let child_task: u64 = ctx.arg(1);
     let mut child = 0u32;
     if !read_kernel(&raw mut child, child_task + u64::from(global(&TASK_TGID_OFFSET))) || child == head.pid {
@@ -67,6 +81,12 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
         count(Counter::ProcessTableFull);
         return 0;
     }
-    emit(&ProcessEvent { header: head, argument: u64::from(child) }, Wake::Now);
+    emit(
+        &ProcessEvent {
+            header: head,
+            argument: u64::from(child),
+        },
+        Wake::Now,
+    );
     0
 }

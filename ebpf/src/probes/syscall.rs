@@ -10,8 +10,8 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use wasmscope_common::{
-    CodePublished, Counter, EMIT_SYSCALLS, MAX_FRAMES, ProcessConfig, RecordKind, STACK_TRUNCATED, SyscallKey,
-    Syscall, SyscallStats, TLS_UNKNOWN, WATCH_NEW_WASM,
+    CodePublished, Counter, EMIT_SYSCALLS, MAX_FRAMES, ProcessConfig, RecordKind, STACK_TRUNCATED, Syscall, SyscallKey,
+    SyscallStats, TLS_UNKNOWN, WATCH_NEW_WASM,
 };
 
 use crate::{
@@ -43,7 +43,9 @@ pub fn sys_enter(ctx: RawTracePointContext) -> i32 {
         _ => {
             let Some(config) = watched() else { return 0 };
             // SAFETY: a pointer into a map value.
-            let Some(thread) = current(unsafe { &*config }) else { return 0 };
+            let Some(thread) = current(unsafe { &*config }) else {
+                return 0;
+            };
             thread
         }
     };
@@ -60,7 +62,9 @@ pub fn sys_enter(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub fn sys_exit(ctx: RawTracePointContext) -> i32 {
     let tid = bpf_get_current_pid_tgid() as u32;
-    let Some(thread) = THREADS.get_ptr_mut(&tid) else { return 0 };
+    let Some(thread) = THREADS.get_ptr_mut(&tid) else {
+        return 0;
+    };
     // SAFETY: this thread's own entry.
     let state = unsafe { &mut *thread };
     let entered_ns = state.entered_ns;
@@ -161,8 +165,12 @@ fn aggregate(thread: &Thread, pid: u32, number: u64, result: i64, duration_ns: u
     }
 }
 
-static EMPTY_STATS: SyscallStats =
-    SyscallStats { count: 0, error_count: 0, total_ns: 0, bytes: 0 };
+static EMPTY_STATS: SyscallStats = SyscallStats {
+    count: 0,
+    error_count: 0,
+    total_ns: 0,
+    bytes: 0,
+};
 
 /// x86-64: read, write, pread64, pwrite64, readv, writev, sendto, recvfrom, sendmsg, recvmsg.
 #[inline(always)]
@@ -173,7 +181,9 @@ fn moves_bytes(number: u64) -> bool {
 /// A range becomes executable: if a code object of wasmtime lies there, say so, and watch the process if all are to be.
 #[inline(always)]
 fn code_published(ctx: &RawTracePointContext) {
-    let Some(registers) = SyscallRegisters::read(ctx.arg(0)) else { return };
+    let Some(registers) = SyscallRegisters::read(ctx.arg(0)) else {
+        return;
+    };
     let (address, length) = (registers.first, registers.second);
     if registers.third & PROT_EXEC == 0 {
         return;
@@ -216,8 +226,21 @@ fn code_published(ctx: &RawTracePointContext) {
         None => return,
     }
     #[cfg(feature = "log")]
-    aya_log_ebpf::debug!(ctx, "process {} published {} bytes of code at {:x}", head.pid, length, address);
-    emit(&CodePublished { header: head, address, length }, Wake::Now);
+    aya_log_ebpf::debug!(
+        ctx,
+        "process {} published {} bytes of code at {:x}",
+        head.pid,
+        length,
+        address
+    );
+    emit(
+        &CodePublished {
+            header: head,
+            address,
+            length,
+        },
+        Wake::Now,
+    );
 }
 
 const _: () = assert!(MAX_FRAMES <= 0xff);

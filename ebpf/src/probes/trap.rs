@@ -33,15 +33,24 @@ pub fn signal_deliver(ctx: RawTracePointContext) -> i32 {
         return 0;
     }
     // SAFETY: as above.
-    let Some(thread) = current(unsafe { &*config }) else { return 0 };
+    let Some(thread) = current(unsafe { &*config }) else {
+        return 0;
+    };
     // SAFETY: the task is the current one; its registers were saved on kernel entry.
     let regs = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as u64;
     let mut instruction_pointer = 0u64;
     let mut frame_pointer = 0u64;
     let mut stack_pointer = 0u64;
-    let readable = read_kernel(&raw mut instruction_pointer, regs + core::mem::offset_of!(pt_regs, rip) as u64)
-        && read_kernel(&raw mut frame_pointer, regs + core::mem::offset_of!(pt_regs, rbp) as u64)
-        && read_kernel(&raw mut stack_pointer, regs + core::mem::offset_of!(pt_regs, rsp) as u64);
+    let readable = read_kernel(
+        &raw mut instruction_pointer,
+        regs + core::mem::offset_of!(pt_regs, rip) as u64,
+    ) && read_kernel(
+        &raw mut frame_pointer,
+        regs + core::mem::offset_of!(pt_regs, rbp) as u64,
+    ) && read_kernel(
+        &raw mut stack_pointer,
+        regs + core::mem::offset_of!(pt_regs, rsp) as u64,
+    );
     if !readable || instruction_pointer < code_start || instruction_pointer >= code_end {
         // Host code crashed, or somebody sent a signal: not a trap of the guest.
         return 0;
