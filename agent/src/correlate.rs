@@ -64,13 +64,19 @@ struct Activation {
     parent: Option<u64>,
     open_call: Option<Span>,
     /// The host call that ended last did not return to the guest; its import.
-    failed_call: Option<Option<Arc<Import>>>,
+    failed_call: Option<FailedCall>,
     trap: Option<String>,
     last_ns: u64,
     suspended: Option<(u64, u32)>,
     event_count: u64,
     span_count: u64,
     losses: BTreeMap<(String, String), u64>,
+}
+
+/// A host call that unwound its guest.
+#[derive(Clone, Debug)]
+struct FailedCall {
+    import: Option<Arc<Import>>,
 }
 
 impl Correlator {
@@ -581,7 +587,7 @@ impl Context<'_> {
         activation.event_count -= 1;
         let outcome = if succeeded { Outcome::Ok } else { Outcome::HostError };
         if !succeeded && let Some(call) = &activation.open_call {
-            activation.failed_call = Some(call.import());
+            activation.failed_call = Some(FailedCall { import: call.import() });
         }
         activation.close_call(at_ns, Bound::Exact, outcome);
     }
@@ -685,13 +691,15 @@ fn outcome(activation: &Activation, coverage: Coverage, unwinding: bool) -> Outc
     if let Some(code) = &activation.trap {
         return Outcome::Trap { code: code.clone() };
     }
-    let failed = activation
-        .failed_call
-        .clone()
-        .or_else(|| activation.open_call.as_ref().map(Span::import));
+    let failed = activation.failed_call.clone().or_else(|| {
+        activation
+            .open_call
+            .as_ref()
+            .map(|call| FailedCall { import: call.import() })
+    });
     match failed {
-        Some(import) if unwinding || activation.failed_call.is_some() => {
-            if import.is_some_and(|import| import.name == "proc_exit") {
+        Some(call) if unwinding || activation.failed_call.is_some() => {
+            if call.import.is_some_and(|import| import.name == "proc_exit") {
                 Outcome::Exit
             } else {
                 Outcome::HostError

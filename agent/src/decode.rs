@@ -9,7 +9,6 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// A record, as a program wrote it.
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "described at RecordKind")]
-#[expect(clippy::large_enum_variant, reason = "lives on the stack of the decoding loop only")]
 pub enum Record {
     ActivationSwap(ActivationSwap),
     HostCall(HostCall),
@@ -126,6 +125,7 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use zerocopy::FromZeros as _;
 
     use super::*;
 

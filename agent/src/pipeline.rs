@@ -150,7 +150,7 @@ impl Pipeline {
             *self.losses.entry(("decode", "malformed")).or_default() += undecodable;
         }
         for record in records {
-            self.handle(record, &mut output.events);
+            self.handle(&record, &mut output.events);
         }
         self.reap(&mut output.events);
         self.count_losses(&mut output);
@@ -271,11 +271,11 @@ impl Pipeline {
         *self.losses.entry((layer, reason)).or_default() += 1;
     }
 
-    fn handle(&mut self, record: Record, events: &mut Vec<Event>) {
+    fn handle(&mut self, record: &Record, events: &mut Vec<Event>) {
         let header = *record.header();
         let (pid, tid, at_ns) = (header.pid, header.tid, header.at_ns);
         let mut push = |kind| events.push(Event { at_ns, pid, tid, kind });
-        match &record {
+        match record {
             Record::CodePublished(published) => {
                 let range = published.address..published.address.saturating_add(published.length);
                 self.code_published(pid, range, events);

@@ -40,7 +40,7 @@ pub const UNKNOWN: u64 = 1;
 /// Tries to complete what is known of the current process from the current thread. Returns the activation on top, 0 if
 /// there is none, or [`UNKNOWN`].
 ///
-/// Only one program looks for slots: the verifier has to follow the whole search in every program that contains it.
+/// Only one program searches static TLS: the verifier has to follow the whole search in every program that contains it.
 #[inline(always)]
 pub fn calibrate<const SEARCH: bool>(thread: *mut Thread, config: *mut ProcessConfig, stack_pointer: u64) -> u64 {
     // SAFETY: both point into map values; the thread's is used by this program alone, and racing writers of the config
@@ -56,11 +56,10 @@ pub fn calibrate<const SEARCH: bool>(thread: *mut Thread, config: *mut ProcessCo
             return UNKNOWN;
         }
         activation
-    } else if !SEARCH {
-        UNKNOWN
     } else {
         match config.tls_kind {
             TLS_DYNAMIC => search_modules(thread, config, stack_pointer),
+            _ if !SEARCH => UNKNOWN,
             TLS_SEARCH => search_static(thread, config, stack_pointer),
             TLS_UNKNOWN => match search_static(thread, config, stack_pointer) {
                 // It may be elsewhere.

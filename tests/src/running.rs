@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long anything may take. Only a test that fails ever waits so long.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub const DEADLINE: Duration = Duration::from_mins(1);
 
 /// A running child; killed when dropped.
 #[derive(Debug)]
@@ -164,12 +164,14 @@ impl Finished {
     }
 
     /// Itself, if it ended with exit code 0 and did not panic.
+    #[expect(clippy::return_self_not_must_use, reason = "the check may be all that is wanted")]
     #[track_caller]
     pub fn succeeded(self) -> Self {
         self.ended_with(0)
     }
 
     /// Itself, if it ended with this exit code and did not panic.
+    #[expect(clippy::return_self_not_must_use, reason = "the check may be all that is wanted")]
     #[track_caller]
     pub fn ended_with(self, code: i32) -> Self {
         let text = self.stderr_text();

@@ -13,6 +13,8 @@ use crate::running::{Finished, Running};
 /// Counts by name.
 pub type Numbers = BTreeMap<String, u64>;
 
+/// A workload without end, on two threads, that leaves a traced machine time to breathe.
+pub const FOREVER: [&str; 6] = ["--scenario", "forever", "--threads", "2", "--nap-us", "2000"];
 /// Code of the trap that the instruction `unreachable` raises.
 pub const UNREACHABLE: &str = "unreachable_code_reached";
 

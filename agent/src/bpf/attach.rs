@@ -195,11 +195,7 @@ impl Kernel {
     /// Detaches at once instead of when the programs are unloaded.
     pub fn detach(&mut self, links: SiteLinks) {
         for (program, link) in links.perf {
-            if let Some(Ok(loaded)) = self
-                .ebpf
-                .program_mut(program.name())
-                .map(|program| <&mut UProbe>::try_from(program))
-            {
+            if let Some(Ok(loaded)) = self.ebpf.program_mut(program.name()).map(<&mut UProbe>::try_from) {
                 // A link that cannot be found is already gone.
                 let _ = loaded.detach(link);
             }

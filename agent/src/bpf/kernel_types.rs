@@ -65,8 +65,7 @@ fn member_offset(btf: &Btf, structure: &str, path: &[&str]) -> Option<u32> {
                 kind = match kind {
                     Type::Struct(found) => break found,
                     Type::Typedef(other) => btf.resolve_chained_type(&other).ok()?,
-                    Type::Const(other) => btf.resolve_chained_type(&other).ok()?,
-                    Type::Volatile(other) => btf.resolve_chained_type(&other).ok()?,
+                    Type::Const(other) | Type::Volatile(other) => btf.resolve_chained_type(&other).ok()?,
                     _ => return None,
                 };
             };

@@ -141,6 +141,8 @@ impl Kernel {
             .load(OBJECT)
             .map_err(object_error)?;
         let attacher = Attacher::load(OBJECT, &mut ebpf)?;
+        #[cfg(debug_assertions)]
+        forward_messages(&mut ebpf);
         let ring = ebpf.take_map("EVENTS").ok_or_else(|| missing("EVENTS"))?;
         let ring = RingBuf::try_from(ring).map_err(|source| LoadError::Map { map: "EVENTS", source })?;
         let mut kernel = Self {
@@ -226,6 +228,23 @@ impl Kernel {
         }
         rows
     }
+}
+
+/// Forwards what the programs of a debug build have to say to the log. Builds that say nothing have no map for it.
+#[cfg(debug_assertions)]
+fn forward_messages(ebpf: &mut Ebpf) {
+    let Ok(logger) = aya_log::EbpfLogger::init(ebpf) else {
+        return;
+    };
+    // SAFETY: the logger owns its file descriptor for as long as it lives, and always answers with the same one.
+    let polled = unsafe { tokio::io::unix::AsyncFd::register_with_interest(logger, tokio::io::Interest::READABLE) };
+    let Ok(mut logger) = polled else { return };
+    tokio::spawn(async move {
+        while let Ok(mut guard) = logger.readable_mut().await {
+            guard.get_inner_mut().flush();
+            guard.clear_ready();
+        }
+    });
 }
 
 fn sum(parts: impl Iterator<Item = SyscallStats>) -> SyscallStats {

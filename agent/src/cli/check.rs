@@ -57,7 +57,8 @@ fn line(finding: &Finding) -> String {
     };
     let mut line = format!("{:<26} {verdict:<8} {}", finding.name, finding.detail);
     if finding.severity != Severity::Fine {
-        line.push_str(&format!(" → {}", finding.remedy));
+        line.push_str(" → ");
+        line.push_str(finding.remedy);
     }
     line.trim_end().to_owned()
 }

@@ -61,7 +61,7 @@ pub(super) struct OutputArguments {
     /// Columns of `--format text` [default: the terminal's, else 100]
     #[arg(long, value_name = "COLUMNS")]
     width: Option<usize>,
-    /// Also write metrics to this file at the end, as OpenMetrics text
+    /// Also write metrics to this file at the end, as `OpenMetrics` text
     #[arg(long, value_name = "FILE")]
     metrics_file: Option<PathBuf>,
 }

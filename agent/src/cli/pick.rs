@@ -1,6 +1,6 @@
 //! Which of many traces is drawn.
 
-use std::sync::Arc;
+use std::{fmt::Write as _, sync::Arc};
 
 use clap::ValueEnum;
 
@@ -60,10 +60,10 @@ impl Picker {
     pub(super) fn nothing(&self) -> String {
         let mut words = String::from("no invocation was seen");
         if let Some(export) = &self.choice.export {
-            words.push_str(&format!(" of {export:?}"));
+            write!(words, " of {export:?}").expect("writing to a string cannot fail");
         }
         if let Some(id) = &self.choice.trace_id {
-            words.push_str(&format!(" with trace id {id:?}"));
+            write!(words, " with trace id {id:?}").expect("writing to a string cannot fail");
         }
         if self.choice.pick == Pick::Failed {
             words.push_str(" that failed");

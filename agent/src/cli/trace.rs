@@ -113,7 +113,7 @@ async fn trace(arguments: TraceArguments) -> anyhow::Result<ExitCode> {
         "--metrics-only needs --metrics-file or --metrics-listen: it has nothing else to show"
     );
     // Everything that can be wrong with the request is found before anything is loaded or started.
-    let program = arguments.command.first().map(|name| find_program(name)).transpose()?;
+    let program = arguments.command.first().map(find_program).transpose()?;
     let watch_all = arguments.pid.is_empty() && program.is_none();
     let mut outputs = Outputs::open(arguments.outputs, clock)?;
     let recording = arguments

@@ -1,1 +1,384 @@
+use proptest::prelude::*;
 
+use super::*;
+
+const PID: u32 = 100;
+/// Stack pointer of code whose frame holds the record at `activation`.
+fn below(activation: u64) -> u64 {
+    activation - 16
+}
+const WORKER_STACK: u64 = 0x7f00_0000_0000;
+const FIBER: u64 = 0x7e00_0001_0000;
+const FIBER_TWO: u64 = 0x7e80_0001_0000;
+
+fn correlator() -> Correlator {
+    let mut correlator = Correlator::new();
+    let process = Process {
+        pid: PID,
+        start_ns: 1,
+        command: "host".to_owned(),
+        runtime_name: "wasmtime".to_owned(),
+        runtime_version: Some("48".to_owned()),
+        limits: Vec::new(),
+    };
+    let coverage = Coverage {
+        activations: true,
+        host_calls: true,
+        host_call_ends: true,
+        unwinds: true,
+    };
+    correlator.push(event(0, PID, EventKind::Process { process, coverage }));
+    for (id, name) in ["handle_request", "parse_rule", "level2"].into_iter().enumerate() {
+        correlator.push(event(
+            0,
+            PID,
+            EventKind::Function {
+                id: id as u32,
+                module: "policy".to_owned(),
+                hash: "3f9ac2".to_owned(),
+                index: id as u32,
+                name: name.to_owned(),
+            },
+        ));
+    }
+    for (id, name) in ["fetch", "proc_exit"].into_iter().enumerate() {
+        correlator.push(event(
+            0,
+            PID,
+            EventKind::Import {
+                id: id as u32,
+                module: "host".to_owned(),
+                name: name.to_owned(),
+            },
+        ));
+    }
+    correlator
+}
+
+fn event(at_ns: u64, tid: u32, kind: EventKind) -> Event {
+    Event {
+        at_ns,
+        pid: PID,
+        tid,
+        kind,
+    }
+}
+
+fn swap(old: u64, new: u64, stack_pointer: u64) -> EventKind {
+    EventKind::ActivationSwap {
+        old: Some(old),
+        new,
+        stack_pointer,
+        entry: (old != 0).then_some(0),
+    }
+}
+
+fn host_call(activation: u64, import: ImportId) -> EventKind {
+    EventKind::HostCall {
+        activation,
+        entry: Some(0),
+        import: Some(import),
+        stack: vec![1, 0],
+        truncated: false,
+    }
+}
+
+fn syscall(activation: u64, duration_ns: u64) -> EventKind {
+    EventKind::Syscall {
+        activation,
+        entry: Some(0),
+        duration_ns,
+        number: 0,
+        result: 10,
+        arguments: [0; 3],
+        stack: vec![1, 0],
+        truncated: false,
+    }
+}
+
+fn run(events: impl IntoIterator<Item = (u64, u32, EventKind)>) -> (Vec<Trace>, Vec<Loss>) {
+    let mut correlator = correlator();
+    let mut last_ns = 0;
+    for (at_ns, tid, kind) in events {
+        last_ns = at_ns;
+        correlator.push(event(at_ns, tid, kind));
+    }
+    correlator.settle(u64::MAX);
+    correlator.finish(last_ns);
+    (correlator.take_finished(), correlator.take_losses())
+}
+
+fn name(span: &Span) -> &str {
+    match &span.kind {
+        SpanKind::Invoke {
+            function: Some(function),
+        } => &function.name,
+        SpanKind::HostCall { import: Some(import) } => &import.name,
+        SpanKind::Syscall { name, .. } => name,
+        SpanKind::Trap { code, .. } => code,
+        _ => "?",
+    }
+}
+
+#[test]
+fn a_syscall_lies_in_its_host_call_and_that_in_its_invocation() {
+    let (traces, losses) = run([
+        (10, 1, swap(0, FIBER, below(FIBER))),
+        (20, 1, host_call(FIBER, 0)),
+        (30, 1, syscall(FIBER, 5)),
+        (40, 1, EventKind::HostCallEnd { succeeded: true }),
+        (50, 1, swap(FIBER, 0, below(FIBER))),
+    ]);
+    assert_eq!(losses, []);
+    let [trace] = &traces[..] else { panic!("{traces:?}") };
+    assert_eq!(name(&trace.root), "handle_request");
+    assert_eq!((trace.root.start_ns, trace.root.end_ns), (10, 50));
+    assert_eq!(trace.root.outcome, Outcome::Ok);
+    let [call] = &trace.root.children[..] else {
+        panic!("{trace:?}")
+    };
+    assert_eq!(
+        (name(call), call.start_ns, call.end_ns, call.end_bound),
+        ("fetch", 20, 40, Bound::Exact)
+    );
+    let [read] = &call.children[..] else { panic!("{call:?}") };
+    assert_eq!((name(read), read.start_ns, read.end_ns), ("read", 30, 35));
+    assert_eq!(trace.event_count, 5);
+}
+
+#[test]
+fn a_fiber_that_is_resumed_on_another_thread_stays_one_invocation() {
+    let (traces, losses) = run([
+        (10, 1, swap(0, FIBER, below(FIBER))),
+        (20, 1, host_call(FIBER, 0)),
+        // Left and entered again by code on the workers' own stacks.
+        (30, 1, swap(FIBER, 0, WORKER_STACK)),
+        (90, 2, swap(0, FIBER, WORKER_STACK + 4096)),
+        (95, 2, EventKind::HostCallEnd { succeeded: true }),
+        (99, 2, swap(FIBER, 0, below(FIBER))),
+    ]);
+    assert_eq!(losses, []);
+    let [trace] = &traces[..] else { panic!("{traces:?}") };
+    let suspend = Suspend {
+        start_ns: 30,
+        end_ns: Some(90),
+        from_tid: 1,
+        to_tid: Some(2),
+    };
+    assert_eq!(trace.root.suspends, [suspend]);
+    assert_eq!(trace.root.children[0].suspends, [suspend]);
+    assert_eq!((trace.root.suspended_ns(), trace.root.duration_ns()), (60, 89));
+}
+
+#[test]
+fn two_fibers_that_take_turns_on_one_thread_are_kept_apart() {
+    let (traces, losses) = run([
+        (10, 1, swap(0, FIBER, below(FIBER))),
+        (20, 1, swap(FIBER, 0, WORKER_STACK)),
+        (30, 1, swap(0, FIBER_TWO, below(FIBER_TWO))),
+        (40, 1, syscall(FIBER_TWO, 1)),
+        (50, 1, swap(FIBER_TWO, 0, WORKER_STACK)),
+        (60, 1, swap(0, FIBER, WORKER_STACK)),
+        (70, 1, swap(FIBER, 0, below(FIBER))),
+        (80, 1, swap(0, FIBER_TWO, WORKER_STACK)),
+        (90, 1, swap(FIBER_TWO, 0, below(FIBER_TWO))),
+    ]);
+    assert_eq!(losses, []);
+    let spans: Vec<_> = traces
+        .iter()
+        .map(|trace| (trace.root.start_ns, trace.root.end_ns, trace.root.children.len()))
+        .collect();
+    assert_eq!(spans, [(10, 70, 0), (30, 90, 1)]);
+}
+
+#[test]
+fn a_call_back_into_wasm_lies_in_the_host_call_that_made_it() {
+    let inner = FIBER - 1024;
+    let (traces, losses) = run([
+        (10, 1, swap(0, FIBER, below(FIBER))),
+        (20, 1, host_call(FIBER, 0)),
+        (30, 1, swap(FIBER, inner, below(inner))),
+        (35, 1, syscall(inner, 1)),
+        (40, 1, swap(inner, FIBER, below(inner))),
+        (50, 1, EventKind::HostCallEnd { succeeded: true }),
+        (60, 1, swap(FIBER, 0, below(FIBER))),
+    ]);
+    assert_eq!(losses, []);
+    let [trace] = &traces[..] else { panic!("{traces:?}") };
+    let nested = &trace.root.children[0].children[0];
+    assert_eq!(
+        (nested.role().as_str(), nested.start_ns, nested.end_ns),
+        ("invoke", 30, 40)
+    );
+    assert_eq!(nested.children.len(), 1);
+}
+
+#[test]
+fn a_call_back_on_a_higher_fiber_is_not_taken_for_a_return() {
+    let (traces, losses) = run([
+        (10, 1, swap(0, FIBER, below(FIBER))),
+        (20, 1, host_call(FIBER, 0)),
+        (30, 1, swap(FIBER, FIBER_TWO, below(FIBER_TWO))),
+        (40, 1, swap(FIBER_TWO, FIBER, below(FIBER_TWO))),
+        (50, 1, EventKind::HostCallEnd { succeeded: true }),
+        (60, 1, swap(FIBER, 0, below(FIBER))),
+    ]);
+    assert_eq!(losses, []);
+    assert_eq!(traces.len(), 1);
+    assert_eq!(traces[0].root.children[0].children.len(), 1);
+}
+
+#[test]
+fn a_trap_is_told_by_its_signal_and_a_host_error_by_its_unwinding() {
+    let trap = EventKind::Trap {
+        activation: FIBER,
+        entry: Some(0),
+        code: "memory_out_of_bounds".to_owned(),
+        stack: vec![1, 0],
+        native_offset: 0x1c4,
+    };
+    let (traces, _) = run([
+        (10, 1, swap(0, FIBER, below(FIBER))),
+        (20, 1, trap),
+        (30, 1, swap(FIBER, 0, below(FIBER))),
+        (31, 1, EventKind::Unwind),
+        (40, 1, swap(0, FIBER, below(FIBER))),
+        (50, 1, host_call(FIBER, 0)),
+        (60, 1, EventKind::HostCallEnd { succeeded: false }),
+        (70, 1, swap(FIBER, 0, below(FIBER))),
+        (71, 1, EventKind::Unwind),
+        (80, 1, swap(0, FIBER, below(FIBER))),
+        (85, 1, host_call(FIBER, 1)),
+        (86, 1, EventKind::HostCallEnd { succeeded: false }),
+        (90, 1, swap(FIBER, 0, below(FIBER))),
+        (91, 1, EventKind::Unwind),
+    ]);
+    let outcomes: Vec<_> = traces.iter().map(|trace| trace.root.outcome.as_str()).collect();
+    assert_eq!(outcomes, ["trap", "host_error", "exit"]);
+}
+
+#[test]
+fn what_was_running_at_the_end_is_open_not_ended() {
+    let (traces, _) = run([
+        (10, 1, swap(0, FIBER, below(FIBER))),
+        (20, 1, host_call(FIBER, 0)),
+        (30, 1, syscall(FIBER, 4)),
+    ]);
+    let root = &traces[0].root;
+    assert_eq!((root.end_bound, root.outcome.as_str()), (Bound::Open, "unfinished"));
+    assert_eq!(root.children[0].end_bound, Bound::Open);
+    assert_eq!(root.end_ns, 34);
+}
+
+#[test]
+fn a_host_call_whose_return_was_not_seen_ends_at_the_next_event_and_says_so() {
+    let (traces, _) = run([
+        (10, 1, swap(0, FIBER, below(FIBER))),
+        (20, 1, host_call(FIBER, 0)),
+        (30, 1, host_call(FIBER, 0)),
+        (40, 1, swap(FIBER, 0, below(FIBER))),
+    ]);
+    let calls = &traces[0].root.children;
+    assert_eq!((calls[0].end_ns, calls[0].end_bound), (30, Bound::Inferred));
+    assert_eq!((calls[1].end_ns, calls[1].end_bound), (40, Bound::Inferred));
+}
+
+#[test]
+fn a_lost_return_is_counted_and_does_not_bend_what_follows() {
+    let (traces, losses) = run([
+        (10, 1, swap(0, FIBER, below(FIBER))),
+        // The swap that ended it was lost; the next one says that nothing was on top.
+        (50, 1, swap(0, FIBER, below(FIBER))),
+        (60, 1, swap(FIBER, 0, below(FIBER))),
+    ]);
+    assert_eq!(traces.len(), 2);
+    assert_eq!(traces[0].root.outcome, Outcome::Unknown);
+    assert_eq!(traces[1].root.outcome, Outcome::Ok);
+    assert_eq!(losses[0].reason, "end_missed");
+}
+
+#[test]
+fn an_activation_that_began_before_the_probes_is_open_at_its_start() {
+    let (traces, _) = run([(30, 1, syscall(FIBER, 4)), (60, 1, swap(FIBER, 0, below(FIBER)))]);
+    assert_eq!(
+        (traces[0].root.start_bound, traces[0].root.end_bound),
+        (Bound::Open, Bound::Exact)
+    );
+}
+
+#[test]
+fn a_loss_is_told_by_every_trace_that_was_open() {
+    let loss = Loss {
+        layer: "ring".to_owned(),
+        reason: "ring_full".to_owned(),
+        count: 7,
+    };
+    let (traces, _) = run([
+        (10, 1, swap(0, FIBER, below(FIBER))),
+        (20, 1, EventKind::Lost { loss: loss.clone() }),
+        (30, 1, swap(FIBER, 0, below(FIBER))),
+        (40, 1, swap(0, FIBER, below(FIBER))),
+        (50, 1, swap(FIBER, 0, below(FIBER))),
+    ]);
+    assert_eq!(traces[0].losses, [loss]);
+    assert_eq!(traces[1].losses, []);
+}
+
+#[test]
+fn every_activation_has_a_trace_id_of_its_own() {
+    let (traces, _) = run([
+        (10, 1, swap(0, FIBER, below(FIBER))),
+        (20, 1, swap(FIBER, 0, below(FIBER))),
+        (30, 1, swap(0, FIBER, below(FIBER))),
+        (40, 1, swap(FIBER, 0, below(FIBER))),
+    ]);
+    assert_ne!(traces[0].id, traces[1].id);
+}
+
+/// Any event, of few threads and activations so that they meet.
+fn any_kind() -> impl Strategy<Value = EventKind> {
+    let activation = prop_oneof![Just(0), Just(FIBER), Just(FIBER - 1024), Just(FIBER_TWO), any::<u64>()];
+    let stack_pointer = prop_oneof![
+        Just(WORKER_STACK),
+        Just(below(FIBER)),
+        Just(below(FIBER - 1024)),
+        Just(below(FIBER_TWO)),
+        any::<u64>()
+    ];
+    prop_oneof![
+        (
+            prop::option::of(activation.clone()),
+            activation.clone(),
+            stack_pointer,
+            prop::option::of(0..4u32)
+        )
+            .prop_map(|(old, new, stack_pointer, entry)| EventKind::ActivationSwap {
+                old,
+                new,
+                stack_pointer,
+                entry
+            }),
+        (activation.clone(), 0..3u32).prop_map(|(activation, import)| host_call(activation, import)),
+        any::<bool>().prop_map(|succeeded| EventKind::HostCallEnd { succeeded }),
+        (activation, any::<u64>()).prop_map(|(activation, duration_ns)| syscall(activation, duration_ns)),
+        Just(EventKind::Unwind),
+        Just(EventKind::ThreadExit),
+        Just(EventKind::ProcessGone),
+    ]
+}
+
+fn is_well_formed(span: &Span) -> bool {
+    span.start_ns <= span.end_ns && span.children.iter().all(is_well_formed)
+}
+
+proptest! {
+    #[test]
+    fn any_stream_gives_well_formed_traces(
+        events in prop::collection::vec((any::<u64>(), 1..4u32, any_kind()), 0..200)
+    ) {
+        let (traces, _) = run(events);
+        for trace in traces {
+            prop_assert!(is_well_formed(&trace.root), "{trace:?}");
+        }
+    }
+}

@@ -1,25 +1,26 @@
-//! Turns selected calls into the steps of a sequence: lifelines, arrows, bars, loops, notes and their words.
+//! Turns selected calls into the steps of a sequence: arrows, bars, loops and notes between lifelines.
 
 use std::collections::HashMap;
 use std::ops::Range;
 
-use crate::span::{Bound, Capture, Function, Module, Outcome, Role, Span, SpanKind, Trace};
+use crate::span::{Bound, Capture, Function, Outcome, Role, Span, SpanKind, Trace};
 
 use super::Options;
-use super::label::{Spread, bytes, counted, duration, grouped, visible};
+use super::label::{Spread, counted, duration, filled, grouped};
+use super::lifeline::{Lifeline, callee_name, lifeline_of};
 use super::model::{Arrow, Bar, Group, Participant, ParticipantId, ParticipantKind, Sequence, Step, Totals};
 use super::select::{ItemId, ItemSection, Selection};
 use super::summary::{self, Marks};
 use super::syscall;
 use super::timeline::{Node, NodeId, Timeline, What};
+use super::words::{fiber_words, loop_label};
 
-/// Lifelines for guest modules; the rest share one.
-const MAX_GUESTS: usize = 4;
-/// Lifelines for modules of imports; the rest share one.
-const MAX_INTERFACES: usize = 6;
 /// Callees named in a note on folded calls.
 const MAX_NAMED_CALLEES: usize = 4;
+/// Lines of such a note are not much wider than two lifelines are apart.
+const MAX_NOTE_CHARS: usize = 42;
 
+/// Draws what was selected; names longer than `max_name_chars` are cut.
 pub(super) fn draw(
     trace: &Trace,
     capture: &Capture,
@@ -44,40 +45,30 @@ pub(super) fn draw(
     drawing.finish(options)
 }
 
-struct Drawing<'a, 't> {
-    trace: &'t Trace,
-    capture: &'a Capture,
-    timeline: &'a Timeline<'t>,
-    selection: &'a Selection,
-    max_name_chars: usize,
+pub(super) struct Drawing<'a, 't> {
+    pub(super) trace: &'t Trace,
+    pub(super) capture: &'a Capture,
+    pub(super) timeline: &'a Timeline<'t>,
+    pub(super) selection: &'a Selection,
+    pub(super) max_name_chars: usize,
     /// In order of first appearance; sorted at the end.
-    lifelines: Vec<Lifeline<'t>>,
-    steps: Vec<Step>,
-    totals: Totals,
-    marks: Marks,
+    pub(super) lifelines: Vec<Lifeline<'t>>,
+    pub(super) steps: Vec<Step>,
+    pub(super) totals: Totals,
+    pub(super) marks: Marks,
     /// The guest function that was last named as caller inside an invocation.
-    last_caller: HashMap<ItemId, String>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Lifeline<'t> {
-    Host,
-    Guest(Option<&'t Module>),
-    OtherGuests,
-    Interface(Option<&'t str>),
-    OtherInterfaces,
-    Kernel,
+    pub(super) last_caller: HashMap<ItemId, String>,
 }
 
 /// Where a call is made from.
 #[derive(Clone, Copy)]
-struct Scope<'t> {
-    participant: ParticipantId,
+pub(super) struct Scope<'t> {
+    pub(super) participant: ParticipantId,
     /// The role of the call that is open there; `None` outside the outermost.
-    role: Option<Role>,
+    pub(super) role: Option<Role>,
     /// The innermost invocation and the function it entered.
-    invocation: ItemId,
-    entered: Option<&'t Function>,
+    pub(super) invocation: ItemId,
+    pub(super) entered: Option<&'t Function>,
 }
 
 /// What is left to do, innermost first.
@@ -143,11 +134,11 @@ impl<'t> Drawing<'_, 't> {
         }
     }
 
-    fn first(&self, item: ItemId) -> &Node<'t> {
+    pub(super) fn first(&self, item: ItemId) -> &Node<'t> {
         self.timeline.node(self.selection.members(item)[0])
     }
 
-    fn spans(&self, item: ItemId) -> impl Iterator<Item = &'t Span> {
+    pub(super) fn spans(&self, item: ItemId) -> impl Iterator<Item = &'t Span> {
         self.selection
             .members(item)
             .iter()
@@ -157,17 +148,13 @@ impl<'t> Drawing<'_, 't> {
             })
     }
 
-    fn spread(&self, item: ItemId) -> Spread {
+    pub(super) fn spread(&self, item: ItemId) -> Spread {
         let durations = self
             .selection
             .members(item)
             .iter()
             .map(|node| self.timeline.node(*node).duration_ns());
         Spread::of(durations.collect())
-    }
-
-    fn name(&self, name: &str) -> String {
-        visible(name, self.max_name_chars)
     }
 
     /// Draws the start of an item and returns what comes after it, in order.
@@ -215,7 +202,7 @@ impl<'t> Drawing<'_, 't> {
             to,
             arrow: Arrow::Call,
             bar,
-            label,
+            lines: vec![label],
         });
 
         let inside = match &span.kind {
@@ -320,209 +307,19 @@ impl<'t> Drawing<'_, 't> {
             Outcome::Errno { errno } => (Arrow::Return, Some(syscall::error(*errno))),
             Outcome::Unknown => (Arrow::Return, Some("ended, not seen how".into())),
         };
-        let label = words.map_or(time.clone(), |words| format!("{words} · {time}"));
+        let lines = match words {
+            // Reasons for a failure are long; they get a line of their own.
+            Some(words) if arrow == Arrow::Failed => vec![words, time],
+            Some(words) => vec![format!("{words} · {time}")],
+            None => vec![time],
+        };
         self.steps.push(Step::Message {
             from,
             to,
             arrow,
             bar: Bar::End,
-            label,
+            lines,
         });
-    }
-
-    /// What is written on a call: the callee, what is known of its arguments, the guest function it was made from when that changed.
-    fn call_label(&mut self, item: ItemId, span: &'t Span, scope: Scope<'t>, callee: Lifeline<'t>) -> String {
-        let mut label = match &span.kind {
-            SpanKind::Invoke {
-                function: Some(function),
-            } => {
-                let name = self.name(&function.name);
-                if callee == Lifeline::OtherGuests {
-                    format!("{}.{name}", self.name(&function.module.name))
-                } else {
-                    name
-                }
-            }
-            SpanKind::Invoke { function: None } => "function not known".into(),
-            SpanKind::HostCall { import: Some(import) } => {
-                let name = self.name(&import.name);
-                if callee == Lifeline::OtherInterfaces {
-                    format!("{}.{name}", self.name(&import.module))
-                } else {
-                    name
-                }
-            }
-            SpanKind::HostCall { import: None } => "host call".into(),
-            SpanKind::Syscall { name, .. } => {
-                let arguments = syscall::arguments(name, self.common_arguments(item));
-                let name = self.name(name);
-                if arguments.is_empty() {
-                    name
-                } else {
-                    format!("{name} {arguments}")
-                }
-            }
-            SpanKind::Trap { .. } => String::new(),
-        };
-        if scope.role == Some(Role::Invoke)
-            && let Some(caller) = self.changed_caller(item, scope)
-        {
-            label = format!("{label} (from {caller})");
-        }
-        if span.start_bound == Bound::Open {
-            label.push_str(" (already running when the window began)");
-        }
-        label
-    }
-
-    /// The guest functions that made these calls, unless they are those that were named last.
-    fn changed_caller(&mut self, item: ItemId, scope: Scope<'t>) -> Option<String> {
-        let mut callers: Vec<&'t Function> = Vec::new();
-        let mut caller_count = 0_u64;
-        for caller in self.spans(item).filter_map(|span| span.stack.first()) {
-            if !callers
-                .iter()
-                .any(|known| std::ptr::eq(*known, &raw const **caller) || *known == &**caller)
-            {
-                caller_count += 1;
-                if callers.len() == 3 {
-                    break;
-                }
-                callers.push(caller);
-            }
-        }
-        let words = |function: &Function| {
-            let name = self.name(&function.name);
-            match scope.entered {
-                Some(entered) if entered.module != function.module => {
-                    format!("{}.{name}", self.name(&function.module.name))
-                }
-                _ => name,
-            }
-        };
-        let text = match callers.as_slice() {
-            [] => return None,
-            _ if caller_count > 3 => "several functions".into(),
-            _ => callers
-                .iter()
-                .map(|function| words(function))
-                .collect::<Vec<_>>()
-                .join(", "),
-        };
-        let entered = scope.entered.map(words);
-        let last = self.last_caller.insert(scope.invocation, text.clone()).or(entered);
-        (last.as_ref() != Some(&text)).then_some(text)
-    }
-
-    /// The arguments that all members share.
-    fn common_arguments(&self, item: ItemId) -> syscall::Args {
-        let mut common: Option<syscall::Args> = None;
-        for span in self.spans(item) {
-            if let SpanKind::Syscall { args, .. } = &span.kind {
-                let known = common.get_or_insert(args.map(Some));
-                for (known, argument) in known.iter_mut().zip(args) {
-                    *known = known.filter(|known| known == argument);
-                }
-            }
-        }
-        common.unwrap_or_default()
-    }
-
-    /// What syscalls returned: the same for all, or the sum of what they moved.
-    fn result(&self, item: ItemId) -> Option<String> {
-        let mut results = self.spans(item).filter_map(|span| match &span.kind {
-            SpanKind::Syscall { name, result, .. } => Some((name.as_str(), *result)),
-            _ => None,
-        });
-        let (name, first) = results.next()?;
-        let mut is_same = true;
-        let mut sum = u64::try_from(first).unwrap_or(0);
-        for (_, result) in results {
-            is_same &= result == first;
-            sum = sum.saturating_add(u64::try_from(result).unwrap_or(0));
-        }
-        match (is_same, syscall::moves_bytes(name)) {
-            (true, true) if self.selection.members(item).len() > 1 => {
-                Some(format!("{} each", bytes(u64::try_from(first).unwrap_or(0))))
-            }
-            (true, _) => syscall::result(name, first),
-            (false, true) => Some(format!("{} in all", bytes(sum))),
-            (false, false) => None,
-        }
-    }
-
-    fn trap_words(&self, item: ItemId) -> String {
-        // The trap itself, or the one that the invocation ended with.
-        let traps = self.selection.members(item).iter().filter_map(|node| {
-            let node = self.timeline.node(*node);
-            let last = node.children().next_back().map(|child| self.timeline.node(child).what);
-            [Some(node.what), last]
-                .into_iter()
-                .flatten()
-                .find_map(|what| match what {
-                    What::Span(Span {
-                        kind:
-                            SpanKind::Trap {
-                                code,
-                                function,
-                                native_offset,
-                            },
-                        ..
-                    }) => Some((code, function.as_deref(), *native_offset)),
-                    _ => None,
-                })
-        });
-        let mut place = None;
-        let mut is_one_place = true;
-        for trap in traps {
-            is_one_place &= *place.get_or_insert(trap) == trap;
-        }
-        let code = match (&place, self.first(item).what) {
-            (Some((code, ..)), _) => code.as_str(),
-            (
-                None,
-                What::Span(Span {
-                    outcome: Outcome::Trap { code },
-                    ..
-                }),
-            ) => code,
-            _ => "unknown",
-        };
-        let mut words = format!("trap: {}", self.name(&code.replace('_', " ")));
-        if let Some((_, Some(function), offset)) = place {
-            words = format!("{words} in {}", self.name(&function.name));
-            if is_one_place {
-                words = format!("{words} +{offset:#x}");
-            }
-        }
-        words
-    }
-
-    /// How long an item took, and how much of it was its own.
-    fn time(&mut self, item: ItemId) -> String {
-        let mark = self.mark_bounds(item);
-        let members = self.selection.members(item);
-        if let [node] = members {
-            let node = self.timeline.node(*node);
-            let all = node.duration_ns();
-            let own = if node.children().is_empty() || node.own_ns == all {
-                String::new()
-            } else {
-                format!(" (self {})", duration(node.own_ns))
-            };
-            return format!("{mark}{}{own}", duration(all));
-        }
-        format!("{mark}{}", self.spread(item).text())
-    }
-
-    /// The sign for how well the ends of these calls are known; remembered for the legend.
-    fn mark_bounds(&mut self, item: ItemId) -> &'static str {
-        let (mut is_least, mut is_most) = (false, false);
-        for span in self.spans(item) {
-            is_least |= span.start_bound != Bound::Exact || span.end_bound == Bound::Open;
-            is_most |= span.end_bound == Bound::Inferred;
-        }
-        self.marks.set(is_least, is_most)
     }
 
     fn suspended(&mut self, item: ItemId, scope: Scope<'t>) {
@@ -531,34 +328,27 @@ impl<'t> Drawing<'_, 't> {
             return;
         };
         let spread = self.spread(item);
-        let label = if members.len() > 1 {
-            let times = u64::from(self.selection.item(item).run_count);
-            format!(
-                "suspended {}× · {} · {} in all",
-                grouped(times),
-                spread.text(),
-                duration(spread.total)
-            )
-        } else {
-            let threads = match suspend.to_tid {
-                _ if suspend.end_ns.is_none() => format!(
-                    "fiber left thread {}, not resumed when the window ended",
-                    suspend.from_tid
-                ),
-                Some(to_tid) if to_tid == suspend.from_tid => {
-                    format!("fiber left thread {to_tid} and was resumed on it")
-                }
-                Some(to_tid) => format!("fiber left thread {}, resumed on {to_tid}", suspend.from_tid),
-                None => format!("fiber left thread {}, not seen where it resumed", suspend.from_tid),
+        let lines = if members.len() > 1 {
+            let times = match self.selection.item(item).run_count {
+                1 => String::new(),
+                count => format!(" {}×", grouped(u64::from(count))),
             };
-            format!("suspended {} ({threads})", duration(spread.total))
+            vec![
+                format!("suspended{times} · {} in all", duration(spread.total)),
+                format!("({})", spread.text()),
+            ]
+        } else {
+            vec![
+                format!("suspended {}", duration(spread.total)),
+                format!("({})", fiber_words(&suspend)),
+            ]
         };
         // The guest waits, and so does the host call that it waits in.
-        let guest = self.guest_of(scope);
+        let first = self.guest_of(scope);
         self.steps.push(Step::Suspended {
-            first: guest,
+            first,
             last: scope.participant,
-            label,
+            lines,
         });
     }
 
@@ -629,7 +419,7 @@ impl<'t> Drawing<'_, 't> {
             })
             .collect();
         if rest > 0 {
-            names.push(format!("{} more", grouped(rest as u64)));
+            names.push(format!("{} others", grouped(rest as u64)));
         }
         let what = if call_count == 0 {
             "not drawn".into()
@@ -642,66 +432,9 @@ impl<'t> Drawing<'_, 't> {
         } else {
             String::new()
         };
-        let lines = vec![format!("{what}{place} · {}{each}", duration(total)), names.join(", ")];
+        let mut lines = vec![format!("{what}{place} · {}{each}", duration(total))];
+        lines.extend(filled(&names.join(", "), MAX_NOTE_CHARS));
         self.note(scope.participant, target, lines);
-    }
-
-    /// The lifeline that a call goes to.
-    fn callee(&mut self, span: &'t Span) -> ParticipantId {
-        let wanted = lifeline_of(span);
-        if let Some(known) = self.lifelines.iter().position(|known| *known == wanted) {
-            return known;
-        }
-        let count =
-            |is_counted: fn(&Lifeline) -> bool| self.lifelines.iter().filter(|lifeline| is_counted(lifeline)).count();
-        let lifeline = match wanted {
-            Lifeline::Guest(_) if count(|known| matches!(known, Lifeline::Guest(_))) == MAX_GUESTS => {
-                Lifeline::OtherGuests
-            }
-            Lifeline::Interface(_) if count(|known| matches!(known, Lifeline::Interface(_))) == MAX_INTERFACES => {
-                Lifeline::OtherInterfaces
-            }
-            _ => wanted,
-        };
-        self.lifelines
-            .iter()
-            .position(|known| *known == lifeline)
-            .unwrap_or_else(|| {
-                self.lifelines.push(lifeline);
-                self.lifelines.len() - 1
-            })
-    }
-
-    fn participant(&self, lifeline: Lifeline) -> Participant {
-        let process = &self.trace.process;
-        let (kind, lines) = match lifeline {
-            Lifeline::Host => {
-                let version = process
-                    .runtime_version
-                    .as_deref()
-                    .map(|version| format!(" {}", visible(version, 16)))
-                    .unwrap_or_default();
-                let runtime = format!("{}{version}", visible(&process.runtime_name, 24));
-                (ParticipantKind::Host, vec![self.name(&process.command), runtime])
-            }
-            Lifeline::Guest(Some(module)) => (
-                ParticipantKind::Guest,
-                vec![self.name(&module.name), format!("sha256 {}", visible(&module.hash, 12))],
-            ),
-            Lifeline::Guest(None) => (ParticipantKind::Guest, vec!["guest".into(), "module not known".into()]),
-            Lifeline::OtherGuests => (ParticipantKind::Guest, vec!["other guest modules".into()]),
-            Lifeline::Interface(Some(module)) => (ParticipantKind::Interface, vec![self.name(module)]),
-            Lifeline::Interface(None) => (ParticipantKind::Interface, vec!["host (unnamed import)".into()]),
-            Lifeline::OtherInterfaces => (ParticipantKind::Interface, vec!["other interfaces".into()]),
-            Lifeline::Kernel => {
-                let mut lines = vec!["kernel".to_owned()];
-                if !self.capture.kernel_release.is_empty() {
-                    lines.push(format!("Linux {}", visible(&self.capture.kernel_release, 32)));
-                }
-                (ParticipantKind::Kernel, lines)
-            }
-        };
-        Participant { kind, lines }
     }
 
     fn finish(mut self, options: &Options) -> Sequence {
@@ -738,62 +471,16 @@ impl<'t> Drawing<'_, 't> {
             title: self.title(),
             participants,
             groups,
-            closing: summary::lines(self.trace, self.capture, options, &self.totals, self.marks),
+            closing: summary::lines(
+                self.trace,
+                self.capture,
+                options,
+                self.timeline,
+                &self.totals,
+                self.marks,
+            ),
             steps: self.steps,
             totals: self.totals,
         }
     }
-
-    fn title(&self) -> String {
-        let root = &self.trace.root;
-        let what = match &root.kind {
-            SpanKind::Invoke {
-                function: Some(function),
-            } => {
-                format!("{} in {}", self.name(&function.name), self.name(&function.module.name))
-            }
-            _ => "unknown function".into(),
-        };
-        let how = match &root.outcome {
-            _ if root.end_bound == Bound::Open => " · still running".into(),
-            Outcome::Ok | Outcome::Unknown => String::new(),
-            Outcome::Trap { .. } => format!(" · {}", self.trap_words(0)),
-            Outcome::HostError => " · host error".into(),
-            Outcome::Exit => " · exited".into(),
-            Outcome::Errno { errno } => format!(" · {}", syscall::error(*errno)),
-            Outcome::Unfinished => " · cut off".into(),
-        };
-        format!("{what} · {}{how}", duration(root.duration_ns()))
-    }
-}
-
-fn lifeline_of(span: &Span) -> Lifeline<'_> {
-    match &span.kind {
-        SpanKind::Invoke { function } => Lifeline::Guest(function.as_ref().map(|function| &*function.module)),
-        SpanKind::HostCall { import } => Lifeline::Interface(import.as_ref().map(|import| import.module.as_str())),
-        SpanKind::Syscall { .. } => Lifeline::Kernel,
-        SpanKind::Trap { .. } => Lifeline::Host,
-    }
-}
-
-fn callee_name(span: &Span) -> &str {
-    match &span.kind {
-        SpanKind::Invoke {
-            function: Some(function),
-        } => &function.name,
-        SpanKind::Invoke { function: None } => "unknown function",
-        SpanKind::HostCall { import: Some(import) } => &import.name,
-        SpanKind::HostCall { import: None } => "unnamed host call",
-        SpanKind::Syscall { name, .. } => name,
-        SpanKind::Trap { .. } => "trap",
-    }
-}
-
-fn loop_label(times: u32, mark: &str, spread: &Spread) -> String {
-    format!(
-        "{}× · {mark}{} · {} in all",
-        grouped(u64::from(times)),
-        spread.text(),
-        duration(spread.total)
-    )
 }

@@ -18,6 +18,8 @@ pub(super) const MIXED: Shape = Shape::MAX;
 
 /// Longest repeated group (`A B A B …`) that is looked for, in runs.
 const MAX_PERIOD: usize = 6;
+/// Fewer repeats than this are drawn one by one: two calls say more than a loop of two, in as much room.
+const MIN_REPS: usize = 3;
 
 /// The repeats of a whole trace.
 #[derive(Debug)]
@@ -61,14 +63,14 @@ enum Callee<'t> {
 }
 
 impl Fold {
-    /// Folds what is the same down to the last call inside, from three in a row.
+    /// Folds what is the same down to the last call inside.
     pub(super) fn exact(timeline: &Timeline) -> Self {
-        Self::new(timeline, 3, false)
+        Self::new(timeline, false)
     }
 
-    /// Also folds calls that differ inside, unless something failed in them; from two in a row.
+    /// Also folds calls that differ inside, unless something failed in them.
     pub(super) fn loose(timeline: &Timeline) -> Self {
-        Self::new(timeline, 2, true)
+        Self::new(timeline, true)
     }
 
     pub(super) fn shape(&self, node: NodeId) -> Shape {
@@ -80,7 +82,7 @@ impl Fold {
         self.structures.get(shape as usize).map_or(&[], |structure| structure)
     }
 
-    fn new(timeline: &Timeline, min_reps: usize, is_loose: bool) -> Self {
+    fn new(timeline: &Timeline, is_loose: bool) -> Self {
         let count = timeline.nodes.len();
         let mut keys: Interner<Key> = Interner::default();
         let mut shapes: Interner<(u32, Structure)> = Interner::default();
@@ -91,7 +93,7 @@ impl Fold {
             let node = &timeline.nodes[index];
             let key = keys.intern(Key::of(node.what));
             let children = node.children().start as usize..node.children().end as usize;
-            let structure = compress(&token_of_node[children.clone()], &shape_of_node[children], min_reps);
+            let structure = compress(&token_of_node[children.clone()], &shape_of_node[children]);
             let shape = shapes.intern((key, structure));
             shape_of_node[index] = shape;
             let by_key = is_loose && !node.is_failed;
@@ -109,8 +111,8 @@ impl Fold {
 }
 
 /// Finds repeats in a row of siblings: first equal neighbours, then repeated groups of those. Linear for a given [`MAX_PERIOD`].
-fn compress<T: Copy + Eq>(tokens: &[T], shapes: &[Shape], min_reps: usize) -> Structure {
-    // Runs of equal neighbours; shorter ones than `min_reps` stay apart.
+fn compress<T: Copy + Eq>(tokens: &[T], shapes: &[Shape]) -> Structure {
+    // Runs of equal neighbours; shorter ones stay apart.
     let mut runs: Vec<(T, usize)> = Vec::new();
     let mut index = 0;
     while index < tokens.len() {
@@ -118,7 +120,7 @@ fn compress<T: Copy + Eq>(tokens: &[T], shapes: &[Shape], min_reps: usize) -> St
             .iter()
             .take_while(|token| **token == tokens[index])
             .count();
-        if length >= min_reps {
+        if length >= MIN_REPS {
             runs.push((tokens[index], length));
         } else {
             runs.extend(std::iter::repeat_n((tokens[index], 1), length));
@@ -131,7 +133,7 @@ fn compress<T: Copy + Eq>(tokens: &[T], shapes: &[Shape], min_reps: usize) -> St
     let mut first_child = 0;
     while first_run < runs.len() {
         let rest = &runs[first_run..];
-        let (period, reps) = (2..=MAX_PERIOD.min(rest.len() / min_reps))
+        let (period, reps) = (2..=MAX_PERIOD.min(rest.len() / MIN_REPS))
             .map(|period| {
                 (
                     period,
@@ -142,7 +144,7 @@ fn compress<T: Copy + Eq>(tokens: &[T], shapes: &[Shape], min_reps: usize) -> St
                         .count(),
                 )
             })
-            .filter(|(_, reps)| *reps >= min_reps)
+            .filter(|(_, reps)| *reps >= MIN_REPS)
             .max_by_key(|(period, reps)| (period * reps, usize::MAX - period))
             .unwrap_or((1, 1));
         let pattern = &rest[..period];
@@ -223,56 +225,45 @@ impl<T: Hash + Eq> Interner<T> {
 mod tests {
     use super::*;
 
-    fn folded(row: &str, min_reps: usize) -> String {
+    /// The row with `a4` for four times `a` and `(ab)3` for three times `a b`.
+    fn folded(row: &str) -> String {
         let shapes: Vec<Shape> = row.bytes().map(Shape::from).collect();
-        compress(&shapes, &shapes, min_reps)
-            .iter()
-            .map(|section| {
-                let runs: String = section
-                    .runs
-                    .iter()
-                    .map(|run| {
-                        format!(
-                            "{}{}",
-                            run.shape as u8 as char,
-                            if run.count == 1 {
-                                String::new()
-                            } else {
-                                run.count.to_string()
-                            }
-                        )
-                    })
-                    .collect();
-                if section.reps == 1 {
-                    runs
-                } else {
-                    format!("({runs}){}", section.reps)
-                }
-            })
-            .collect()
+        let times = |count: u32| if count == 1 { String::new() } else { count.to_string() };
+        let mut text = String::new();
+        for section in compress(&shapes, &shapes) {
+            let mut runs = String::new();
+            for run in &section.runs {
+                runs.push(run.shape as u8 as char);
+                runs += &times(run.count);
+            }
+            if section.reps > 1 {
+                runs = format!("({runs}){}", section.reps);
+            }
+            text += &runs;
+        }
+        text
     }
 
     #[test]
     fn equal_neighbours_become_a_run() {
-        assert_eq!(folded("aaaabcc", 3), "a4bcc");
-        assert_eq!(folded("aabcc", 2), "a2bc2");
+        assert_eq!(folded("aaaabcc"), "a4bcc");
     }
 
     #[test]
     fn repeated_groups_become_a_section() {
-        assert_eq!(folded("xabababy", 3), "x(ab)3y");
-        assert_eq!(folded("abcabcabcab", 3), "(abc)3ab");
+        assert_eq!(folded("xabababy"), "x(ab)3y");
+        assert_eq!(folded("abcabcabcab"), "(abc)3ab");
     }
 
     #[test]
     fn runs_repeat_inside_groups() {
-        assert_eq!(folded("aaabaaabaaab", 3), "(a3b)3");
+        assert_eq!(folded("aaabaaabaaab"), "(a3b)3");
     }
 
     #[test]
     fn short_repeats_stay_apart() {
-        assert_eq!(folded("aabb", 3), "aabb");
-        assert_eq!(folded("abab", 3), "abab");
-        assert_eq!(folded("", 3), "");
+        assert_eq!(folded("aabb"), "aabb");
+        assert_eq!(folded("abab"), "abab");
+        assert_eq!(folded(""), "");
     }
 }

@@ -132,6 +132,27 @@ pub(super) fn counted(count: u64, one: &str) -> String {
     format!("{} {one}{}", grouped(count), if count == 1 { "" } else { "s" })
 }
 
+/// Text in lines of at most `max_chars` characters, except for words that are longer.
+pub(super) fn filled(text: &str, max_chars: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    let mut chars = 0;
+    for word in text.split(' ') {
+        let more = word.chars().count();
+        match lines.last_mut() {
+            Some(line) if chars + 1 + more <= max_chars => {
+                chars += 1 + more;
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => {
+                chars = more;
+                lines.push(word.to_owned());
+            }
+        }
+    }
+    lines
+}
+
 /// The spread of several durations, nanoseconds. Percentiles are durations that occurred (nearest rank).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Spread {
@@ -231,6 +252,12 @@ mod tests {
     #[test]
     fn figures_after_a_right_to_left_name_stay_after_it() {
         assert!(visible("שלום", 64).ends_with('\u{200e}'));
+    }
+
+    #[test]
+    fn lines_are_filled_with_whole_words() {
+        assert_eq!(filled("one two three seventeen", 8), ["one two", "three", "seventeen"]);
+        assert_eq!(filled("", 8), [""]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::model::{Arrow, Bar, ParticipantId, ParticipantKind, Sequence, Step};
 
 /// Faint enough for text on it to be readable on light and on dark pages.
 const GROUP_COLOUR: &str = "rgba(64, 128, 224, 0.07)";
+const FAILED_COLOUR: &str = "rgba(224, 48, 48, 0.12)";
 const SUSPENDED_COLOUR: &str = "rgba(255, 176, 0, 0.18)";
 
 /// Writes a sequence as Mermaid text, ending in a newline.
@@ -54,8 +55,9 @@ fn write_lines(out: &mut String, sequence: &Sequence, ids: &[String]) -> std::fm
                 to,
                 arrow,
                 bar,
-                label,
+                lines,
             } => {
+                let is_failed = *arrow == Arrow::Failed;
                 let arrow = match arrow {
                     Arrow::Call => "->>",
                     Arrow::Return => "-->>",
@@ -66,13 +68,12 @@ fn write_lines(out: &mut String, sequence: &Sequence, ids: &[String]) -> std::fm
                     Bar::Begin => "+",
                     Bar::End => "-",
                 };
-                writeln!(
-                    out,
-                    "{indent}{}{arrow}{bar}{}: {}",
-                    ids[*from],
-                    ids[*to],
-                    escaped(label)
-                )?;
+                let message = format!("{}{arrow}{bar}{}: {}", ids[*from], ids[*to], escaped_lines(lines));
+                if is_failed {
+                    writeln!(out, "{indent}rect {FAILED_COLOUR}\n{indent}    {message}\n{indent}end")?;
+                } else {
+                    writeln!(out, "{indent}{message}")?;
+                }
             }
             Step::Note { first, last, lines } => {
                 writeln!(
@@ -88,13 +89,13 @@ fn write_lines(out: &mut String, sequence: &Sequence, ids: &[String]) -> std::fm
                 depth += 1;
             }
             Step::LoopEnd => writeln!(out, "{indent}end")?,
-            Step::Suspended { first, last, label } => {
+            Step::Suspended { first, last, lines } => {
                 writeln!(out, "{indent}rect {SUSPENDED_COLOUR}")?;
                 writeln!(
                     out,
                     "{indent}    Note over {}: {}",
                     span(ids, *first, *last),
-                    escaped(label)
+                    escaped_lines(lines)
                 )?;
                 writeln!(out, "{indent}end")?;
             }
@@ -149,18 +150,16 @@ fn escaped(text: &str) -> String {
         let next = here.chars().nth(1);
         let is_special = match character {
             '#' | ';' | '<' | '>' | '&' | '"' | '\'' | '`' | '\\' | '$' | '{' | '}' => true,
-            // Mermaid's own placeholders for entity codes.
-            '\u{fb02}' | '\u{b6}' => true,
             // `%%` begins a comment or a directive.
             '%' => previous == Some('%') || matches!(next, Some('%' | '{')),
-            _ => control_or_break(character),
+            _ => is_placeholder_or_break(character),
         };
         // The preprocessor cuts a `;` off lines with these, wherever they are.
         let is_cut = here.starts_with("style") || here.starts_with("classDef");
-        // A prefix of a label that sets its wrapping.
-        let is_prefix = index == 0 && (starts_with_word(here, "wrap") || starts_with_word(here, "nowrap"));
+        // A prefix of a label that sets its wrapping, with or without `no`, a colon, blanks before it.
+        let is_prefix = starts_with(here, "wrap:");
         // Ends a block in the lexers of older versions, wherever it stands alone.
-        let is_end = !previous.is_some_and(is_word) && starts_with_word(here, "end");
+        let is_end = !previous.is_some_and(is_word) && starts_with(here, "end") && !here[3..].starts_with(is_word);
         if is_special || is_cut || is_prefix || is_end {
             out.push('#');
             out.push_str(&u32::from(character).to_string());
@@ -173,19 +172,18 @@ fn escaped(text: &str) -> String {
     out
 }
 
-/// The model has none of these; a title or a remark must not end a statement even so.
-fn control_or_break(character: char) -> bool {
-    character.is_control() || matches!(character, '\u{2028}' | '\u{2029}')
+/// Mermaid's own placeholders for entity codes; and what could end a statement, although the model has none of it.
+fn is_placeholder_or_break(character: char) -> bool {
+    matches!(character, '\u{fb02}' | '\u{b6}' | '\u{2028}' | '\u{2029}') || character.is_control()
 }
 
 fn is_word(character: char) -> bool {
     character.is_alphanumeric() || character == '_'
 }
 
-fn starts_with_word(text: &str, word: &str) -> bool {
+fn starts_with(text: &str, word: &str) -> bool {
     text.get(..word.len())
         .is_some_and(|start| start.eq_ignore_ascii_case(word))
-        && !text[word.len()..].starts_with(is_word)
 }
 
 #[cfg(test)]
@@ -208,7 +206,7 @@ mod tests {
             escaped("end, End of ended endpoint"),
             "#101;nd, #69;nd of ended endpoint"
         );
-        assert_eq!(escaped("wrap: x"), "#119;rap: x");
+        assert_eq!(escaped("  :noWRAP: x"), "  :no#87;RAP: x");
         assert_eq!(escaped("set_style:#1;"), "set_#115;tyle:#35;1#59;");
     }
 

@@ -11,6 +11,7 @@
 mod draw;
 mod fold;
 pub(crate) mod label;
+mod lifeline;
 pub mod mermaid;
 mod model;
 mod select;
@@ -18,6 +19,7 @@ mod summary;
 mod syscall;
 pub mod text;
 mod timeline;
+mod words;
 
 #[cfg(test)]
 mod properties;

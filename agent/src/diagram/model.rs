@@ -68,8 +68,8 @@ pub enum Step {
         arrow: Arrow,
         /// What it does to the activation bars.
         bar: Bar,
-        /// What is written on it.
-        label: String,
+        /// What is written on it; at least one line.
+        lines: Vec<String>,
     },
     /// Text over some lifelines.
     Note {
@@ -99,7 +99,7 @@ pub enum Step {
         /// Rightmost lifeline that waited.
         last: ParticipantId,
         /// For how long, and which threads.
-        label: String,
+        lines: Vec<String>,
     },
 }
 

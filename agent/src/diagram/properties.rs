@@ -56,8 +56,25 @@ fn check_balance(sequence: &Sequence) {
     assert!(loops == 0 && bars.iter().all(|count| *count == 0), "never ended");
 }
 
+/// Few enough for every run of the tests; `PROPTEST_CASES` asks for more.
+fn config() -> ProptestConfig {
+    let default = ProptestConfig::default();
+    let cases = if std::env::var_os("PROPTEST_CASES").is_some() {
+        default.cases
+    } else {
+        64
+    };
+    // A trace that fails is found again from its seed only by the same generator, so seeds are not kept.
+    ProptestConfig {
+        cases,
+        failure_persistence: None,
+        max_shrink_iters: 500,
+        ..default
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn any_trace_is_drawn_whole_within_the_limit((trace, capture) in any_trace(), max_calls in prop_oneof![Just(120_usize), 0..40_usize, Just(usize::MAX)]) {

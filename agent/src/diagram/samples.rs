@@ -280,7 +280,7 @@ fn name() -> impl Strategy<Value = String> {
         4 => prop::sample::select(vec!["fd_read", "fd_write", "clock_time_get", "poll_oneoff", "run"]).prop_map(String::from),
         2 => prop::collection::vec(prop::sample::select(HOSTILE), 1..6).prop_map(|pieces| pieces.concat()),
         1 => any::<String>(),
-        1 => (prop::sample::select(HOSTILE), 100..5_000_usize).prop_map(|(piece, count)| piece.repeat(count)),
+        1 => (prop::sample::select(HOSTILE), 100..1_000_usize).prop_map(|(piece, count)| piece.repeat(count)),
     ]
 }
 

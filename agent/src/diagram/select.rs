@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::ops::Range;
 
+use crate::errno::is_flow_control;
 use crate::span::{Outcome, Role};
 
 use super::fold::{Fold, MIXED, Section, Shape};
@@ -182,8 +183,9 @@ impl Selection {
             sum.saturating_add(timeline.node(*node).duration_ns())
         });
         let first = timeline.node(members[0]);
-        // A failed syscall is often routine (EAGAIN): worth as much as a call that takes 0.5 % of the time.
-        let errno = matches!(first.what, What::Span(span) if matches!(span.outcome, Outcome::Errno { .. }));
+        // A failed syscall that is not part of how such calls work is worth as much as a call that takes 0.5 % of the time.
+        let errno = matches!(first.what, What::Span(span)
+            if matches!(span.outcome, Outcome::Errno { errno } if !is_flow_control(errno)));
         let least = if errno { timeline.totals.duration_ns / 200 } else { 0 };
         let failed = if first.is_failed { FAILED_IMPORTANCE } else { 0 };
         total.clamp(least, FAILED_IMPORTANCE - 1) + failed

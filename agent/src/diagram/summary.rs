@@ -1,13 +1,18 @@
 //! The closing note: where the time went, what was folded, what was lost, how to find the trace again.
 
-use crate::span::{Capture, Loss, Trace};
+use std::cmp::Reverse;
+use std::collections::HashMap;
+
+use crate::span::{Capture, Loss, Role, Trace};
 
 use super::Options;
-use super::label::{counted, duration, grouped, visible};
+use super::label::{counted, duration, filled, grouped, visible};
+use super::lifeline::callee_name;
 use super::model::Totals;
+use super::timeline::{Timeline, What};
 
-/// Longest line taken over from elsewhere, characters.
-const MAX_LINE_CHARS: usize = 110;
+/// Longest text taken over from elsewhere, characters.
+const MAX_LINE_CHARS: usize = 160;
 /// Lines of one kind taken over from elsewhere.
 const MAX_LINES: usize = 8;
 
@@ -39,58 +44,70 @@ impl Marks {
         }
     }
 
-    fn legend(self) -> Option<String> {
-        let words = [
-            (self.at_least, "≥ its start or end was not seen, it is longer"),
-            (self.at_most, "≤ its end was not seen, the next event is taken"),
-            (self.about, "~ neither end was seen"),
-        ];
-        let used: Vec<&str> = words
-            .into_iter()
-            .filter_map(|(is_used, words)| is_used.then_some(words))
-            .collect();
-        (!used.is_empty()).then(|| used.join(" · "))
+    fn legend(self) -> impl Iterator<Item = String> {
+        [
+            (self.at_least, "≥ its start or end was not seen: it took longer"),
+            (self.at_most, "≤ its end was not seen: timed up to the next event"),
+            (self.about, "~ neither its start nor its end was seen"),
+        ]
+        .into_iter()
+        .filter(|(is_used, _)| *is_used)
+        .map(|(_, words)| words.to_owned())
     }
 }
 
-pub(super) fn lines(trace: &Trace, capture: &Capture, options: &Options, totals: &Totals, marks: Marks) -> Vec<String> {
+/// The lines of the closing note.
+pub(super) fn lines(
+    trace: &Trace,
+    capture: &Capture,
+    options: &Options,
+    timeline: &Timeline,
+    totals: &Totals,
+    marks: Marks,
+) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(origin) = &capture.replay_of {
-        lines.push(format!("REPLAY of {}", visible(origin, MAX_LINE_CHARS)));
+        lines.extend(fit(&format!("REPLAY of {}", visible(origin, MAX_LINE_CHARS))));
     }
     lines.push(accounting(totals));
-    lines.push(format!(
-        "{} · {}",
+    lines.extend(largest(timeline));
+    let in_window = losses("in the whole window, perhaps from this trace", &capture.losses);
+    let lost = losses("in this trace", &trace.losses);
+    let lost = lost.unwrap_or_else(|| if in_window.is_some() { "no known loss" } else { "0 lost" }.into());
+    lines.extend(fit(&format!(
+        "{} · {}, {lost}",
         calls(totals),
-        losses("in this trace", &trace.losses).map_or_else(
-            || format!("{}, 0 lost", counted(trace.event_count, "event")),
-            |lost| format!("{}, {lost}", counted(trace.event_count, "event"))
-        )
-    ));
-    if let Some(lost) = losses("in the whole window, perhaps from this trace", &capture.losses) {
-        lines.push(lost);
+        counted(trace.event_count, "event")
+    )));
+    if let Some(lost) = in_window {
+        lines.extend(fit(&lost));
     }
     lines.push(window(trace, capture));
-    let version = trace
-        .process
-        .runtime_version
-        .as_deref()
-        .map(|version| format!(" {}", visible(version, 16)));
+    lines.push(format!(
+        "trace {} · process {} thread {}",
+        trace.id, trace.process.pid, trace.root.tid
+    ));
+    let version = trace.process.runtime_version.as_deref();
+    let version = version.map_or(String::new(), |version| format!(" {}", visible(version, 16)));
     let kernel = match capture.kernel_release.as_str() {
         "" => String::new(),
         release => format!(" · Linux {}", visible(release, 32)),
     };
     lines.push(format!(
-        "trace {} · wasmscope {} · {}{}{kernel}",
-        trace.id,
+        "wasmscope {} · {}{version}{kernel}",
         env!("CARGO_PKG_VERSION"),
         visible(&trace.process.runtime_name, 24),
-        version.unwrap_or_default(),
     ));
     lines.extend(marks.legend());
-    extend_bounded(&mut lines, &trace.process.limits, "limited");
+    extend_bounded(&mut lines, &trace.process.limits, "limited: ");
     extend_bounded(&mut lines, &options.remarks, "");
     lines
+}
+
+/// Lines that do not reach far beyond the lifelines they are written over.
+fn fit(text: &str) -> Vec<String> {
+    const MAX_CHARS: usize = 84;
+    filled(text, MAX_CHARS)
 }
 
 /// `12.713 ms = guest 0.880 (7 %) + …`: rounded so that the parts add up as printed.
@@ -113,7 +130,7 @@ fn accounting(totals: &Totals) -> String {
     let mut rounded = parts.map(|(_, part)| part / scale);
     let mut lacking = whole.saturating_sub(rounded.iter().sum());
     let mut by_remainder: Vec<usize> = (0..parts.len()).collect();
-    by_remainder.sort_by_key(|&index| std::cmp::Reverse(parts[index].1 % scale));
+    by_remainder.sort_by_key(|&index| Reverse(parts[index].1 % scale));
     for index in by_remainder {
         let more = lacking.min(1);
         rounded[index] += more;
@@ -135,6 +152,36 @@ fn accounting(totals: &Totals) -> String {
         shown.join(" + ")
     };
     format!("{} {unit} = {shown}", number(whole))
+}
+
+/// What most of the time went to, all calls of one callee together; `None` if no callee stands out from the whole.
+fn largest(timeline: &Timeline) -> Option<String> {
+    let mut times: HashMap<(Option<Role>, &str), u64> = HashMap::new();
+    for node in &timeline.nodes {
+        let What::Span(span) = node.what else { continue };
+        let name = callee_name(span);
+        *times.entry((Some(span.role()), name)).or_default() += node.own_ns;
+        for child in node.children().map(|child| timeline.node(child)) {
+            if let What::Suspend(..) = child.what {
+                let time = times.entry((None, name)).or_default();
+                *time = time.saturating_add(child.duration_ns());
+            }
+        }
+    }
+    // Below a twentieth of the whole nobody looks.
+    let least = timeline.totals.duration_ns / 20;
+    let mut times: Vec<_> = times.into_iter().filter(|(_, time)| *time > least).collect();
+    times.sort_unstable_by_key(|((role, name), time)| (Reverse(*time), *role, *name));
+    let words = times.iter().take(3).map(|((role, name), time)| {
+        let name = visible(name, 32);
+        let what = match role {
+            None => format!("suspended in {name}"),
+            Some(Role::Invoke) => format!("{name} itself"),
+            Some(Role::HostCall | Role::Syscall | Role::Trap) => name,
+        };
+        format!("{what} {}", duration(*time))
+    });
+    (times.len() > 1).then(|| format!("most in: {}", words.collect::<Vec<_>>().join(" · ")))
 }
 
 fn percent(part: u64, all: u64) -> String {
@@ -197,19 +244,13 @@ fn window(trace: &Trace, capture: &Capture) -> String {
     };
     let window = duration(capture.end_ns.saturating_sub(capture.start_ns));
     let began = duration(trace.root.start_ns.saturating_sub(capture.start_ns));
-    format!(
-        "{seen}a window of {window}, began at +{began} · process {} thread {}",
-        trace.process.pid, trace.root.tid
-    )
+    format!("{seen}a window of {window}, began at +{began}")
 }
 
 fn extend_bounded(lines: &mut Vec<String>, more: &[String], prefix: &str) {
-    let separator = if prefix.is_empty() { "" } else { ": " };
-    lines.extend(
-        more.iter()
-            .take(MAX_LINES)
-            .map(|line| format!("{prefix}{separator}{}", visible(line, MAX_LINE_CHARS))),
-    );
+    for line in more.iter().take(MAX_LINES) {
+        lines.extend(fit(&format!("{prefix}{}", visible(line, MAX_LINE_CHARS))));
+    }
     if more.len() > MAX_LINES {
         lines.push(format!("{} more such lines", more.len() - MAX_LINES));
     }

@@ -41,9 +41,8 @@ pub(super) fn arguments(name: &str, args: Args) -> String {
         "ftruncate" => vec![fd(first), size(second)],
         "fcntl" => vec![fd(first), second.map(|command| fcntl_command(command).into())],
         "mmap" | "mprotect" => vec![size(second), third.map(protection)],
-        "munmap" | "mremap" | "msync" => vec![size(second)],
+        "munmap" | "mremap" | "msync" | "getrandom" => vec![size(second)],
         "madvise" => vec![size(second), third.map(|advice| advice_word(advice).into())],
-        "getrandom" => vec![size(second)],
         "futex" => vec![second.map(|operation| futex_word(operation).into())],
         "epoll_ctl" => vec![
             fd(first),
@@ -146,16 +145,16 @@ fn directory(value: Option<u64>) -> Option<String> {
         if fd as i32 == AT_FDCWD {
             "in cwd".into()
         } else {
-            format!("in {}", descriptor(fd))
+            format!("in dir {}", descriptor(fd))
         }
     })
 }
 
 fn open_flags(flags: u64) -> String {
     let mut text = String::from(match flags & 3 {
-        0 => "read",
-        1 => "write",
-        _ => "read+write",
+        0 => "read-only",
+        1 => "write-only",
+        _ => "read-write",
     });
     for (bit, word) in [(0o100, "create"), (0o1000, "truncate"), (0o2000, "append")] {
         if flags & bit != 0 {
@@ -167,11 +166,12 @@ fn open_flags(flags: u64) -> String {
 }
 
 fn protection(bits: u64) -> String {
-    let letters: String = [(1, 'r'), (2, 'w'), (4, 'x')]
-        .map(|(bit, letter)| if bits & bit != 0 { letter } else { '-' })
-        .iter()
-        .collect();
-    if bits & 7 == 0 { "no access".into() } else { letters }
+    let letters = [(1, 'r'), (2, 'w'), (4, 'x')].map(|(bit, letter)| if bits & bit == 0 { '-' } else { letter });
+    if letters == ['-'; 3] {
+        "no access".into()
+    } else {
+        letters.iter().collect()
+    }
 }
 
 fn fcntl_command(command: u64) -> &'static str {
@@ -256,7 +256,7 @@ mod tests {
         assert_eq!(arguments("read", all([9, 0x7f00, 4096])), "fd 9, 4,096 B");
         assert_eq!(
             arguments("openat", all([-100_i64 as u64, 0x7f00, 0o1101])),
-            "in cwd, write create truncate"
+            "in cwd, write-only create truncate"
         );
         assert_eq!(arguments("mmap", all([0, 65_536, 5])), "64.0 KiB, r-x");
         assert_eq!(arguments("futex", all([1, 128, 2])), "wait");

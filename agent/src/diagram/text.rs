@@ -83,19 +83,21 @@ impl Canvas {
             for group in sequence.groups.iter().filter(|group| group.first == id) {
                 let mut row = vec![' '; words_column];
                 (0..id).for_each(|before| row[self.column(before)] = '│');
-                self.words(row, &group.title, 0);
+                self.words(&row, &group.title, 0);
             }
             let is_grouped = sequence
                 .groups
                 .iter()
                 .any(|group| (group.first..=group.last).contains(&id));
-            let mut row = vec![' '; words_column];
-            (0..id).for_each(|before| row[self.column(before)] = '│');
+            let mut below = vec![' '; words_column];
+            (0..=id).for_each(|before| below[self.column(before)] = '│');
+            let mut row = below.clone();
             let here = self.column(id);
             row[here] = '┌';
             row[here + 1..words_column - 1].fill('─');
             let indent = if is_grouped { "  " } else { "" };
-            self.words(row, &format!("{indent}{}", participant.lines.join(" · ")), indent.len());
+            let name = format!("{indent}{}", participant.lines.join(" · "));
+            self.words_above(&row, &below, &name, indent.len() + 2);
         }
     }
 
@@ -116,7 +118,7 @@ impl Canvas {
                 to,
                 arrow,
                 bar,
-                label,
+                lines,
             } => {
                 *number += 1;
                 if *bar == Bar::Begin {
@@ -124,8 +126,8 @@ impl Canvas {
                 }
                 let row = self.arrow(*from, *to, *arrow);
                 let prefix = self.brackets();
-                let numbered = format!("{prefix}{number:>3} {label}");
-                self.words_with_brackets(row, &numbered, 4);
+                let numbered = format!("{prefix}{number:>3} {}", lines.join(" · "));
+                self.words_with_brackets(&row, &numbered, 4);
                 if *bar == Bar::End {
                     self.bars[*from] = self.bars[*from].saturating_sub(1);
                 }
@@ -134,26 +136,26 @@ impl Canvas {
                 for line in lines {
                     let row = self.covered(*first, *last, '·');
                     let text = format!("{}  · {line}", self.brackets());
-                    self.words_with_brackets(row, &text, 4);
+                    self.words_with_brackets(&row, &text, 4);
                 }
             }
-            Step::Suspended { first, last, label } => {
+            Step::Suspended { first, last, lines } => {
                 let row = self.covered(*first, *last, '░');
-                let text = format!("{}  ░ {label}", self.brackets());
-                self.words_with_brackets(row, &text, 4);
+                let text = format!("{}  ░ {}", self.brackets(), lines.join(" "));
+                self.words_with_brackets(&row, &text, 4);
             }
             Step::EndBar { at } => self.bars[*at] = self.bars[*at].saturating_sub(1),
             Step::LoopBegin { label } => {
                 let text = format!("{}╭ {label}", self.brackets());
                 self.loops += 1;
                 let row = self.lifelines();
-                self.words_with_brackets(row, &text, 0);
+                self.words_with_brackets(&row, &text, 0);
             }
             Step::LoopEnd => {
                 self.loops = self.loops.saturating_sub(1);
                 let text = format!("{}╰", self.brackets());
                 let row = self.lifelines();
-                self.words(row, &text, 0);
+                self.words(&row, &text, 0);
             }
         }
     }
@@ -209,17 +211,22 @@ impl Canvas {
         row
     }
 
-    fn words_with_brackets(&mut self, row: Vec<char>, text: &str, hang: usize) {
+    fn words_with_brackets(&mut self, row: &[char], text: &str, hang: usize) {
         let brackets = self.brackets().width();
         self.words(row, text, brackets + hang);
     }
 
     /// A line of lifelines and words; what does not fit goes on below, `hang` columns in.
-    fn words(&mut self, row: Vec<char>, text: &str, hang: usize) {
-        let room = self.width - self.words_column();
+    fn words(&mut self, row: &[char], text: &str, hang: usize) {
         let below = self.lifelines();
+        self.words_above(row, &below, text, hang);
+    }
+
+    /// The same, with what is drawn beside the words that go on below.
+    fn words_above(&mut self, row: &[char], below: &[char], text: &str, hang: usize) {
+        let room = self.width - self.words_column();
         for (index, line) in wrapped(text, room, hang).into_iter().enumerate() {
-            self.line(if index == 0 { &row } else { &below }, &line);
+            self.line(if index == 0 { row } else { below }, &line);
         }
     }
 

@@ -218,7 +218,7 @@ mod tests {
             0xff, 0xe2, // jmp rdx
             0xc3,
         ];
-        assert_eq!(return_points(&code, ADDRESS).expect("plain code").tail_jumps, []);
+        assert!(return_points(&code, ADDRESS).expect("plain code").tail_jumps.is_empty());
         let other_register = [&code[..9], &[0xff, 0xe6, 0xc3]].concat();
         assert_eq!(
             return_points(&other_register, ADDRESS).expect("plain code").tail_jumps,

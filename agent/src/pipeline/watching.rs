@@ -157,17 +157,20 @@ impl Pipeline {
         let facts = describe::facts(pid).map_err(inspect)?;
         let memory = ProcessMemory::open(pid).map_err(inspect)?;
         let mappings = maps::executable_mappings(pid).map_err(inspect)?;
-        let host = self.hosts.of_process(pid, &mappings);
-        let coverage = host.as_ref().map_or_else(Coverage::default, |host| self.attach(host));
         let mut watched = Watched {
             memory,
             guests: Guests::default(),
-            host,
+            host: None,
             facts,
             code: Vec::new(),
-            coverage,
+            coverage: Coverage::default(),
         };
+        // Guests first: they are gone with the process, which may be short, while its host binary stays.
         let lost = watched.scan(&mappings);
+        watched.host = self.hosts.of_process(pid, &mappings);
+        if let Some(host) = &watched.host {
+            watched.coverage = self.attach(host);
+        }
         self.processes.insert(pid, watched);
         self.configure(pid)?;
         // What was published between the scan and now announces itself only from now on.
@@ -463,9 +466,10 @@ impl Watched {
             command: self.facts.command.clone(),
             runtime_name: plan.map_or("wasmtime", |plan| plan.runtime_name).to_owned(),
             runtime_version: self.guests.engine_version().map(str::to_owned),
-            limits: plan.map(|plan| plan.limits.clone()).unwrap_or_else(|| {
-                vec!["no host binary recognised: invocations and host calls are inferred from syscalls".to_owned()]
-            }),
+            limits: plan.map_or_else(
+                || vec!["no host binary recognised: only what makes syscalls is seen".to_owned()],
+                |plan| plan.limits.clone(),
+            ),
         }
     }
 }

