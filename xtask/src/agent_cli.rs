@@ -64,7 +64,7 @@ impl Agent {
     /// `wasmscope check`, which fails when tracing cannot work.
     pub(crate) fn check(&self) -> Command {
         let mut command = Command::new(&self.0);
-        command.arg("check");
+        command.args(["check", "--no-processes"]);
         command
     }
 

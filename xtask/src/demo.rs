@@ -133,7 +133,7 @@ pub(crate) fn live(workspace: &Workspace, files: &Files) -> Result<bool> {
 }
 
 fn replayed(workspace: &Workspace, files: &Files, reason: &str) -> Result<()> {
-    println!("not tracing: {reason}");
+    println!("not traced here: {reason}");
     let recording = workspace.root.join(FIXTURE);
     if !recording.is_file() {
         bail!(

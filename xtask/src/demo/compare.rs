@@ -36,14 +36,15 @@ impl Comparison {
         ] {
             comparison.add(kind, &difference(before, after, key), seen);
         }
-        // The runtime makes syscalls of its own too; only those that host functions make on purpose are counted by the host.
-        let syscalls = difference(before, after, "syscalls");
+        // Host and runtime make syscalls of their own too (to wake a thread, to get memory); the host counts those that a host function
+        // makes on purpose, so only pairs that it has counted are compared.
+        let syscalls = syscall_difference(before, after);
         let seen_of_those = seen
             .syscalls
             .into_iter()
             .filter(|(name, _)| syscalls.contains_key(name))
             .collect();
-        comparison.add("syscalls", &syscalls, &seen_of_those);
+        comparison.add("syscalls made on purpose", &syscalls, &seen_of_those);
         let suspends = |value: &Value| value["suspends"].as_u64().unwrap_or(0);
         let host = suspends(after).saturating_sub(suspends(before));
         comparison.rows.push(Row {
@@ -113,17 +114,21 @@ impl Seen {
         let mut seen = Self::default();
         for document in serde_json::Deserializer::from_str(traces).into_iter::<Value>() {
             let document = document.context("while reading the traces")?;
-            let mut pending = vec![(&document, false)];
-            while let Some((value, in_host_call)) = pending.pop() {
+            let mut pending = vec![(&document, None)];
+            while let Some((value, host_call)) = pending.pop() {
                 match value {
-                    Value::Array(values) => pending.extend(values.iter().map(|value| (value, in_host_call))),
+                    Value::Array(values) => pending.extend(values.iter().map(|value| (value, host_call))),
                     Value::Object(fields) => {
                         let role = fields.get("kind").and_then(|kind| kind["role"].as_str());
                         if let Some(role) = role {
-                            seen.add(role, value, in_host_call);
+                            seen.add(role, value, host_call);
                         }
-                        let below = in_host_call || role == Some("host_call");
-                        pending.extend(fields.values().map(|value| (value, below)));
+                        let within = if role == Some("host_call") {
+                            Some(value)
+                        } else {
+                            host_call
+                        };
+                        pending.extend(fields.values().map(|value| (value, within)));
                     }
                     _ => {}
                 }
@@ -132,7 +137,7 @@ impl Seen {
         Ok(seen)
     }
 
-    fn add(&mut self, role: &str, span: &Value, in_host_call: bool) {
+    fn add(&mut self, role: &str, span: &Value, host_call: Option<&Value>) {
         let kind = &span["kind"];
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let count = |numbers: &mut Numbers, name: String| *numbers.entry(name).or_default() += 1;
@@ -150,17 +155,38 @@ impl Seen {
                 }
                 self.suspends += span["suspends"].as_array().map_or(0, |suspends| suspends.len() as u64);
             }
-            "host_call" => {
-                let import = &kind["import"];
-                count(
-                    &mut self.host_calls,
-                    format!("{}.{}", text(&import["module"]), text(&import["name"])),
-                );
+            "host_call" => count(&mut self.host_calls, import(span)),
+            "syscall" => {
+                if let Some(host_call) = host_call {
+                    count(
+                        &mut self.syscalls,
+                        format!("{} in {}", text(&kind["name"]), import(host_call)),
+                    );
+                }
             }
-            "syscall" if in_host_call => count(&mut self.syscalls, text(&kind["name"])),
             _ => {}
         }
     }
+}
+
+/// The function that the span of a host call is of.
+fn import(host_call: &Value) -> String {
+    let import = &host_call["kind"]["import"];
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    format!("{}.{}", text(&import["module"]), text(&import["name"]))
+}
+
+/// What was added to the counters of syscalls, by syscall and host call.
+fn syscall_difference(before: &Value, after: &Value) -> Numbers {
+    const KEY: &str = "syscalls_by_host_call";
+    let host_calls = after[KEY].as_object().into_iter().flatten();
+    let pairs = host_calls.flat_map(|(host_call, _)| {
+        let syscalls = difference(&before[KEY], &after[KEY], host_call);
+        syscalls
+            .into_iter()
+            .map(move |(name, count)| (format!("{name} in {host_call}"), count))
+    });
+    pairs.collect()
 }
 
 /// What was added to the counters below `key` between two snapshots, without those that stayed.
@@ -189,22 +215,29 @@ mod tests {
             "kind": { "role": "host_call", "import": { "module": "host", "name": "log" } },
             "outcome": { "outcome": "ok" }, "children": [write, futex], "suspends": [],
         });
+        let other = json!({
+            "kind": { "role": "host_call", "import": { "module": "host", "name": "fetch" } },
+            "outcome": { "outcome": "ok" }, "children": [write], "suspends": [],
+        });
         json!({ "root": {
             "kind": { "role": "invoke", "function": { "module": module, "index": 3, "name": "handle" } },
             "outcome": { "outcome": "trap", "code": "unreachable" },
-            "children": [host_call, write], "suspends": [{ "start_ns": 1 }],
+            "children": [host_call, write.clone(), other], "suspends": [{ "start_ns": 1 }],
         } })
     }
 
     fn counts(log_calls: u64) -> Value {
         json!({
-            "invocations": { "policy/handle": 4 }, "host_calls": { "host.log": log_calls },
-            "syscalls": { "write": 7 }, "traps": { "unreachable": 1 }, "suspends": 1,
+            "invocations": { "policy/handle": 4 }, "host_calls": { "host.fetch": 2, "host.log": log_calls },
+            "syscalls_by_host_call": { "host.log": { "write": 7 } }, "traps": { "unreachable": 1 }, "suspends": 1,
         })
     }
 
     fn before() -> Value {
-        json!({ "invocations": { "policy/handle": 3 }, "host_calls": { "host.log": 5 }, "syscalls": { "write": 6 }, "traps": {} })
+        json!({
+            "invocations": { "policy/handle": 3 }, "host_calls": { "host.fetch": 1, "host.log": 5 },
+            "syscalls_by_host_call": { "host.log": { "write": 6 } }, "traps": {},
+        })
     }
 
     #[test]
@@ -236,7 +269,7 @@ mod tests {
         let lines = format!("{}\n{}\n", trace(), trace());
         assert_eq!(
             Seen::read(&lines).unwrap().host_calls,
-            [("host.log".to_owned(), 2)].into()
+            [("host.fetch".to_owned(), 2), ("host.log".to_owned(), 2)].into()
         );
     }
 }

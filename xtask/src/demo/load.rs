@@ -14,7 +14,7 @@ use crate::interrupt;
 /// Requests in flight at once, so that fibers of different requests share threads.
 const CLIENTS: usize = 4;
 /// How often each client sends the whole list.
-const ROUNDS: usize = 2;
+const ROUNDS: usize = 1;
 const PATHS: [&str; 8] = [
     "/policy/cart",
     "/transform?op=gray",
