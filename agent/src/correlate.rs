@@ -7,23 +7,23 @@
 //! The correlator never fails and never panics: what does not fit is counted, and the next swap, which names the
 //! activation that was on top, sets a thread right again.
 
+mod activation;
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
 };
 
+pub use self::activation::MAX_SPANS_PER_TRACE;
+use self::activation::{Activation, FailedCall, complete, outcome};
 use crate::{
     event::{Coverage, Event, EventKind, FunctionId, ImportId},
-    span::{Bound, Function, Import, Loss, Module, Outcome, Process, Span, SpanKind, Suspend, Trace, TraceId},
+    span::{Bound, Function, Import, Loss, Module, Outcome, Process, Span, SpanKind, Trace, TraceId},
     syscalls,
 };
 
-/// Spans kept of one trace; what comes later is counted as lost and told in the trace.
-pub const MAX_SPANS_PER_TRACE: u64 = 200_000;
 /// Activations open at once in one process.
 pub const MAX_OPEN_ACTIVATIONS: usize = 65_536;
-/// Suspensions kept per span.
-const MAX_SUSPENDS: usize = 4096;
 /// An activation record lies in the frame of the function that pushes and pops it: at most this far above the stack
 /// pointer when it is popped because wasm returned. A suspended fiber's record is popped from another stack.
 const MAX_FRAME_BYTES: u64 = 16 << 10;
@@ -55,28 +55,6 @@ struct ThreadState {
     stack: Vec<u64>,
     /// An activation that has just left; the next event of the thread tells whether it failed.
     ended: Option<(Activation, u64)>,
-}
-
-#[derive(Debug)]
-struct Activation {
-    address: u64,
-    span: Span,
-    parent: Option<u64>,
-    open_call: Option<Span>,
-    /// The host call that ended last did not return to the guest; its import.
-    failed_call: Option<FailedCall>,
-    trap: Option<String>,
-    last_ns: u64,
-    suspended: Option<(u64, u32)>,
-    event_count: u64,
-    span_count: u64,
-    losses: BTreeMap<(String, String), u64>,
-}
-
-/// A host call that unwound its guest.
-#[derive(Clone, Debug)]
-struct FailedCall {
-    import: Option<Arc<Import>>,
 }
 
 impl Correlator {
@@ -141,7 +119,14 @@ impl Correlator {
 
     /// Takes the traces that are complete.
     pub fn take_finished(&mut self) -> Vec<Trace> {
-        std::mem::take(&mut self.finished)
+        let finished = std::mem::take(&mut self.finished);
+        // What a trace had no room for is missing from the capture as well.
+        for loss in finished.iter().flat_map(|trace| &trace.losses) {
+            if let Some(reason) = activation::LIMITS.iter().find(|reason| **reason == loss.reason) {
+                *self.losses.entry(("correlate", reason)).or_default() += loss.count;
+            }
+        }
+        finished
     }
 
     /// What the correlator itself could not place, since the last call.
@@ -626,118 +611,9 @@ impl Context<'_> {
     }
 }
 
-impl Activation {
-    fn lose(&mut self, layer: &str, reason: &str, count: u64) {
-        *self.losses.entry((layer.to_owned(), reason.to_owned())).or_default() += count;
-    }
-
-    fn add_suspend(&mut self, start_ns: u64, from_tid: u32, end_ns: u64, to_tid: u32) {
-        let suspend = Suspend {
-            start_ns,
-            end_ns: Some(end_ns),
-            from_tid,
-            to_tid: Some(to_tid),
-        };
-        if self.span.suspends.len() >= MAX_SUSPENDS {
-            self.lose("correlate", "suspend_limit", 1);
-            return;
-        }
-        self.span.suspends.push(suspend);
-        if let Some(call) = &mut self.open_call {
-            call.suspends.push(suspend);
-        }
-    }
-
-    /// Adds a completed span where it belongs: to the host call that is running, else to the invocation.
-    fn add(&mut self, span: Span) {
-        if self.span_count >= MAX_SPANS_PER_TRACE {
-            self.lose("correlate", "trace_too_large", 1);
-            return;
-        }
-        self.span_count += 1;
-        match &mut self.open_call {
-            Some(call) => call.children.push(span),
-            None => self.span.children.push(span),
-        }
-    }
-
-    fn close_call(&mut self, at_ns: u64, bound: Bound, outcome: Outcome) {
-        if let Some(mut call) = self.open_call.take() {
-            call.end_ns = at_ns.max(call.start_ns);
-            call.end_bound = bound;
-            call.outcome = outcome;
-            // `add` puts it into the invocation, as no call is open any more.
-            self.add(call);
-        }
-    }
-}
-
-impl Span {
-    fn import(&self) -> Option<Arc<Import>> {
-        match &self.kind {
-            SpanKind::HostCall { import } => import.clone(),
-            _ => None,
-        }
-    }
-}
-
 /// Whether an activation record lies in the frame that `stack_pointer` belongs to.
 fn lies_in_frame(activation: u64, stack_pointer: u64) -> bool {
     activation > stack_pointer && activation - stack_pointer < MAX_FRAME_BYTES
-}
-
-/// How an activation ended, from what was seen of it.
-fn outcome(activation: &Activation, coverage: Coverage, unwinding: bool) -> Outcome {
-    if let Some(code) = &activation.trap {
-        return Outcome::Trap { code: code.clone() };
-    }
-    let failed = activation.failed_call.clone().or_else(|| {
-        activation
-            .open_call
-            .as_ref()
-            .map(|call| FailedCall { import: call.import() })
-    });
-    match failed {
-        Some(call) if unwinding || activation.failed_call.is_some() => {
-            if call.import.is_some_and(|import| import.name == "proc_exit") {
-                Outcome::Exit
-            } else {
-                Outcome::HostError
-            }
-        }
-        None if unwinding => Outcome::Trap {
-            code: "raised_by_runtime".to_owned(),
-        },
-        _ if coverage.unwinds => Outcome::Ok,
-        _ => Outcome::Unknown,
-    }
-}
-
-/// Ends an activation and whatever is open in it.
-fn complete(mut activation: Activation, end_ns: u64, bound: Bound, outcome: Outcome) -> Activation {
-    let end_ns = end_ns.max(activation.span.start_ns);
-    if let Some((start_ns, from_tid)) = activation.suspended.take() {
-        let suspend = Suspend {
-            start_ns,
-            end_ns: None,
-            from_tid,
-            to_tid: None,
-        };
-        activation.span.suspends.push(suspend);
-        if let Some(call) = &mut activation.open_call {
-            call.suspends.push(suspend);
-        }
-    }
-    let (call_bound, call_outcome) = match (bound, &outcome) {
-        (Bound::Open, _) => (Bound::Open, Outcome::Unfinished),
-        (_, Outcome::HostError | Outcome::Exit) => (Bound::Inferred, Outcome::HostError),
-        _ => (Bound::Inferred, Outcome::Unknown),
-    };
-    activation.close_call(end_ns, call_bound, call_outcome);
-    activation.span.end_ns = end_ns;
-    activation.span.end_bound = bound;
-    activation.span.outcome = outcome;
-    activation
 }
 
 /// Puts a completed activation into the host call that made it, or makes it a trace.

@@ -96,6 +96,8 @@ pub struct Pipeline {
     delivered_count: u64,
     trace_count: u64,
     start_ns: u64,
+    /// No process is taken on any more.
+    is_finishing: bool,
     aggregate: Vec<SyscallRow>,
 }
 
@@ -124,6 +126,7 @@ impl Pipeline {
             delivered_count: 0,
             trace_count: 0,
             start_ns: clock::monotonic_ns(),
+            is_finishing: false,
             aggregate: Vec::new(),
         })
     }
@@ -160,16 +163,20 @@ impl Pipeline {
 
     /// Stops watching, handles what is left, and ends what is open.
     pub fn finish(&mut self) -> (Output, Capture) {
+        self.is_finishing = true;
         for pid in self.processes.keys() {
             self.kernel.unwatch(*pid);
         }
         let mut output = self.turn();
-        loop {
-            let more = self.turn();
-            if more.events.is_empty() && more.traces.is_empty() {
+        // Only what is in the ring by now: other processes may go on filling it.
+        let counters = self.kernel.counters();
+        let until = counters.get(Counter::Emitted) - counters.get(Counter::RingFull);
+        while self.delivered_count < until {
+            let before = self.delivered_count;
+            output.append(self.turn());
+            if self.delivered_count == before {
                 break;
             }
-            output.append(more);
         }
         let end_ns = clock::monotonic_ns();
         self.correlator.finish(end_ns);
@@ -216,10 +223,10 @@ impl Pipeline {
             self.correlator.push(event.clone());
         }
         self.correlator.settle(clock::monotonic_ns().saturating_sub(SETTLE_NS));
+        output.traces.extend(self.correlator.take_finished());
         let losses = self.correlator.take_losses();
         self.add_to_total(&losses);
         output.losses.extend(losses);
-        output.traces.extend(self.correlator.take_finished());
         self.trace_count += output.traces.len() as u64;
     }
 

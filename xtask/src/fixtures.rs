@@ -11,7 +11,7 @@ use crate::test::cannot_trace;
 use crate::workspace::Workspace;
 
 /// The largest recording worth carrying in the repository.
-const MAX_FIXTURE_BYTES: u64 = 1024 * 1024;
+const MAX_FIXTURE_BYTES: u64 = 512 * 1024;
 
 /// Record the demo anew into tests/fixtures (needs the right to trace).
 #[derive(Debug, clap::Args)]

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::span::Suspend;
 
 const PID: u32 = 100;
 /// Stack pointer of code whose frame holds the record at `activation`.

@@ -192,6 +192,9 @@ impl Pipeline {
         let Some(watched) = self.processes.get(&pid) else {
             return Ok(());
         };
+        if self.is_finishing {
+            return Ok(());
+        }
         let known = self.kernel.config(pid).unwrap_or_default();
         let mut config = ProcessConfig {
             flags: self.options.detail.flags(),
@@ -275,7 +278,7 @@ impl Pipeline {
 
     pub(super) fn code_published(&mut self, pid: u32, range: Range<u64>, events: &mut Vec<Event>) {
         if !self.processes.contains_key(&pid) {
-            if self.add_process(pid, events).is_err() {
+            if !self.is_finishing && self.add_process(pid, events).is_err() {
                 self.lose("symbols", "process_gone");
             }
             return;
@@ -326,13 +329,13 @@ impl Pipeline {
         self.departing.remove(&pid);
         self.collect_aggregate(pid);
         self.processes.remove(&pid);
-        if self.add_process(pid, events).is_err() {
+        if !self.is_finishing && self.add_process(pid, events).is_err() {
             self.lose("symbols", "process_gone");
         }
     }
 
     pub(super) fn process_forked(&mut self, child: u32, events: &mut Vec<Event>) {
-        if !self.processes.contains_key(&child) && self.add_process(child, events).is_err() {
+        if !self.is_finishing && !self.processes.contains_key(&child) && self.add_process(child, events).is_err() {
             self.lose("symbols", "process_gone");
         }
     }

@@ -1,0 +1,148 @@
+//! One activation while it runs: its span under construction, the host call that is open, and how it came to end.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use crate::{
+    event::Coverage,
+    span::{Bound, Import, Outcome, Span, SpanKind, Suspend},
+};
+
+/// Spans kept of one trace; what comes later is counted as lost and told in the trace.
+pub const MAX_SPANS_PER_TRACE: u64 = 200_000;
+/// Reasons of losses that happen here, where a trace has no room.
+pub(super) const LIMITS: [&str; 2] = [TRACE_TOO_LARGE, SUSPEND_LIMIT];
+const TRACE_TOO_LARGE: &str = "trace_too_large";
+const SUSPEND_LIMIT: &str = "suspend_limit";
+/// Suspensions kept per span.
+const MAX_SUSPENDS: usize = 4096;
+
+#[derive(Debug)]
+pub(super) struct Activation {
+    pub(super) address: u64,
+    pub(super) span: Span,
+    pub(super) parent: Option<u64>,
+    pub(super) open_call: Option<Span>,
+    /// The host call that ended last did not return to the guest; its import.
+    pub(super) failed_call: Option<FailedCall>,
+    pub(super) trap: Option<String>,
+    pub(super) last_ns: u64,
+    pub(super) suspended: Option<(u64, u32)>,
+    pub(super) event_count: u64,
+    pub(super) span_count: u64,
+    pub(super) losses: BTreeMap<(String, String), u64>,
+}
+
+/// A host call that unwound its guest.
+#[derive(Clone, Debug)]
+pub(super) struct FailedCall {
+    pub(super) import: Option<Arc<Import>>,
+}
+
+impl Activation {
+    pub(super) fn lose(&mut self, layer: &str, reason: &str, count: u64) {
+        *self.losses.entry((layer.to_owned(), reason.to_owned())).or_default() += count;
+    }
+
+    pub(super) fn add_suspend(&mut self, start_ns: u64, from_tid: u32, end_ns: u64, to_tid: u32) {
+        let suspend = Suspend {
+            start_ns,
+            end_ns: Some(end_ns),
+            from_tid,
+            to_tid: Some(to_tid),
+        };
+        if self.span.suspends.len() >= MAX_SUSPENDS {
+            self.lose("correlate", SUSPEND_LIMIT, 1);
+            return;
+        }
+        self.span.suspends.push(suspend);
+        if let Some(call) = &mut self.open_call {
+            call.suspends.push(suspend);
+        }
+    }
+
+    /// Adds a completed span where it belongs: to the host call that is running, else to the invocation.
+    pub(super) fn add(&mut self, span: Span) {
+        if self.span_count >= MAX_SPANS_PER_TRACE {
+            self.lose("correlate", TRACE_TOO_LARGE, 1);
+            return;
+        }
+        self.span_count += 1;
+        match &mut self.open_call {
+            Some(call) => call.children.push(span),
+            None => self.span.children.push(span),
+        }
+    }
+
+    pub(super) fn close_call(&mut self, at_ns: u64, bound: Bound, outcome: Outcome) {
+        if let Some(mut call) = self.open_call.take() {
+            call.end_ns = at_ns.max(call.start_ns);
+            call.end_bound = bound;
+            call.outcome = outcome;
+            // `add` puts it into the invocation, as no call is open any more.
+            self.add(call);
+        }
+    }
+}
+
+impl Span {
+    pub(super) fn import(&self) -> Option<Arc<Import>> {
+        match &self.kind {
+            SpanKind::HostCall { import } => import.clone(),
+            _ => None,
+        }
+    }
+}
+
+/// How an activation ended, from what was seen of it.
+pub(super) fn outcome(activation: &Activation, coverage: Coverage, unwinding: bool) -> Outcome {
+    if let Some(code) = &activation.trap {
+        return Outcome::Trap { code: code.clone() };
+    }
+    let failed = activation.failed_call.clone().or_else(|| {
+        activation
+            .open_call
+            .as_ref()
+            .map(|call| FailedCall { import: call.import() })
+    });
+    match failed {
+        Some(call) if unwinding || activation.failed_call.is_some() => {
+            if call.import.is_some_and(|import| import.name == "proc_exit") {
+                Outcome::Exit
+            } else {
+                Outcome::HostError
+            }
+        }
+        None if unwinding => Outcome::Trap {
+            code: "raised_by_runtime".to_owned(),
+        },
+        _ if coverage.unwinds => Outcome::Ok,
+        _ => Outcome::Unknown,
+    }
+}
+
+/// Ends an activation and whatever is open in it.
+pub(super) fn complete(mut activation: Activation, end_ns: u64, bound: Bound, outcome: Outcome) -> Activation {
+    let end_ns = end_ns.max(activation.span.start_ns);
+    if let Some((start_ns, from_tid)) = activation.suspended.take() {
+        let suspend = Suspend {
+            start_ns,
+            end_ns: None,
+            from_tid,
+            to_tid: None,
+        };
+        activation.span.suspends.push(suspend);
+        if let Some(call) = &mut activation.open_call {
+            call.suspends.push(suspend);
+        }
+    }
+    let (call_bound, call_outcome) = match (bound, &outcome) {
+        (Bound::Open, _) => (Bound::Open, Outcome::Unfinished),
+        (_, Outcome::HostError | Outcome::Exit) => (Bound::Inferred, Outcome::HostError),
+        _ => (Bound::Inferred, Outcome::Unknown),
+    };
+    activation.close_call(end_ns, call_bound, call_outcome);
+    activation.span.end_ns = end_ns;
+    activation.span.end_bound = bound;
+    activation.span.outcome = outcome;
+    activation
+}
