@@ -16,8 +16,6 @@ pub enum Counter {
     ActivationUnreadable = 4,
     /// Events of a process whose layout was not known yet.
     Uncalibrated = 5,
-    /// Syscalls that were still running when watching ended, or that never returned.
-    SyscallUnfinished = 6,
     /// Guest stacks whose frame chain broke before the entry frame.
     StackBroken = 7,
     /// Guest stacks deeper than the walk goes.
@@ -36,14 +34,13 @@ pub const COUNTER_SLOTS: u32 = 16;
 
 impl Counter {
     /// Every counter.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 11] = [
         Self::Emitted,
         Self::RingFull,
         Self::SyscallOffActivation,
         Self::ThreadTableFull,
         Self::ActivationUnreadable,
         Self::Uncalibrated,
-        Self::SyscallUnfinished,
         Self::StackBroken,
         Self::StackTooDeep,
         Self::ProcessTableFull,
@@ -60,7 +57,6 @@ impl Counter {
             Self::ThreadTableFull => "thread_table_full",
             Self::ActivationUnreadable => "activation_unreadable",
             Self::Uncalibrated => "uncalibrated",
-            Self::SyscallUnfinished => "syscall_unfinished",
             Self::StackBroken => "stack_broken",
             Self::StackTooDeep => "stack_too_deep",
             Self::ProcessTableFull => "process_table_full",

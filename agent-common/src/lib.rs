@@ -17,7 +17,7 @@ pub use records::{
 };
 pub use site::{ArgumentLocation, SiteCookie};
 pub use state::{
-    EMIT_ACTIVATIONS, EMIT_HOST_CALLS, EMIT_SYSCALLS, KEEP_TLS_ON_EXEC, MAX_TABLES_PER_CALL_SITE, ProcessConfig,
-    STORE_WORDS, SeenCallSite, SeenCallee, SyscallKey, SyscallStats, TLS_DYNAMIC, TLS_SEARCH, TLS_STATIC, TLS_UNKNOWN,
-    WATCH_NEW_WASM,
+    AGGREGATE_SYSCALLS, EMIT_ACTIVATIONS, EMIT_HOST_CALLS, EMIT_SYSCALLS, KEEP_TLS_ON_EXEC, MAX_TABLES_PER_CALL_SITE,
+    ProcessConfig, STORE_WORDS, SeenCallSite, SeenCallee, SyscallKey, SyscallStats, TLS_DYNAMIC, TLS_SEARCH,
+    TLS_STATIC, TLS_UNKNOWN, WATCH_NEW_WASM,
 };

@@ -8,6 +8,8 @@ pub const EMIT_SYSCALLS: u32 = 1;
 pub const EMIT_HOST_CALLS: u32 = 2;
 /// Emit [`crate::ActivationSwap`], [`crate::Trap`] and [`crate::Unwind`] records.
 pub const EMIT_ACTIVATIONS: u32 = 4;
+/// Count syscalls in [`SyscallStats`].
+pub const AGGREGATE_SYSCALLS: u32 = 16;
 /// Flag of a child that is about to replace its image by one that the agent has looked at: its TLS fields are of that image
 /// already. Good for one exec.
 pub const KEEP_TLS_ON_EXEC: u32 = 8;
@@ -51,10 +53,10 @@ pub struct ProcessConfig {
     pub code_start: u64,
     /// End of published guest code.
     pub code_end: u64,
-    /// Aggregate syscalls in [`SyscallStats`] when not 0.
-    pub aggregate: u32,
     /// `flags` of processes that this one makes.
     pub child_flags: u32,
+    /// Unused, zero.
+    pub reserved: u32,
 }
 
 /// Import tables sent per call site; a site that calls more host functions than this does so through a table of its own,

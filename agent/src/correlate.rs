@@ -22,6 +22,8 @@ use crate::{
     syscalls,
 };
 
+/// How long an activation that ended waits for the event that tells whether it failed, nanoseconds.
+pub const SETTLE_NS: u64 = 100_000_000;
 /// Activations open at once in one process.
 pub const MAX_OPEN_ACTIVATIONS: usize = 65_536;
 /// An activation record lies in the frame of the function that pushes and pops it: at most this far above the stack
@@ -86,6 +88,7 @@ impl Correlator {
                 self.imports.insert(id, Arc::new(Import { module, name }));
             }
             EventKind::Lost { loss } => self.lost(&loss),
+            EventKind::ModulePublished { .. } => {}
             EventKind::ProcessGone => {
                 self.close_process(pid, at_ns);
                 self.processes.remove(&pid);
@@ -96,7 +99,14 @@ impl Correlator {
 
     /// Decides what has been waiting for a thread's next event since before `before_ns`.
     pub fn settle(&mut self, before_ns: u64) {
-        for state in self.processes.values_mut() {
+        let pids: Vec<_> = self.processes.keys().copied().collect();
+        for pid in pids {
+            self.settle_process(pid, before_ns);
+        }
+    }
+
+    fn settle_process(&mut self, pid: u32, before_ns: u64) {
+        if let Some(state) = self.processes.get_mut(&pid) {
             for thread in state.threads.values_mut() {
                 if thread.ended.as_ref().is_some_and(|(_, at_ns)| *at_ns < before_ns)
                     && let Some((activation, at_ns)) = thread.ended.take()
@@ -266,7 +276,7 @@ impl Correlator {
     }
 
     fn close_process(&mut self, pid: u32, at_ns: u64) {
-        self.settle(u64::MAX);
+        self.settle_process(pid, u64::MAX);
         let Some(state) = self.processes.get_mut(&pid) else {
             return;
         };
@@ -498,11 +508,12 @@ impl Context<'_> {
         } else {
             address
         };
-        if self.thread().stack.last() != Some(&address) && !self.state.coverage.activations {
-            // Nothing tells when activations come and go: the event itself does.
-            self.adopt(address);
-        } else {
+        if self.state.coverage.activations {
             self.resynchronise(address);
+        } else {
+            // Nothing tells when activations come and go: the event itself does, and so does another export.
+            self.leave_other_export(address, entry);
+            self.adopt(address);
         }
         self.name(address, entry);
         let at_ns = self.at_ns;
@@ -510,6 +521,22 @@ impl Context<'_> {
         activation.event_count += 1;
         activation.last_ns = activation.last_ns.max(at_ns);
         Some(activation)
+    }
+
+    /// Without probes, a record's place on the stack is used again unseen; that the entry changes shows it.
+    fn leave_other_export(&mut self, address: u64, entry: Option<FunctionId>) {
+        let entered = entry.and_then(|entry| self.functions.get(&entry));
+        let is_other = self.state.activations.get(&address).is_some_and(|activation| {
+            matches!(
+                (&activation.span.kind, entered),
+                (SpanKind::Invoke { function: Some(known) }, Some(entered)) if known != entered
+            )
+        });
+        if is_other && let Some(activation) = self.state.activations.remove(&address) {
+            let last_ns = activation.last_ns;
+            let done = complete(activation, last_ns, Bound::Inferred, Outcome::Unknown);
+            place(&mut self.state.activations, &self.state.process, done, self.finished);
+        }
     }
 
     fn name(&mut self, address: u64, entry: Option<FunctionId>) {

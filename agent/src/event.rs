@@ -59,6 +59,13 @@ pub enum EventKind {
         /// Its name.
         name: String,
     },
+    /// A module became executable: from here on it is cold until it is first called.
+    ModulePublished {
+        /// Its name.
+        module: String,
+        /// Its hash.
+        hash: String,
+    },
     /// The thread's activation is about to be replaced.
     ActivationSwap {
         /// Activation on top before, 0 for none; `None` if that could not be seen.
@@ -156,6 +163,7 @@ impl EventKind {
             Self::Process { .. } => "process",
             Self::Function { .. } => "function",
             Self::Import { .. } => "import",
+            Self::ModulePublished { .. } => "module_published",
             Self::ActivationSwap { .. } => "activation_swap",
             Self::HostCall { .. } => "host_call",
             Self::HostCallEnd { .. } => "host_call_end",

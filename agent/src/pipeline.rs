@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use wasmscope_common::{Counter, EMIT_ACTIVATIONS, EMIT_HOST_CALLS, EMIT_SYSCALLS};
+use wasmscope_common::{AGGREGATE_SYSCALLS, Counter, EMIT_ACTIVATIONS, EMIT_HOST_CALLS, EMIT_SYSCALLS};
 
 pub use self::{
     aggregate::SyscallRow,
@@ -20,9 +20,9 @@ use self::{definitions::Definitions, watching::Watched};
 use crate::{
     bpf::{Kernel, LoadError, LoadOptions, Ring, SiteLinks},
     clock,
-    correlate::Correlator,
+    correlate::{Correlator, SETTLE_NS},
     decode::{Record, decode},
-    event::{Event, EventKind},
+    event::{Coverage, Event, EventKind},
     process::hosts::{FileId, Hosts},
     span::{Capture, Loss, Trace},
 };
@@ -31,8 +31,6 @@ use crate::{
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// Records handled before anything else gets a turn.
 const RECORDS_PER_TURN: usize = 65_536;
-/// How long an activation that ended waits for the event that tells whether it failed.
-const SETTLE_NS: u64 = 100_000_000;
 
 /// What to watch, and how.
 #[derive(Clone, Copy, Debug)]
@@ -59,7 +57,7 @@ pub enum Detail {
 impl Detail {
     fn flags(self) -> u32 {
         match self {
-            Self::MetricsOnly => 0,
+            Self::MetricsOnly => AGGREGATE_SYSCALLS,
             Self::Node => EMIT_SYSCALLS,
             Self::Boundary => EMIT_SYSCALLS | EMIT_HOST_CALLS | EMIT_ACTIVATIONS,
         }
@@ -83,7 +81,7 @@ pub struct Pipeline {
     ring: Ring,
     options: Options,
     hosts: Hosts,
-    links: HashMap<FileId, Vec<SiteLinks>>,
+    links: HashMap<FileId, (Coverage, Vec<SiteLinks>)>,
     next_site: u32,
     processes: HashMap<u32, Watched>,
     /// Processes that may be about to be gone.
@@ -96,6 +94,8 @@ pub struct Pipeline {
     delivered_count: u64,
     trace_count: u64,
     start_ns: u64,
+    /// Up to when all records have been handled.
+    drained_ns: u64,
     /// No process is taken on any more.
     is_finishing: bool,
     aggregate: Vec<SyscallRow>,
@@ -126,6 +126,7 @@ impl Pipeline {
             delivered_count: 0,
             trace_count: 0,
             start_ns: clock::monotonic_ns(),
+            drained_ns: 0,
             is_finishing: false,
             aggregate: Vec::new(),
         })
@@ -144,11 +145,17 @@ impl Pipeline {
         let mut output = Output::default();
         let mut records = Vec::new();
         let mut undecodable = 0;
+        let drained_ns = clock::monotonic_ns();
         self.ring.drain(RECORDS_PER_TURN, |bytes| match decode(bytes) {
             Ok(record) => records.push(record),
             Err(_) => undecodable += 1,
         });
         self.delivered_count += records.len() as u64 + undecodable;
+        // With more to come, only what came before the last record is known to be all there is.
+        self.drained_ns = match records.last() {
+            Some(last) if records.len() >= RECORDS_PER_TURN => last.header().at_ns,
+            _ => drained_ns,
+        };
         if undecodable > 0 {
             *self.losses.entry(("decode", "malformed")).or_default() += undecodable;
         }
@@ -222,7 +229,7 @@ impl Pipeline {
         for event in &output.events {
             self.correlator.push(event.clone());
         }
-        self.correlator.settle(clock::monotonic_ns().saturating_sub(SETTLE_NS));
+        self.correlator.settle(self.drained_ns.saturating_sub(SETTLE_NS));
         output.traces.extend(self.correlator.take_finished());
         let losses = self.correlator.take_losses();
         self.add_to_total(&losses);
@@ -286,6 +293,7 @@ impl Pipeline {
             Record::CodePublished(published) => {
                 let range = published.address..published.address.saturating_add(published.length);
                 self.code_published(pid, range, events);
+                self.tell_published(pid, tid, at_ns, published.address, events);
             }
             Record::Exec(_) => {
                 if self.processes.contains_key(&pid) {
@@ -302,7 +310,7 @@ impl Pipeline {
                     self.process_forked(child, events);
                 }
             }
-            Record::Calibrated(_) => {}
+            Record::Calibrated(found) => tracing::debug!(pid, ?found, "activations found"),
             Record::ImportTable(table) => self.learn_callee(pid, table),
             Record::ActivationSwap(swap) => {
                 let entry = self.function(pid, swap.entry_handler, events);
@@ -324,6 +332,9 @@ impl Pipeline {
                 let stack = self.stack(pid, record.frames(), events);
                 let call_site = record.frames().first().copied().unwrap_or(0);
                 let import = self.import(pid, call_site, call.callee, events);
+                if import.is_none() {
+                    self.lose("symbols", "import_unresolved");
+                }
                 events.push(Event {
                     at_ns,
                     pid,
@@ -392,7 +403,10 @@ impl Output {
 
 impl Drop for Pipeline {
     fn drop(&mut self) {
-        for links in std::mem::take(&mut self.links).into_values().flatten() {
+        for links in std::mem::take(&mut self.links)
+            .into_values()
+            .flat_map(|(_, links)| links)
+        {
             self.kernel.detach(links);
         }
     }

@@ -29,10 +29,6 @@ static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTER_SLOTS,
 #[map]
 pub static SYSCALL_STATS: PerCpuHashMap<SyscallKey, SyscallStats> = PerCpuHashMap::with_max_entries(8192, 0);
 
-/// Hits per site, so that the agent can see which sites are hot.
-#[map]
-pub static SITE_HITS: Array<u64> = Array::with_max_entries(16_384, 0);
-
 /// Call sites whose callee has been announced; the least recently used are forgotten and announced again.
 #[map]
 pub static CALL_SITES: LruHashMap<SeenCallSite, SeenCallee> = LruHashMap::with_max_entries(16_384, 0);
@@ -48,6 +44,10 @@ pub static TASK_FSBASE_OFFSET: u32 = 0;
 /// Bytes from `task_struct` to `tgid`, from the kernel's BTF.
 #[unsafe(no_mangle)]
 pub static TASK_TGID_OFFSET: u32 = 0;
+
+/// Bytes from `task_struct` to `mm`, from the kernel's BTF.
+#[unsafe(no_mangle)]
+pub static TASK_MM_OFFSET: u32 = 0;
 
 /// `WATCH_*` flags.
 #[unsafe(no_mangle)]

@@ -32,8 +32,8 @@ pub struct Thread {
     pub limits_base: u32,
     /// As in the config.
     pub flags: u32,
-    /// As in the config.
-    pub aggregate: u32,
+    /// Process it belongs to: thread ids are used again.
+    pub pid: u32,
     /// 1 from a trap of the guest until its activation leaves: the exit fields are of an earlier moment.
     pub trapped: u32,
     /// `VMStoreContext` fields as read last.
@@ -80,7 +80,7 @@ static NEW_THREAD: Thread = Thread {
     store_offset: 0,
     limits_base: 0,
     flags: 0,
-    aggregate: 0,
+    pid: 0,
     trapped: 0,
     limits: Limits {
         exit_fp: 0,
@@ -107,7 +107,8 @@ pub fn watched() -> Option<*mut ProcessConfig> {
 /// The state of the current thread of a watched process, brought up to date with `config`.
 #[inline(always)]
 pub fn current(config: &ProcessConfig) -> Option<*mut Thread> {
-    let tid = bpf_get_current_pid_tgid() as u32;
+    let id = bpf_get_current_pid_tgid();
+    let (tid, pid) = (id as u32, (id >> 32) as u32);
     let thread = match THREADS.get_ptr_mut(&tid) {
         Some(thread) => thread,
         None => {
@@ -125,7 +126,8 @@ pub fn current(config: &ProcessConfig) -> Option<*mut Thread> {
     // SAFETY: a pointer into a map value; no other program runs for this thread at the same time.
     let state = unsafe { &mut *thread };
     state.seen_generation = generation();
-    let known = state.generation == config.generation
+    let known = state.pid == pid
+        && state.generation == config.generation
         && state.flags == config.flags
         && state.store_offset == config.store_offset;
     if !known {
@@ -133,7 +135,10 @@ pub fn current(config: &ProcessConfig) -> Option<*mut Thread> {
         state.store_offset = config.store_offset;
         state.limits_base = config.limits_base;
         state.flags = config.flags;
-        state.aggregate = config.aggregate;
+        state.pid = pid;
+        state.entered_ns = 0;
+        state.searched_to = 0;
+        state.trapped = 0;
         state.slot = 0;
     }
     if state.slot == 0 {

@@ -186,8 +186,14 @@ impl Kernel {
                 location: UProbeAttachLocation::AbsoluteOffset(site.file_offset),
                 cookie: Some(site.cookie),
             };
-            let link = loaded.attach(point, path, UProbeScope::AllProcesses).map_err(failed)?;
-            links.perf.push((program, link));
+            match loaded.attach(point, path, UProbeScope::AllProcesses) {
+                Ok(link) => links.perf.push((program, link)),
+                Err(source) => {
+                    // All or nothing: a site that fires while its program counts as missing would contradict it.
+                    self.detach(links);
+                    return Err(failed(source));
+                }
+            }
         }
         Ok(links)
     }

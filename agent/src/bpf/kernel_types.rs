@@ -12,6 +12,8 @@ pub(super) const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
 pub(super) struct TaskOffsets {
     /// `task_struct.thread.fsbase`: the thread pointer of x86-64.
     pub(super) fsbase: u32,
+    /// `task_struct.mm`.
+    pub(super) mm: u32,
     /// `task_struct.tgid`.
     pub(super) tgid: u32,
 }
@@ -35,6 +37,7 @@ pub(super) fn task_offsets() -> Result<TaskOffsets, KernelTypesError> {
     };
     Ok(TaskOffsets {
         fsbase: offset(&["thread", "fsbase"], "task_struct.thread.fsbase")?,
+        mm: offset(&["mm"], "task_struct.mm")?,
         tgid: offset(&["tgid"], "task_struct.tgid")?,
     })
 }

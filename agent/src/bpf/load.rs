@@ -134,6 +134,7 @@ impl Kernel {
         let mut ebpf = EbpfLoader::new()
             .verifier_log_level(VerifierLogLevel::STATS)
             .override_global("TASK_FSBASE_OFFSET", &offsets.fsbase, true)
+            .override_global("TASK_MM_OFFSET", &offsets.mm, true)
             .override_global("TASK_TGID_OFFSET", &offsets.tgid, true)
             .override_global("WATCH_FLAGS", &watch_flags, true)
             .override_global("NEW_PROCESS_FLAGS", &options.new_process_flags, true)

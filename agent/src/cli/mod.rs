@@ -1,6 +1,7 @@
 //! The command line: what can be asked, and how errors are told. One file per subcommand.
 
 mod check;
+mod cold;
 mod outputs;
 mod pick;
 mod replay;

@@ -13,6 +13,7 @@ use anyhow::Context as _;
 use clap::ValueEnum;
 
 use super::{
+    cold::ColdModules,
     pick::{Choice, Picker},
     summary::Summary,
 };
@@ -73,6 +74,7 @@ pub(super) struct Outputs {
     stream: Stream,
     metrics: Arc<Metrics>,
     summary: Summary,
+    cold: ColdModules,
 }
 
 enum Stream {
@@ -123,6 +125,7 @@ impl Outputs {
             stream,
             metrics: Arc::new(Metrics::new()),
             summary: Summary::default(),
+            cold: ColdModules::default(),
         })
     }
 
@@ -138,6 +141,7 @@ impl Outputs {
     pub(super) fn events<'a>(&mut self, events: impl IntoIterator<Item = &'a Event>) {
         for event in events {
             self.metrics.observe_events(event.kind.name(), 1);
+            self.cold.event(event);
         }
     }
 
@@ -151,6 +155,7 @@ impl Outputs {
         for trace in traces {
             let trace = Arc::new(trace);
             self.metrics.observe_trace(&trace);
+            self.cold.trace(&trace, &self.metrics);
             self.summary.add(&trace);
             self.picker.consider(&trace);
             match &mut self.stream {

@@ -5,7 +5,12 @@ use std::{fs::File, io::BufReader, path::PathBuf, process::ExitCode};
 use anyhow::Context as _;
 
 use super::outputs::{self, Outputs};
-use crate::{clock::ClockAnchor, correlate::Correlator, recording};
+use crate::{
+    clock::ClockAnchor,
+    correlate::{Correlator, SETTLE_NS},
+    event::EventKind,
+    recording,
+};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ReplayArguments {
@@ -45,8 +50,12 @@ async fn replay(arguments: ReplayArguments) -> anyhow::Result<ExitCode> {
         }
         outputs.events([&event]);
         let at_ns = event.at_ns;
+        // Others carry the agent's time, which is ahead of the records'.
+        let is_record = !matches!(event.kind, EventKind::Process { .. } | EventKind::Lost { .. });
         correlator.push(event);
-        correlator.settle(at_ns.saturating_sub(100_000_000));
+        if is_record {
+            correlator.settle(at_ns.saturating_sub(SETTLE_NS));
+        }
         capture.trace_count = 0;
         if let Err(error) = outputs.traces(correlator.take_finished()) {
             failed = Some(error);

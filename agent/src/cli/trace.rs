@@ -168,6 +168,7 @@ async fn trace(arguments: TraceArguments) -> anyhow::Result<ExitCode> {
         }
         if now >= next_liveness {
             next_liveness = now + LIVENESS_INTERVAL;
+            pipeline.check_liveness();
             // A program's children may outlive it, and are traced as well.
             let main_ended = child.is_none() || status.is_some();
             if !watch_all && main_ended && session.all_gone(&pipeline) {

@@ -383,3 +383,45 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn without_probes_another_export_on_the_same_record_is_another_invocation() {
+    let mut correlator = correlator();
+    let process = Process {
+        pid: PID,
+        start_ns: 1,
+        command: "host".to_owned(),
+        runtime_name: "wasmtime".to_owned(),
+        runtime_version: None,
+        limits: Vec::new(),
+    };
+    let coverage = Coverage::default();
+    correlator.push(event(0, PID, EventKind::Process { process, coverage }));
+    for (at_ns, export) in [(10, 0), (20, 0), (30, 2)] {
+        let mut kind = syscall(FIBER, 1);
+        if let EventKind::Syscall { entry, .. } = &mut kind {
+            *entry = Some(export);
+        }
+        correlator.push(event(at_ns, 1, kind));
+    }
+    correlator.finish(40);
+    let traces = correlator.take_finished();
+    let seen: Vec<_> = traces
+        .iter()
+        .map(|trace| (name(&trace.root), trace.root.children.len()))
+        .collect();
+    assert_eq!(seen, [("handle_request", 2), ("level2", 1)]);
+}
+
+#[test]
+fn the_end_of_one_process_does_not_judge_another() {
+    let mut correlator = correlator();
+    correlator.push(event(10, 1, swap(0, FIBER, below(FIBER))));
+    correlator.push(event(20, 1, swap(FIBER, 0, below(FIBER))));
+    let mut gone = event(21, 7, EventKind::ProcessGone);
+    gone.pid = 7;
+    correlator.push(gone);
+    correlator.push(event(22, 1, EventKind::Unwind));
+    let traces = correlator.take_finished();
+    assert_eq!(traces[0].root.outcome.as_str(), "trap");
+}

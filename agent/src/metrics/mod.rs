@@ -53,6 +53,8 @@ pub enum ColdStartPhase {
     Deserialize,
     /// An instance was made.
     Instantiate,
+    /// From the moment a module's code became executable to the first call into it: linking, instantiation, queueing.
+    PublishToInvoke,
 }
 
 impl ColdStartPhase {
@@ -62,6 +64,7 @@ impl ColdStartPhase {
             Self::Compile => "compile",
             Self::Deserialize => "deserialize",
             Self::Instantiate => "instantiate",
+            Self::PublishToInvoke => "publish_to_invoke",
         }
     }
 }
@@ -178,7 +181,10 @@ impl Metrics {
             export: export.clone(),
             syscall: Value::new(syscall),
         };
-        for (outcome, count) in [("ok", stats.count - stats.error_count), ("errno", stats.error_count)] {
+        for (outcome, count) in [
+            ("ok", stats.count.saturating_sub(stats.error_count)),
+            ("errno", stats.error_count),
+        ] {
             if count > 0 {
                 let labels = SyscallLabels {
                     call: call.clone(),

@@ -127,7 +127,6 @@ impl Pipeline {
         let pid = std::process::id();
         let mut config = ProcessConfig {
             child_flags: self.options.detail.flags(),
-            aggregate: u32::from(self.options.detail == Detail::MetricsOnly),
             ..ProcessConfig::default()
         };
         if let Ok(Some(host)) = self.hosts.look_up(program) {
@@ -199,7 +198,6 @@ impl Pipeline {
         let mut config = ProcessConfig {
             flags: self.options.detail.flags(),
             child_flags: self.options.detail.flags(),
-            aggregate: u32::from(self.options.detail == Detail::MetricsOnly),
             ..known
         };
         if let Some(host) = &watched.host
@@ -241,9 +239,10 @@ impl Pipeline {
         if self.options.detail != Detail::Boundary {
             return Coverage::default();
         }
-        if self.links.contains_key(&host.file_id) {
-            return host.plan.coverage;
+        if let Some((coverage, _)) = self.links.get(&host.file_id) {
+            return *coverage;
         }
+        let path = host.path();
         let mut links = Vec::new();
         let mut coverage = host.plan.coverage;
         for program in SiteProgram::ALL {
@@ -259,10 +258,14 @@ impl Pipeline {
             if sites.is_empty() {
                 continue;
             }
-            match self.kernel.attach_sites(&host.path, program, &sites) {
+            match self.kernel.attach_sites(&path, program, &sites) {
                 Ok(link) => links.push(link),
                 Err(error) => {
-                    tracing::warn!(path = %host.path.display(), error = &error as &dyn std::error::Error, "sites not attached");
+                    tracing::warn!(
+                        function = sites_of(host, program),
+                        error = &error as &dyn std::error::Error,
+                        "sites not attached"
+                    );
                     match program {
                         SiteProgram::ActivationSwap => coverage.activations = false,
                         SiteProgram::Unwind => coverage.unwinds = false,
@@ -272,15 +275,42 @@ impl Pipeline {
                 }
             }
         }
-        self.links.insert(host.file_id, links);
+        self.links.insert(host.file_id, (coverage, links));
         coverage
+    }
+
+    /// Says which module became executable, and when, so that its cold start can be told.
+    pub(super) fn tell_published(&mut self, pid: u32, tid: u32, at_ns: u64, address: u64, events: &mut Vec<Event>) {
+        let Some(watched) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        if let Some(module) = watched.guests.module_at(address) {
+            events.push(Event {
+                at_ns,
+                pid,
+                tid,
+                kind: EventKind::ModulePublished {
+                    module: module.name.clone(),
+                    hash: module.hash.clone(),
+                },
+            });
+        }
+    }
+
+    /// Takes on a process that the programs watch already; what cannot be taken on is not watched any longer.
+    fn take_on(&mut self, pid: u32, events: &mut Vec<Event>) {
+        if self.is_finishing {
+            return;
+        }
+        if self.add_process(pid, events).is_err() {
+            self.kernel.unwatch(pid);
+            self.lose("symbols", "process_gone");
+        }
     }
 
     pub(super) fn code_published(&mut self, pid: u32, range: Range<u64>, events: &mut Vec<Event>) {
         if !self.processes.contains_key(&pid) {
-            if !self.is_finishing && self.add_process(pid, events).is_err() {
-                self.lose("symbols", "process_gone");
-            }
+            self.take_on(pid, events);
             return;
         }
         let Some(watched) = self.processes.get_mut(&pid) else {
@@ -329,14 +359,27 @@ impl Pipeline {
         self.departing.remove(&pid);
         self.collect_aggregate(pid);
         self.processes.remove(&pid);
-        if !self.is_finishing && self.add_process(pid, events).is_err() {
-            self.lose("symbols", "process_gone");
+        // Nothing that was found out about the image before holds for this one.
+        if let Some(known) = self.kernel.config(pid)
+            && !self.is_finishing
+        {
+            let config = ProcessConfig {
+                flags: known.flags,
+                child_flags: known.child_flags,
+                generation: known.generation.wrapping_add(1),
+                code_start: known.code_start,
+                code_end: known.code_end,
+                ..ProcessConfig::default()
+            };
+            // It was there a moment ago, so there is room.
+            let _ = self.kernel.watch(pid, config);
         }
+        self.take_on(pid, events);
     }
 
     pub(super) fn process_forked(&mut self, child: u32, events: &mut Vec<Event>) {
-        if !self.is_finishing && !self.processes.contains_key(&child) && self.add_process(child, events).is_err() {
-            self.lose("symbols", "process_gone");
+        if !self.processes.contains_key(&child) {
+            self.take_on(child, events);
         }
     }
 
@@ -350,6 +393,15 @@ impl Pipeline {
             return;
         }
         self.process_gone(pid, tid, at_ns, events);
+    }
+
+    /// Looks whether watched processes still live, in case the record that says so was lost.
+    pub fn check_liveness(&mut self) {
+        let changed = self.processes.iter().filter(|(pid, watched)| {
+            describe::facts(**pid).map_or(true, |facts| facts.start_ns != watched.facts.start_ns)
+                || !describe::is_alive(**pid)
+        });
+        self.departing.extend(changed.map(|(pid, _)| *pid));
     }
 
     /// Looks again at processes whose main thread has announced its exit.
@@ -369,8 +421,8 @@ impl Pipeline {
     fn process_gone(&mut self, pid: u32, tid: u32, at_ns: u64, events: &mut Vec<Event>) {
         self.departing.remove(&pid);
         self.collect_aggregate(pid);
+        self.kernel.unwatch(pid);
         if self.processes.remove(&pid).is_some() {
-            self.kernel.unwatch(pid);
             events.push(Event {
                 at_ns,
                 pid,
@@ -386,9 +438,8 @@ impl Pipeline {
         };
         let code = &watched.code;
         let is_code = |address: u64| code.iter().any(|range| range.contains(&address));
-        if !watched.guests.learn_callee(table, is_code) {
-            self.lose("symbols", "import_unresolved");
-        }
+        // What cannot be learnt shows, and is counted, at the calls.
+        watched.guests.learn_callee(table, is_code);
     }
 
     pub(super) fn function(&mut self, pid: u32, address: u64, events: &mut Vec<Event>) -> Option<FunctionId> {
@@ -475,6 +526,14 @@ impl Watched {
             ),
         }
     }
+}
+
+/// A function that the program is attached to in this host.
+fn sites_of(host: &SharedHost, program: SiteProgram) -> &'static str {
+    let mut sites = host.plan.sites.iter();
+    sites
+        .find(|site| site.program == program)
+        .map_or("", |site| site.function)
 }
 
 fn file_name(mapping: &ExecutableMapping) -> Option<String> {

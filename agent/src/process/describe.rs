@@ -44,13 +44,17 @@ pub fn all_pids() -> io::Result<Vec<u32>> {
         .collect())
 }
 
-/// Whether a process is still there (a zombie is not).
+/// Whether a process is still there. One whose main thread has ended lives on in its other threads.
 pub fn is_alive(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .ok()
         .and_then(|stat| {
             let close = stat.rfind(')')?;
-            stat.get(close + 2..close + 3).map(|state| !matches!(state, "Z" | "X"))
+            let mut fields = stat.get(close + 1..)?.split_ascii_whitespace();
+            let state = fields.next()?;
+            // Field 20, counted from 1; the state is the third.
+            let thread_count: u64 = fields.nth(20 - 3 - 1)?.parse().ok()?;
+            Some(!matches!(state, "Z" | "X") || thread_count > 1)
         })
         .unwrap_or(false)
 }

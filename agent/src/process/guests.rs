@@ -94,6 +94,11 @@ impl Guests {
         let reader = At { memory, base };
         let object = CodeObject::read(&reader)?;
         let hash = object.content_hash(&reader)?;
+        // The kernel's range is what was asked for; the object says what is its own.
+        let end = text
+            .start
+            .saturating_add(object.text_bytes().next_multiple_of(PAGE_BYTES));
+        let text = text.start..text.end.min(end);
         if self
             .objects
             .get(&text.start)
@@ -132,6 +137,11 @@ impl Guests {
             },
         );
         Ok(added)
+    }
+
+    /// The first module of the code object whose text contains `address`.
+    pub fn module_at(&mut self, address: u64) -> Option<Arc<Module>> {
+        self.loaded(address).map(|loaded| loaded.module(0))
     }
 
     /// Whether there are any.

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fs::File,
     io,
-    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
+    os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -13,7 +13,10 @@ use rustix::fs::{Mode, OFlags};
 
 use super::maps::ExecutableMapping;
 use crate::{
-    image::{HostImage, host::looks_like_wasmtime},
+    image::{
+        HostImage,
+        host::{HostError, looks_like_wasmtime},
+    },
     runtime::{self, ProbePlan},
 };
 
@@ -35,10 +38,18 @@ pub struct FileId {
 pub struct Host {
     /// Which file.
     pub file_id: FileId,
-    /// A path that opens it as long as the process that was looked at lives.
-    pub path: PathBuf,
+    /// The file that was examined. It stays open, so that probes go where the examination says, whatever its path leads
+    /// to by then.
+    file: File,
     /// What to probe.
     pub plan: ProbePlan,
+}
+
+impl Host {
+    /// A path to the file that was examined, good while this lives.
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    }
 }
 
 /// Remembers what files are.
@@ -75,7 +86,7 @@ impl Hosts {
             Mode::empty(),
         )?);
         let metadata = file.metadata()?;
-        if !metadata.is_file() || metadata.file_type().is_fifo() {
+        if !metadata.is_file() {
             return Ok(None);
         }
         let file_id = FileId {
@@ -87,7 +98,8 @@ impl Hosts {
         if let Some(known) = self.known.get(&file_id) {
             return Ok(known.clone());
         }
-        let host = examine(&file, file_id, path);
+        // What cannot be read now may be later, so it is not remembered.
+        let host = examine(file, file_id)?;
         if self.known.len() >= MAX_HOSTS {
             self.known.clear();
         }
@@ -96,16 +108,25 @@ impl Hosts {
     }
 }
 
-fn examine(file: &File, file_id: FileId, path: &Path) -> Option<Arc<Host>> {
+fn examine(file: File, file_id: FileId) -> io::Result<Option<Arc<Host>>> {
     // Most files are something else, which is cheaper to see than to rule out by their symbols.
-    looks_like_wasmtime(file).ok().flatten()?;
-    let image = HostImage::read(file).ok()?;
-    let plan = runtime::plan(&image, file)?;
-    Some(Arc::new(Host {
-        file_id,
-        path: path.to_owned(),
-        plan,
-    }))
+    if readable(looks_like_wasmtime(&file))?.flatten().is_none() {
+        return Ok(None);
+    }
+    let Some(image) = readable(HostImage::read(&file))? else {
+        return Ok(None);
+    };
+    let plan = runtime::plan(&image, &file);
+    Ok(plan.map(|plan| Arc::new(Host { file_id, file, plan })))
+}
+
+/// `None` for what is malformed, and will be the next time; an error for what may be readable then.
+fn readable<T>(result: Result<T, HostError>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(HostError::Io(error)) if error.kind() != io::ErrorKind::UnexpectedEof => Err(error),
+        Err(_) => Ok(None),
+    }
 }
 
 /// Libraries that are looked into: by name, as a process maps dozens.

@@ -16,7 +16,7 @@ use wasmscope_common::{
 use crate::{
     activation::{TRUNCATED, read_limits, top, walk_from_exit},
     calibrate::{UNKNOWN, calibrate, is_complete},
-    maps::{CALL_SITES, EVENTS, SITE_HITS, add, count},
+    maps::{CALL_SITES, EVENTS, count},
     output::{Wake, emit, emit_with_frames, header},
     thread::{current, watched},
     user::{read_user, read_user_word, register},
@@ -34,7 +34,6 @@ pub fn host_call(ctx: ProbeContext) -> u32 {
         return 0;
     };
     let cookie = cookie(&ctx);
-    hit(cookie.site());
     // SAFETY: the context of a uprobe is the thread's registers.
     let regs = unsafe { &*ctx.regs };
     let callee = argument(regs, cookie.first());
@@ -97,7 +96,6 @@ pub fn host_call_end(ctx: ProbeContext) -> u32 {
         return 0;
     }
     let cookie = cookie(&ctx);
-    hit(cookie.site());
     // SAFETY: the context of a uprobe is the thread's registers.
     let regs = unsafe { &*ctx.regs };
     emit(
@@ -165,13 +163,6 @@ fn announce_callee(head: &RecordHeader, call_site: u64, callee: u64, caller: u64
 fn cookie(ctx: &ProbeContext) -> SiteCookie {
     // SAFETY: the pointer is this program's context.
     SiteCookie(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) })
-}
-
-#[inline(always)]
-fn hit(site: u32) {
-    if let Some(hits) = SITE_HITS.get_ptr_mut(site) {
-        add(hits, 1);
-    }
 }
 
 #[inline(always)]

@@ -4,25 +4,29 @@ use aya_ebpf::{bindings::BPF_ANY, macros::raw_tracepoint, programs::RawTracePoin
 use wasmscope_common::{Counter, KEEP_TLS_ON_EXEC, ProcessEvent, RecordKind, TLS_UNKNOWN, WATCH_NEW_WASM};
 
 use crate::{
-    maps::{PROCESSES, TASK_TGID_OFFSET, THREADS, WATCH_FLAGS, count, global},
+    maps::{PROCESSES, TASK_MM_OFFSET, TASK_TGID_OFFSET, THREADS, WATCH_FLAGS, count, global},
     output::{Wake, emit, header},
     user::read_kernel,
 };
 
 /// A process replaced its image: what was known of the old one no longer holds.
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
-pub fn process_exec(_ctx: RawTracePointContext) -> i32 {
+pub fn process_exec(ctx: RawTracePointContext) -> i32 {
     let head = header(RecordKind::Exec);
     let _ = THREADS.remove(&head.tid);
+    // A thread that replaces the image takes its leader's id; this is the one it had.
+    let old_tid: u32 = ctx.arg(1);
+    let _ = THREADS.remove(&old_tid);
     if let Some(config) = PROCESSES.get_ptr_mut(&head.pid) {
         // SAFETY: a pointer into a map value; the process has one thread at this point.
         let config = unsafe { &mut *config };
-        if config.flags & KEEP_TLS_ON_EXEC == 0 {
+        if config.child_flags & KEEP_TLS_ON_EXEC == 0 {
             config.tls_kind = TLS_UNKNOWN;
             config.tls_module = 0;
             config.tls_offset = 0;
         }
-        config.flags &= !KEEP_TLS_ON_EXEC;
+        config.child_flags &= !KEEP_TLS_ON_EXEC;
+        config.flags = config.child_flags;
         config.store_offset = 0;
         config.limits_base = 0;
         config.code_start = 0;
@@ -32,7 +36,7 @@ pub fn process_exec(_ctx: RawTracePointContext) -> i32 {
         return 0;
     }
     #[cfg(feature = "log")]
-    aya_log_ebpf::debug!(&_ctx, "process {} replaced its image", head.pid);
+    aya_log_ebpf::debug!(&ctx, "process {} replaced its image", head.pid);
     emit(
         &ProcessEvent {
             header: head,
@@ -46,10 +50,11 @@ pub fn process_exec(_ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub fn process_exit(_ctx: RawTracePointContext) -> i32 {
     let head = header(RecordKind::ThreadExit);
+    // Whether or not its process is still watched: the id will be used again.
+    let _ = THREADS.remove(&head.tid);
     if PROCESSES.get_ptr(&head.pid).is_none() {
         return 0;
     }
-    let _ = THREADS.remove(&head.tid);
     let wake = if head.tid == head.pid { Wake::Now } else { Wake::Later };
     emit(
         &ProcessEvent {
@@ -75,8 +80,13 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
     }
     // SAFETY: a pointer into a map value.
     let mut config = unsafe { *config };
-    config.flags = config.child_flags;
-    config.child_flags &= !KEEP_TLS_ON_EXEC;
+    // A child that shares its parent's memory (vfork, posix_spawn) is about to replace its image. Until then the
+    // activations it would be seen on are its parent's.
+    config.flags = if shares_memory(ctx.arg(0), child_task) {
+        0
+    } else {
+        config.child_flags & !KEEP_TLS_ON_EXEC
+    };
     if PROCESSES.insert(&child, &config, u64::from(BPF_ANY)).is_err() {
         count(Counter::ProcessTableFull);
         return 0;
@@ -89,4 +99,15 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
         Wake::Now,
     );
     0
+}
+
+/// Whether two tasks have the same address space; `false` if that cannot be told.
+#[inline(always)]
+fn shares_memory(parent_task: u64, child_task: u64) -> bool {
+    let offset = u64::from(global(&TASK_MM_OFFSET));
+    let (mut parent, mut child) = (0u64, 0u64);
+    offset != 0
+        && read_kernel(&raw mut parent, parent_task + offset)
+        && read_kernel(&raw mut child, child_task + offset)
+        && parent == child
 }

@@ -10,8 +10,8 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use wasmscope_common::{
-    CodePublished, Counter, EMIT_SYSCALLS, MAX_FRAMES, ProcessConfig, RecordKind, STACK_TRUNCATED, Syscall, SyscallKey,
-    SyscallStats, TLS_UNKNOWN, WATCH_NEW_WASM,
+    AGGREGATE_SYSCALLS, CodePublished, Counter, EMIT_SYSCALLS, MAX_FRAMES, ProcessConfig, RecordKind, STACK_TRUNCATED,
+    Syscall, SyscallKey, SyscallStats, TLS_UNKNOWN, WATCH_NEW_WASM,
 };
 
 use crate::{
@@ -36,10 +36,11 @@ pub fn sys_enter(ctx: RawTracePointContext) -> i32 {
     if number == MPROTECT {
         code_published(&ctx);
     }
-    let tid = bpf_get_current_pid_tgid() as u32;
+    let id = bpf_get_current_pid_tgid();
+    let (tid, pid) = (id as u32, (id >> 32) as u32);
     let thread = match THREADS.get_ptr_mut(&tid) {
         // SAFETY: this thread's own entry.
-        Some(thread) if unsafe { (*thread).seen_generation } == generation() => thread,
+        Some(thread) if unsafe { (*thread).seen_generation == generation() && (*thread).pid == pid } => thread,
         _ => {
             let Some(config) = watched() else { return 0 };
             // SAFETY: a pointer into a map value.
@@ -51,7 +52,7 @@ pub fn sys_enter(ctx: RawTracePointContext) -> i32 {
     };
     // SAFETY: this thread's own entry.
     let thread = unsafe { &mut *thread };
-    if thread.flags & EMIT_SYSCALLS != 0 || thread.aggregate != 0 {
+    if thread.flags & (EMIT_SYSCALLS | AGGREGATE_SYSCALLS) != 0 {
         thread.syscall = number;
         // SAFETY: the helper has no preconditions.
         thread.entered_ns = unsafe { bpf_ktime_get_ns() };
@@ -109,7 +110,7 @@ fn record(thread: &mut Thread, activation: u64, entered_ns: u64, regs: u64, resu
     };
     let mut head = header(RecordKind::Syscall);
     let duration_ns = head.at_ns - entered_ns;
-    if thread.aggregate != 0 {
+    if thread.flags & AGGREGATE_SYSCALLS != 0 {
         aggregate(thread, head.pid, thread.syscall, result, duration_ns);
     }
     if thread.flags & EMIT_SYSCALLS == 0 {
@@ -216,7 +217,7 @@ fn code_published(ctx: &RawTracePointContext) {
                 generation: 1,
                 code_start: address,
                 code_end: address + length,
-                aggregate: 0,
+                reserved: 0,
                 child_flags: global(&NEW_PROCESS_FLAGS),
             };
             if PROCESSES.insert(&head.pid, &config, u64::from(BPF_ANY)).is_err() {
