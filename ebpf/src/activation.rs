@@ -11,6 +11,9 @@ use crate::{
     user::{read_user, read_user_word},
 };
 
+/// Stacks are smaller than this.
+pub const MAX_STACK_BYTES: u64 = 64 << 20;
+
 /// Set in the result of [`walk`] when the chain did not end at the entry frame.
 pub const TRUNCATED: u64 = 1 << 32;
 
@@ -34,10 +37,16 @@ pub fn read_limits(thread: &mut Thread, activation: u64) -> bool {
 }
 
 /// Walks the guest frames from the trampoline through which wasm was left. Returns how many addresses were written to
-/// `frames`, or'ed with [`TRUNCATED`].
+/// `frames`, or'ed with [`TRUNCATED`]. `stack_pointer` is the thread's.
 #[inline(always)]
-pub fn walk_from_exit(thread: &mut Thread, frames: &mut [u64; MAX_FRAMES]) -> u64 {
+pub fn walk_from_exit(thread: &mut Thread, frames: &mut [u64; MAX_FRAMES], stack_pointer: u64) -> u64 {
     let base = thread.limits.exit_fp;
+    // What lies below the stack pointer is dead: the fields are those of frames that have been left, as after a trap or
+    // between the end of a nested activation and the restoring of its caller's fields.
+    if base <= stack_pointer || base - stack_pointer > MAX_STACK_BYTES {
+        count(Counter::NoGuestFrames);
+        return 0;
+    }
     // One wide read costs as much as a narrow one. It fails near the top of the stack, where little is left to walk.
     let window = if read_user(&raw mut thread.window, base) {
         thread.frame = Frame {

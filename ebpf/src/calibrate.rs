@@ -9,6 +9,7 @@ use wasmscope_common::{
 };
 
 use crate::{
+    activation::MAX_STACK_BYTES,
     maps::count,
     output::{Wake, emit, header},
     thread::{Thread, dynamic_block},
@@ -25,8 +26,6 @@ const TLS_CANDIDATES: u32 = 3;
 const CHUNK_WORDS: usize = 32;
 /// TLS blocks of shared libraries that are searched.
 const TLS_MODULES: u32 = 48;
-/// An activation lies on the stack in use, at most this far above the stack pointer.
-const MAX_STACK_BYTES: u64 = 64 << 20;
 
 /// Whether everything is known that following an activation needs.
 #[inline(always)]

@@ -11,6 +11,11 @@ use crate::{
 /// Words of [`Thread::window`]; a power of two.
 pub const WINDOW_WORDS: usize = 32;
 
+/// See [`Thread::trapped`].
+pub const TRAPPED: u32 = 1;
+/// See [`Thread::trapped`].
+pub const LEFT_AFTER_TRAP: u32 = 2;
+
 /// State and workspace of one thread.
 #[repr(C)]
 pub struct Thread {
@@ -34,7 +39,8 @@ pub struct Thread {
     pub flags: u32,
     /// Process it belongs to: thread ids are used again.
     pub pid: u32,
-    /// 1 from a trap of the guest until its activation leaves: the exit fields are of an earlier moment.
+    /// [`TRAPPED`] from a trap of the guest until its activation leaves, [`LEFT_AFTER_TRAP`] from then on until the next
+    /// crossing; meanwhile the exit fields are of an earlier moment. 0 otherwise.
     pub trapped: u32,
     /// `VMStoreContext` fields as read last.
     pub limits: Limits,

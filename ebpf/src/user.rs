@@ -39,8 +39,8 @@ pub fn thread_pointer() -> Option<u64> {
     (read_kernel(&raw mut value, task + u64::from(offset)) && value != 0).then_some(value)
 }
 
-/// The four registers that the kernel keeps next to each other and that say what a syscall is (x86-64: rdx, rsi, rdi,
-/// orig_rax at bytes 96 … 128 of `pt_regs`).
+/// The registers that say what a syscall is and where it was made; the kernel keeps them next to each other (x86-64: rdx,
+/// rsi, rdi, orig_rax, rip, cs, eflags, rsp at bytes 96 … 160 of `pt_regs`).
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct SyscallRegisters {
@@ -48,6 +48,10 @@ pub struct SyscallRegisters {
     pub second: u64,
     pub first: u64,
     pub number: u64,
+    pub instruction_pointer: u64,
+    pub segment: u64,
+    pub flags: u64,
+    pub stack_pointer: u64,
 }
 
 impl SyscallRegisters {
@@ -59,6 +63,10 @@ impl SyscallRegisters {
             second: 0,
             first: 0,
             number: 0,
+            instruction_pointer: 0,
+            segment: 0,
+            flags: 0,
+            stack_pointer: 0,
         };
         read_kernel(&raw mut value, regs + core::mem::offset_of!(pt_regs, rdx) as u64).then_some(value)
     }

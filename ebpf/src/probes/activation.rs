@@ -7,7 +7,7 @@ use crate::{
     activation::{read_limits, top},
     calibrate::{calibrate, is_complete},
     output::{Wake, emit, header},
-    thread::{current, watched},
+    thread::{LEFT_AFTER_TRAP, TRAPPED, current, watched},
 };
 
 /// On entry of `tls::raw::replace(new)`.
@@ -26,7 +26,13 @@ pub fn activation_swap(ctx: ProbeContext) -> u32 {
     let (new, stack_pointer) = unsafe { ((*ctx.regs).rdi, (*ctx.regs).rsp) };
     // SAFETY: this thread's own entry.
     let state = unsafe { &mut *thread };
-    state.trapped = 0;
+    // A nested activation that trapped leaves its caller's fields stale until the runtime has dealt with the error, that
+    // is for the rest of the host call that it was nested in.
+    state.trapped = if state.trapped == TRAPPED && new != 0 {
+        LEFT_AFTER_TRAP
+    } else {
+        0
+    };
     let old = top(state);
     let mut entry_handler = 0;
     if old != 0 {

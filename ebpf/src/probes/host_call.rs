@@ -42,6 +42,7 @@ pub fn host_call(ctx: ProbeContext) -> u32 {
 
     // SAFETY: this thread's own entry.
     let state = unsafe { &mut *thread };
+    state.trapped = 0;
     let mut activation = top(state);
     if !is_complete(state) {
         activation = calibrate::<false>(thread, config, stack_pointer);
@@ -58,7 +59,7 @@ pub fn host_call(ctx: ProbeContext) -> u32 {
     } else if read_limits(state, activation) {
         entry_handler = state.limits.entry_handler;
         // SAFETY: the workspace is as large and as aligned as the largest record.
-        let walked = walk_from_exit(state, unsafe { &mut (*record).frames });
+        let walked = walk_from_exit(state, unsafe { &mut (*record).frames }, stack_pointer);
         frame_count = walked & 0xff;
         head.flags = if walked & TRUNCATED == 0 { 0 } else { STACK_TRUNCATED };
     } else {

@@ -120,7 +120,7 @@ fn record(thread: &mut Thread, activation: u64, entered_ns: u64, regs: u64, resu
     let record: *mut Syscall = thread.record.as_mut_ptr().cast();
     // SAFETY: the workspace is as large and as aligned as the largest record.
     let frames = unsafe { &mut (*record).frames };
-    let walked = walk_from_exit(thread, frames);
+    let walked = walk_from_exit(thread, frames, registers.stack_pointer);
     let frame_count = walked & 0xff;
     head.frame_count = frame_count as u16;
     head.flags = if walked & TRUNCATED == 0 { 0 } else { STACK_TRUNCATED };

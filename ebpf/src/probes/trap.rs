@@ -13,7 +13,7 @@ use crate::{
     calibrate::{UNKNOWN, calibrate, is_complete},
     maps::count,
     output::{emit_with_frames, header},
-    thread::{current, watched},
+    thread::{TRAPPED, current, watched},
     user::read_kernel,
 };
 
@@ -72,7 +72,7 @@ pub fn signal_deliver(ctx: RawTracePointContext) -> i32 {
         return 0;
     }
     // Activations are emitted, so the swap that ends this one is seen and takes the mark away.
-    state.trapped = 1;
+    state.trapped = TRAPPED;
     let record: *mut Trap = state.record.as_mut_ptr().cast();
     // SAFETY: the workspace is as large and as aligned as the largest record.
     let frames = unsafe { &mut (*record).frames };
