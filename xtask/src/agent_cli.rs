@@ -96,10 +96,13 @@ impl Agent {
         Ok(Tracing(running))
     }
 
-    /// Draws a recording, to `output` or to stdout.
-    pub(crate) fn replay(&self, recording: &Path, format: Format, output: Option<&Path>) -> Command {
+    /// Draws a recording, to `output` or to stdout; one that has only just been made is not labelled as a replay.
+    pub(crate) fn replay(&self, recording: &Path, format: Format, output: Option<&Path>, is_replay: bool) -> Command {
         let mut command = self.replay_of(recording);
         command.args(["--format", format.word()]);
+        if !is_replay {
+            command.arg("--unlabelled");
+        }
         if let Some(output) = output {
             command.arg("--output").arg(output);
         }

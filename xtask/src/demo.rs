@@ -123,7 +123,7 @@ pub(crate) fn live(workspace: &Workspace, files: &Files) -> Result<bool> {
     host.interrupt()?;
     host.wait(END_LIMIT)?;
 
-    let diagram = draw(&agent, files)?;
+    let diagram = draw(&agent, files, false)?;
     let traces =
         fs::read_to_string(&files.traces).with_context(|| format!("while reading {}", files.traces.display()))?;
     let comparison = compare::Comparison::new(&before, &after, &traces)?;
@@ -152,7 +152,7 @@ fn replayed(workspace: &Workspace, files: &Files, reason: &str) -> Result<()> {
     }
     fs::copy(&recording, &files.recording).with_context(|| format!("while copying {}", recording.display()))?;
     let agent = agent(workspace);
-    let diagram = draw(&agent, files)?;
+    let diagram = draw(&agent, files, true)?;
     run_noting(&mut agent.replay_metrics(&files.recording, &files.metrics), |_| ())?;
     println!("\n==== REPLAY of a recorded run ({FIXTURE}), not of this machine ====\n\n{diagram}\n");
     println!("==== end of the REPLAY ====\n");
@@ -160,7 +160,7 @@ fn replayed(workspace: &Workspace, files: &Files, reason: &str) -> Result<()> {
     Ok(())
 }
 
-fn draw(agent: &Agent, files: &Files) -> Result<String> {
+fn draw(agent: &Agent, files: &Files, is_replay: bool) -> Result<String> {
     let step = Step::start("drawing");
     let outputs = [
         (Format::Mermaid, &files.diagram),
@@ -168,11 +168,17 @@ fn draw(agent: &Agent, files: &Files) -> Result<String> {
         (Format::Json, &files.traces),
     ];
     for (format, path) in outputs {
-        run_noting(&mut agent.replay(&files.recording, format, Some(path)), |line| {
-            step.note(line);
-        })?;
+        run_noting(
+            &mut agent.replay(&files.recording, format, Some(path), is_replay),
+            |line| {
+                step.note(line);
+            },
+        )?;
     }
-    let text = run_noting(&mut agent.replay(&files.recording, Format::Text, None), |_| ())?;
+    let text = run_noting(
+        &mut agent.replay(&files.recording, Format::Text, None, is_replay),
+        |_| (),
+    )?;
     step.done("done");
     Ok(text)
 }

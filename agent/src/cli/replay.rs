@@ -17,6 +17,9 @@ pub(super) struct ReplayArguments {
     /// The recording, as written by `wasmscope trace --record`
     #[arg(value_name = "RECORDING")]
     recording: PathBuf,
+    /// Do not label the outputs as a replay: for scripts that record and draw in one go
+    #[arg(long)]
+    unlabelled: bool,
     #[command(flatten)]
     outputs: outputs::OutputArguments,
 }
@@ -68,10 +71,12 @@ async fn replay(arguments: ReplayArguments) -> anyhow::Result<ExitCode> {
     outputs.traces(correlator.take_finished())?;
     outputs.losses(&capture.losses);
     capture.trace_count = outputs.summary().trace_count();
-    capture.replay_of = Some(format!(
-        "recording made by wasmscope {} on Linux {}",
-        header.agent_version, header.kernel_release
-    ));
+    capture.replay_of = (!arguments.unlabelled).then(|| {
+        format!(
+            "recording made by wasmscope {} on Linux {}",
+            header.agent_version, header.kernel_release
+        )
+    });
     outputs.finish(&capture).await?;
     Ok(ExitCode::SUCCESS)
 }
