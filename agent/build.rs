@@ -52,7 +52,9 @@ fn provide_object() -> Result<(), String> {
         "agent-common/Cargo.toml",
         "xtask/src/toolchain.rs",
     ] {
-        println!("cargo::rerun-if-changed={}", workspace.join(input).display());
+        // Relative to the package: another clone that shares the target directory must not be answered with the object of
+        // this one.
+        println!("cargo::rerun-if-changed=../{input}");
     }
 
     let own_target_directory = toolchain::target_directory_of(&out_directory);
