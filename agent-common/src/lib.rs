@@ -12,10 +12,10 @@ mod state;
 pub use counters::{COUNTER_SLOTS, Counter};
 pub use records::{
     ActivationSwap, Calibrated, CodePublished, HostCall, HostCallEnd, IMPORT_TABLE_BYTES, IMPORT_TABLE_CHUNK_BYTES,
-    ImportTable, MAX_FRAMES, MAX_RECORD_BYTES, ProcessEvent, RecordHeader, RecordKind, SLOT_UNKNOWN, STACK_TRUNCATED,
-    Syscall, Trap, Unwind,
+    ImportTable, MARK_ARGUMENTS, MAX_FRAMES, MAX_RECORD_BYTES, Mark, MarkEnd, ProcessEvent, RecordHeader, RecordKind,
+    SLOT_UNKNOWN, STACK_TRUNCATED, Syscall, Trap, Unwind,
 };
-pub use site::{ArgumentLocation, SiteCookie};
+pub use site::{ArgumentLocation, SiteCookie, SiteKind};
 pub use state::{
     AGGREGATE_SYSCALLS, EMIT_ACTIVATIONS, EMIT_HOST_CALLS, EMIT_SYSCALLS, KEEP_TLS_ON_EXEC, MAX_TABLES_PER_CALL_SITE,
     ProcessConfig, STORE_WORDS, SeenCallSite, SeenCallee, SyscallKey, SyscallStats, TLS_DYNAMIC, TLS_SEARCH,

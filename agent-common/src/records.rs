@@ -45,11 +45,15 @@ pub enum RecordKind {
     Calibrated = 11,
     /// [`ImportTable`]
     ImportTable = 12,
+    /// [`Mark`]
+    Mark = 13,
+    /// [`MarkEnd`]
+    MarkEnd = 14,
 }
 
 impl RecordKind {
     /// Every kind, in order of its number.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::ActivationSwap,
         Self::HostCall,
         Self::HostCallEnd,
@@ -62,6 +66,8 @@ impl RecordKind {
         Self::Fork,
         Self::Calibrated,
         Self::ImportTable,
+        Self::Mark,
+        Self::MarkEnd,
     ];
 
     /// The kind that `value` stands for.
@@ -121,12 +127,45 @@ pub struct HostCall {
     pub callee: u64,
     /// The caller's `VMContext`, whose import table names the callee.
     pub caller: u64,
-    /// Site that was hit.
-    pub site: u64,
-    /// User stack pointer at the probe.
-    pub stack_pointer: u64,
     /// Guest return addresses, innermost first.
     pub frames: [u64; MAX_FRAMES],
+}
+
+/// Register arguments kept of a [`Mark`].
+pub const MARK_ARGUMENTS: usize = 4;
+
+/// A function of the runtime was entered that is called seldom: what happens there is told by the site's kind.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Mark {
+    /// Kind [`RecordKind::Mark`].
+    pub header: RecordHeader,
+    /// A [`crate::SiteKind`].
+    pub site_kind: u64,
+    /// Activation on top; 0 if there is none, or if that is not known.
+    pub activation: u64,
+    /// Trap handler address of that activation; 0 if unknown.
+    pub entry_handler: u64,
+    /// User stack pointer on entry, where the return address is: the same as in the [`MarkEnd`] of this call.
+    pub stack_pointer: u64,
+    /// The first integer arguments.
+    pub arguments: [u64; MARK_ARGUMENTS],
+    /// Guest return addresses, innermost first; none where the runtime was not called by guest code.
+    pub frames: [u64; MAX_FRAMES],
+}
+
+/// A marked function is about to return.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct MarkEnd {
+    /// Kind [`RecordKind::MarkEnd`].
+    pub header: RecordHeader,
+    /// A [`crate::SiteKind`].
+    pub site_kind: u64,
+    /// User stack pointer at the `ret`.
+    pub stack_pointer: u64,
+    /// What it returns.
+    pub result: u64,
 }
 
 /// A host function is about to return to its guest.
@@ -135,10 +174,6 @@ pub struct HostCall {
 pub struct HostCallEnd {
     /// Kind [`RecordKind::HostCallEnd`].
     pub header: RecordHeader,
-    /// Site that was hit.
-    pub site: u64,
-    /// User stack pointer at the probe.
-    pub stack_pointer: u64,
     /// 1 if the host function succeeded, 0 if it is about to unwind the guest.
     pub succeeded: u64,
 }
@@ -259,8 +294,10 @@ pub struct ImportTable {
 const _: () = {
     assert!(size_of::<RecordHeader>() == 24);
     assert!(core::mem::offset_of!(Syscall, frames) == 24 + 8 * 8);
-    assert!(core::mem::offset_of!(HostCall, frames) == 24 + 6 * 8);
+    assert!(core::mem::offset_of!(HostCall, frames) == 24 + 4 * 8);
     assert!(core::mem::offset_of!(Trap, frames) == 24 + 4 * 8);
+    assert!(core::mem::offset_of!(Mark, frames) == 24 + 8 * 8);
+    assert!(size_of::<Mark>() <= MAX_RECORD_BYTES);
     assert!(size_of::<HostCall>() <= MAX_RECORD_BYTES);
     assert!(size_of::<Trap>() <= MAX_RECORD_BYTES);
     assert!(size_of::<Calibrated>() == 48);

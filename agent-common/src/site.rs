@@ -1,4 +1,4 @@
-//! The cookie of a uprobe: which site it is, and where the arguments are at that instruction.
+//! The cookie of a uprobe: what the site is, and where the arguments are at that instruction.
 
 /// Where an integer argument is when the probe fires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,19 +37,37 @@ impl ArgumentLocation {
     }
 }
 
-/// A site id and the locations of two arguments, as one attach cookie.
+/// What a site is, where that makes a difference to the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum SiteKind {
+    /// The program says it all.
+    Plain = 0,
+}
+
+impl SiteKind {
+    /// Every kind, in order of its number.
+    pub const ALL: [Self; 1] = [Self::Plain];
+
+    /// The kind that `value` stands for.
+    pub fn from_u8(value: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(value)).copied()
+    }
+}
+
+/// What a site is and the locations of two arguments, as one attach cookie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SiteCookie(pub u64);
 
 impl SiteCookie {
     /// Packs a cookie.
-    pub const fn new(site: u32, first: ArgumentLocation, second: ArgumentLocation) -> Self {
-        Self(site as u64 | (first.encode() as u64) << 32 | (second.encode() as u64) << 48)
+    pub const fn new(kind: SiteKind, first: ArgumentLocation, second: ArgumentLocation) -> Self {
+        Self(kind as u64 | (first.encode() as u64) << 32 | (second.encode() as u64) << 48)
     }
 
-    /// The site id.
-    pub const fn site(self) -> u32 {
-        self.0 as u32
+    /// A [`SiteKind`].
+    pub const fn kind(self) -> u8 {
+        self.0 as u8
     }
 
     /// Where the first argument is.
@@ -79,11 +97,8 @@ mod tests {
                 ArgumentLocation::Stack(32_760),
                 ArgumentLocation::Lost,
             ] {
-                let cookie = SiteCookie::new(0xdead_beef, first, second);
-                assert_eq!(
-                    (cookie.site(), cookie.first(), cookie.second()),
-                    (0xdead_beef, first, second)
-                );
+                let cookie = SiteCookie::new(SiteKind::Plain, first, second);
+                assert_eq!((cookie.kind(), cookie.first(), cookie.second()), (0, first, second));
             }
         }
     }

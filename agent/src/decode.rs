@@ -1,8 +1,8 @@
 //! From a ring record's bytes to a typed record. Lengths are checked, nothing is assumed of the content.
 
 use wasmscope_common::{
-    ActivationSwap, Calibrated, CodePublished, HostCall, HostCallEnd, ImportTable, MAX_FRAMES, ProcessEvent,
-    RecordHeader, RecordKind, STACK_TRUNCATED, Syscall, Trap, Unwind,
+    ActivationSwap, Calibrated, CodePublished, HostCall, HostCallEnd, ImportTable, MAX_FRAMES, Mark, MarkEnd,
+    ProcessEvent, RecordHeader, RecordKind, STACK_TRUNCATED, Syscall, Trap, Unwind,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -22,6 +22,8 @@ pub enum Record {
     Fork(ProcessEvent),
     Calibrated(Calibrated),
     ImportTable(Box<ImportTable>),
+    Mark(Mark),
+    MarkEnd(MarkEnd),
 }
 
 /// Why bytes are not a record.
@@ -70,6 +72,8 @@ pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
         RecordKind::Fork => Record::Fork(read(bytes, 0, 0)?),
         RecordKind::Calibrated => Record::Calibrated(read(bytes, 0, 0)?),
         RecordKind::ImportTable => Record::ImportTable(Box::new(read(bytes, 0, 0)?)),
+        RecordKind::Mark => Record::Mark(read(bytes, header.frame_count, MAX_FRAMES)?),
+        RecordKind::MarkEnd => Record::MarkEnd(read(bytes, 0, 0)?),
     })
 }
 
@@ -102,6 +106,8 @@ impl Record {
             Self::Exec(record) | Self::ThreadExit(record) | Self::Fork(record) => &record.header,
             Self::Calibrated(record) => &record.header,
             Self::ImportTable(record) => &record.header,
+            Self::Mark(record) => &record.header,
+            Self::MarkEnd(record) => &record.header,
         }
     }
 
@@ -111,6 +117,7 @@ impl Record {
             Self::HostCall(record) => &record.frames,
             Self::Syscall(record) => &record.frames,
             Self::Trap(record) => &record.frames,
+            Self::Mark(record) => &record.frames,
             _ => return &[],
         };
         &all[..usize::from(self.header().frame_count)]

@@ -2,6 +2,7 @@
 
 mod aggregate;
 mod definitions;
+mod marks;
 mod watching;
 
 use std::{
@@ -82,7 +83,6 @@ pub struct Pipeline {
     options: Options,
     hosts: Hosts,
     links: HashMap<FileId, (Coverage, Vec<SiteLinks>)>,
-    next_site: u32,
     processes: HashMap<u32, Watched>,
     /// Processes that may be about to be gone.
     departing: HashSet<u32>,
@@ -115,7 +115,6 @@ impl Pipeline {
             options,
             hosts: Hosts::default(),
             links: HashMap::new(),
-            next_site: 1,
             processes: HashMap::new(),
             departing: HashSet::new(),
             definitions: Definitions::default(),
@@ -388,6 +387,8 @@ impl Pipeline {
                 });
             }
             Record::Unwind(_) => push(EventKind::Unwind),
+            Record::Mark(mark) => self.mark(mark, record, events),
+            Record::MarkEnd(end) => self.mark_end(end, events),
         }
     }
 }

@@ -1,9 +1,15 @@
 //! Reads of user and kernel memory that can fail but never fault, and registers of the interrupted thread.
 
 use aya_ebpf::{
+    EbpfContext as _,
     bindings::pt_regs,
-    helpers::generated::{bpf_get_current_task, bpf_probe_read_kernel, bpf_probe_read_user},
+    helpers::{
+        bpf_get_attach_cookie,
+        generated::{bpf_get_current_task, bpf_probe_read_kernel, bpf_probe_read_user},
+    },
+    programs::ProbeContext,
 };
+use wasmscope_common::SiteCookie;
 
 /// Reads `T` from the memory of the current process.
 #[inline(always)]
@@ -104,4 +110,11 @@ pub fn register(regs: &pt_regs, number: u8) -> u64 {
         14 => regs.r14,
         _ => regs.r15,
     }
+}
+
+/// The cookie of the site that was hit.
+#[inline(always)]
+pub fn cookie(ctx: &ProbeContext) -> SiteCookie {
+    // SAFETY: the pointer is this program's context.
+    SiteCookie(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) })
 }

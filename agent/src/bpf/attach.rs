@@ -28,11 +28,22 @@ pub enum SiteProgram {
     HostCall,
     /// On a `ret` of a host function.
     HostCallEnd,
+    /// On entry of a function that is called seldom; the site's kind tells what it is.
+    Mark,
+    /// On a `ret` of such a function.
+    MarkEnd,
 }
 
 impl SiteProgram {
     /// Every program.
-    pub const ALL: [Self; 4] = [Self::ActivationSwap, Self::Unwind, Self::HostCall, Self::HostCallEnd];
+    pub const ALL: [Self; 6] = [
+        Self::ActivationSwap,
+        Self::Unwind,
+        Self::HostCall,
+        Self::HostCallEnd,
+        Self::Mark,
+        Self::MarkEnd,
+    ];
 
     /// Its name in the object.
     pub fn name(self) -> &'static str {
@@ -41,6 +52,8 @@ impl SiteProgram {
             Self::Unwind => "unwind",
             Self::HostCall => "host_call",
             Self::HostCallEnd => "host_call_end",
+            Self::Mark => "mark",
+            Self::MarkEnd => "mark_end",
         }
     }
 }

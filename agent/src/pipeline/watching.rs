@@ -251,9 +251,8 @@ impl Pipeline {
                 let [first, second] = site.arguments;
                 sites.push(UprobeSite {
                     file_offset: site.file_offset,
-                    cookie: SiteCookie::new(self.next_site, first, second).0,
+                    cookie: SiteCookie::new(site.kind, first, second).0,
                 });
-                self.next_site += 1;
             }
             if sites.is_empty() {
                 continue;
@@ -271,6 +270,7 @@ impl Pipeline {
                         SiteProgram::Unwind => coverage.unwinds = false,
                         SiteProgram::HostCall => coverage.host_calls = false,
                         SiteProgram::HostCallEnd => coverage.host_call_ends = false,
+                        SiteProgram::Mark | SiteProgram::MarkEnd => {}
                     }
                 }
             }

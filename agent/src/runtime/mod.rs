@@ -5,7 +5,7 @@
 
 pub mod wasmtime;
 
-use wasmscope_common::{ArgumentLocation, ProcessConfig, TLS_DYNAMIC, TLS_SEARCH, TLS_STATIC, TLS_UNKNOWN};
+use wasmscope_common::{ArgumentLocation, ProcessConfig, SiteKind, TLS_DYNAMIC, TLS_SEARCH, TLS_STATIC, TLS_UNKNOWN};
 
 use crate::{
     bpf::SiteProgram,
@@ -45,6 +45,8 @@ pub struct ProbePlan {
 pub struct PlannedSite {
     /// Program to run there.
     pub program: SiteProgram,
+    /// What the agent is told of it.
+    pub kind: SiteKind,
     /// Bytes from the start of the file.
     pub file_offset: u64,
     /// Where the program's arguments are.

@@ -1,7 +1,7 @@
 //! wasmtime, embedded in Rust programs or as `libwasmtime.so`: one function swaps the activation record, generic
 //! trampolines call host functions, one function makes an error of a trap.
 
-use wasmscope_common::ArgumentLocation;
+use wasmscope_common::{ArgumentLocation, SiteKind};
 
 use super::{PlannedSite, ProbePlan, RuntimeAdapter, TlsPlan};
 use crate::{
@@ -57,7 +57,7 @@ impl RuntimeAdapter for Wasmtime {
         let mut without_end = 0;
         for function in &host_functions {
             plan.enter(SiteProgram::HostCall, function, file, 2);
-            if !plan.leave(function, file) {
+            if !plan.leave(SiteProgram::HostCallEnd, SiteKind::Plain, function, file) {
                 without_end += 1;
             }
         }
@@ -90,6 +90,7 @@ impl ProbePlan {
         };
         self.sites.push(PlannedSite {
             program,
+            kind: SiteKind::Plain,
             file_offset: function.file_offset + u64::from(point.offset),
             arguments: [location(point.args[0]), location(point.args[1])],
             emulated: point.emulated,
@@ -97,8 +98,25 @@ impl ProbePlan {
         });
     }
 
+    /// Plans a probe on the first instruction of a function that is called seldom, where its arguments are in their
+    /// registers, and, if `with_end`, on its returns; `false` if those are wanted and not every way out is known.
+    #[expect(dead_code, reason = "sites of this kind come next")]
+    fn mark(&mut self, kind: SiteKind, function: &HostFunction, file: &dyn ReadAt, with_end: bool) -> bool {
+        let code = read_code(function, file);
+        let first_will_do = prologue::entry_point(&code, function.address, [true; prologue::ARGUMENT_COUNT]);
+        self.sites.push(PlannedSite {
+            program: SiteProgram::Mark,
+            kind,
+            file_offset: function.file_offset,
+            arguments: [ArgumentLocation::Lost; 2],
+            emulated: first_will_do.emulated && first_will_do.offset == 0,
+            function: function.path,
+        });
+        !with_end || self.leave(SiteProgram::MarkEnd, kind, function, file)
+    }
+
     /// Plans a probe on every return of a function; `false` if not every way out is known.
-    fn leave(&mut self, function: &HostFunction, file: &dyn ReadAt) -> bool {
+    fn leave(&mut self, program: SiteProgram, kind: SiteKind, function: &HostFunction, file: &dyn ReadAt) -> bool {
         let code = read_code(function, file);
         let Ok(points) = return_points(&code, function.address) else {
             return false;
@@ -108,7 +126,8 @@ impl ProbePlan {
         }
         for point in points.returns {
             self.sites.push(PlannedSite {
-                program: SiteProgram::HostCallEnd,
+                program,
+                kind,
                 file_offset: function.file_offset + u64::from(point.probe_offset),
                 arguments: [ArgumentLocation::Lost; 2],
                 emulated: point.emulated,

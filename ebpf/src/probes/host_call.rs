@@ -1,16 +1,13 @@
 //! Host functions called by guests: entry, with the guest's stack, and return.
 
 use aya_ebpf::{
-    EbpfContext as _,
     bindings::{BPF_RB_NO_WAKEUP, pt_regs},
-    helpers::bpf_get_attach_cookie,
     macros::uprobe,
     programs::ProbeContext,
 };
 use wasmscope_common::{
     ArgumentLocation, Counter, EMIT_HOST_CALLS, HostCall, HostCallEnd, IMPORT_TABLE_BYTES, IMPORT_TABLE_CHUNK_BYTES,
     ImportTable, MAX_TABLES_PER_CALL_SITE, RecordHeader, RecordKind, STACK_TRUNCATED, SeenCallSite, SeenCallee,
-    SiteCookie,
 };
 
 use crate::{
@@ -19,7 +16,7 @@ use crate::{
     maps::{CALL_SITES, EVENTS, count},
     output::{Wake, emit, emit_with_frames, header},
     thread::{current, watched},
-    user::{read_user, read_user_word, register},
+    user::{cookie, read_user, read_user_word, register},
 };
 
 #[uprobe]
@@ -81,8 +78,6 @@ pub fn host_call(ctx: ProbeContext) -> u32 {
         (*record).entry_handler = entry_handler;
         (*record).callee = callee;
         (*record).caller = caller;
-        (*record).site = u64::from(cookie.site());
-        (*record).stack_pointer = stack_pointer;
     }
     emit_with_frames(record, core::mem::offset_of!(HostCall, frames), frame_count);
     0
@@ -96,14 +91,11 @@ pub fn host_call_end(ctx: ProbeContext) -> u32 {
     if unsafe { (*config).flags } & EMIT_HOST_CALLS == 0 {
         return 0;
     }
-    let cookie = cookie(&ctx);
     // SAFETY: the context of a uprobe is the thread's registers.
     let regs = unsafe { &*ctx.regs };
     emit(
         &HostCallEnd {
             header: header(RecordKind::HostCallEnd),
-            site: u64::from(cookie.site()),
-            stack_pointer: regs.rsp,
             succeeded: regs.rax & 1,
         },
         Wake::Later,
@@ -158,12 +150,6 @@ fn announce_callee(head: &RecordHeader, call_site: u64, callee: u64, caller: u64
     entry.submit(u64::from(BPF_RB_NO_WAKEUP));
     // A failure means that it will be sent again.
     let _ = CALL_SITES.insert(&key, &SeenCallee { callee, sent: sent + 1 }, 0);
-}
-
-#[inline(always)]
-fn cookie(ctx: &ProbeContext) -> SiteCookie {
-    // SAFETY: the pointer is this program's context.
-    SiteCookie(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) })
 }
 
 #[inline(always)]

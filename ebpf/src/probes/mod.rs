@@ -2,6 +2,7 @@
 
 mod activation;
 mod host_call;
+mod mark;
 mod process;
 mod syscall;
 mod trap;
