@@ -127,6 +127,9 @@ pub struct HostCall {
     pub callee: u64,
     /// The caller's `VMContext`, whose import table names the callee.
     pub caller: u64,
+    /// User stack pointer on entry of the host function, where the return address is: the same as in its
+    /// [`HostCallEnd`].
+    pub frame: u64,
     /// Guest return addresses, innermost first.
     pub frames: [u64; MAX_FRAMES],
 }
@@ -174,6 +177,8 @@ pub struct MarkEnd {
 pub struct HostCallEnd {
     /// Kind [`RecordKind::HostCallEnd`].
     pub header: RecordHeader,
+    /// User stack pointer on entry of the host function that ends.
+    pub frame: u64,
     /// 1 if the host function succeeded, 0 if it is about to unwind the guest.
     pub succeeded: u64,
 }
@@ -294,7 +299,7 @@ pub struct ImportTable {
 const _: () = {
     assert!(size_of::<RecordHeader>() == 24);
     assert!(core::mem::offset_of!(Syscall, frames) == 24 + 8 * 8);
-    assert!(core::mem::offset_of!(HostCall, frames) == 24 + 4 * 8);
+    assert!(core::mem::offset_of!(HostCall, frames) == 24 + 5 * 8);
     assert!(core::mem::offset_of!(Trap, frames) == 24 + 4 * 8);
     assert!(core::mem::offset_of!(Mark, frames) == 24 + 8 * 8);
     assert!(size_of::<Mark>() <= MAX_RECORD_BYTES);

@@ -10,9 +10,14 @@ pub enum ArgumentLocation {
     Stack(u16),
     /// Not there any more.
     Lost,
+    /// Nowhere: on every path through the probe, the value is 0 or 1 as stated.
+    Constant(bool),
 }
 
 const LOST: u16 = 0xffff;
+const CONSTANT: u16 = 0xfffc;
+/// As the second argument: no argument, but a condition in the low four bits.
+const CONDITION: u64 = 0x4000;
 const ON_STACK: u16 = 0x8000;
 
 impl ArgumentLocation {
@@ -22,6 +27,7 @@ impl ArgumentLocation {
             Self::Register(register) => (register & 15) as u16,
             Self::Stack(offset) => ON_STACK | (offset >> 3),
             Self::Lost => LOST,
+            Self::Constant(value) => CONSTANT | value as u16,
         }
     }
 
@@ -29,6 +35,8 @@ impl ArgumentLocation {
     pub const fn decode(bits: u16) -> Self {
         if bits == LOST {
             Self::Lost
+        } else if bits & !1 == CONSTANT {
+            Self::Constant(bits & 1 != 0)
         } else if bits & ON_STACK != 0 {
             Self::Stack((bits & 0x0fff) << 3)
         } else {
@@ -65,6 +73,35 @@ impl SiteCookie {
         Self(kind as u64 | (first.encode() as u64) << 32 | (second.encode() as u64) << 48)
     }
 
+    /// The same, at a place where the stack pointer is this many bytes below that at the function's entry; a multiple of
+    /// 8 below 512 KiB.
+    #[must_use]
+    pub const fn with_frame_bytes(self, bytes: u32) -> Self {
+        Self(self.0 & !(0xffff << 16) | ((bytes as u64 >> 3) & 0xffff) << 16)
+    }
+
+    /// Bytes between the stack pointer at the site and that at the function's entry.
+    pub const fn frame_bytes(self) -> u64 {
+        ((self.0 >> 16) & 0xffff) << 3
+    }
+
+    /// The same, at a conditional jump, where the site counts only if its condition holds: the low four bits of the opcode.
+    /// Takes the place of the second argument.
+    #[must_use]
+    pub const fn with_condition(self, condition: u8) -> Self {
+        Self(self.0 & !(0xffff << 48) | (CONDITION | (condition & 15) as u64) << 48)
+    }
+
+    /// The condition, if the site has one.
+    pub const fn condition(self) -> Option<u8> {
+        let bits = self.0 >> 48;
+        if bits & !15 == CONDITION {
+            Some((bits & 15) as u8)
+        } else {
+            None
+        }
+    }
+
     /// A [`SiteKind`].
     pub const fn kind(self) -> u8 {
         self.0 as u8
@@ -91,13 +128,17 @@ mod tests {
             ArgumentLocation::Register(7),
             ArgumentLocation::Stack(0x10),
             ArgumentLocation::Lost,
+            ArgumentLocation::Constant(false),
+            ArgumentLocation::Constant(true),
         ] {
             for second in [
                 ArgumentLocation::Register(15),
                 ArgumentLocation::Stack(32_760),
                 ArgumentLocation::Lost,
             ] {
-                let cookie = SiteCookie::new(SiteKind::Plain, first, second);
+                let cookie = SiteCookie::new(SiteKind::Plain, first, second).with_frame_bytes(0x158);
+                assert_eq!((cookie.frame_bytes(), cookie.condition()), (0x158, None));
+                assert_eq!(cookie.with_condition(13).condition(), Some(13));
                 assert_eq!((cookie.kind(), cookie.first(), cookie.second()), (0, first, second));
             }
         }

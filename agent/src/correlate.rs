@@ -209,10 +209,11 @@ impl Correlator {
                 activation,
                 entry,
                 import,
+                frame,
                 stack,
                 truncated,
-            } => context.host_call(activation, entry, import, &stack, truncated),
-            EventKind::HostCallEnd { succeeded } => context.host_call_end(succeeded),
+            } => context.host_call(activation, entry, import, frame, &stack, truncated),
+            EventKind::HostCallEnd { frame, succeeded } => context.host_call_end(frame, succeeded),
             EventKind::Syscall {
                 activation,
                 entry,
@@ -435,6 +436,7 @@ impl Context<'_> {
                 span,
                 parent,
                 open_call: None,
+                open_frame: 0,
                 failed_call: None,
                 trap: None,
                 last_ns: self.at_ns,
@@ -556,6 +558,7 @@ impl Context<'_> {
         address: u64,
         entry: Option<FunctionId>,
         import: Option<ImportId>,
+        frame: u64,
         stack: &[FunctionId],
         truncated: bool,
     ) {
@@ -582,21 +585,23 @@ impl Context<'_> {
         activation.close_call(at_ns, Bound::Inferred, Outcome::Unknown);
         activation.failed_call = None;
         activation.open_call = Some(span);
+        activation.open_frame = frame;
     }
 
-    fn host_call_end(&mut self, succeeded: bool) {
+    fn host_call_end(&mut self, frame: u64, succeeded: bool) {
         let at_ns = self.at_ns;
-        let has_call = self
-            .activation(0, None)
-            .is_some_and(|activation| activation.open_call.is_some());
-        if !has_call {
+        let top = self.thread().stack.last().copied();
+        let top = top.and_then(|top| self.state.activations.get_mut(&top));
+        let Some(activation) = top.filter(|activation| activation.open_call.is_some()) else {
             self.count("host_call_end_without_begin");
             return;
-        }
-        let Some(activation) = self.activation(0, None) else {
-            return;
         };
-        activation.event_count -= 1;
+        if frame != 0 && activation.open_frame != 0 && frame != activation.open_frame {
+            // Something else that the host function called returns through the same code.
+            return;
+        }
+        activation.event_count += 1;
+        activation.last_ns = activation.last_ns.max(at_ns);
         let outcome = if succeeded { Outcome::Ok } else { Outcome::HostError };
         if !succeeded && let Some(call) = &activation.open_call {
             activation.failed_call = Some(FailedCall { import: call.import() });

@@ -85,6 +85,9 @@ pub enum EventKind {
         entry: Option<FunctionId>,
         /// Which import.
         import: Option<ImportId>,
+        /// Stack pointer on entry of the host function; 0 if unknown, as in recordings before 0.2.
+        #[serde(default)]
+        frame: u64,
         /// Guest functions, innermost first.
         stack: Vec<FunctionId>,
         /// The stack is cut.
@@ -93,6 +96,9 @@ pub enum EventKind {
     },
     /// The host function called last is about to return.
     HostCallEnd {
+        /// As in its `HostCall`.
+        #[serde(default)]
+        frame: u64,
         /// Whether it returns to the guest rather than unwinding it.
         succeeded: bool,
     },

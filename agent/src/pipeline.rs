@@ -342,12 +342,14 @@ impl Pipeline {
                         activation: call.activation,
                         entry,
                         import,
+                        frame: call.frame,
                         stack,
                         truncated: record.is_truncated(),
                     },
                 });
             }
             Record::HostCallEnd(end) => push(EventKind::HostCallEnd {
+                frame: end.frame,
                 succeeded: end.succeeded != 0,
             }),
             Record::Syscall(syscall) => {

@@ -22,6 +22,8 @@ pub(super) struct Activation {
     pub(super) span: Span,
     pub(super) parent: Option<u64>,
     pub(super) open_call: Option<Span>,
+    /// Stack pointer on entry of the host function that `open_call` is of; 0 if unknown.
+    pub(super) open_frame: u64,
     /// The host call that ended last did not return to the guest; its import.
     pub(super) failed_call: Option<FailedCall>,
     pub(super) trap: Option<String>,

@@ -79,6 +79,7 @@ fn host_call(activation: u64, import: ImportId) -> EventKind {
         activation,
         entry: Some(0),
         import: Some(import),
+        frame: 0,
         stack: vec![1, 0],
         truncated: false,
     }
@@ -127,7 +128,14 @@ fn a_syscall_lies_in_its_host_call_and_that_in_its_invocation() {
         (10, 1, swap(0, FIBER, below(FIBER))),
         (20, 1, host_call(FIBER, 0)),
         (30, 1, syscall(FIBER, 5)),
-        (40, 1, EventKind::HostCallEnd { succeeded: true }),
+        (
+            40,
+            1,
+            EventKind::HostCallEnd {
+                frame: 0,
+                succeeded: true,
+            },
+        ),
         (50, 1, swap(FIBER, 0, below(FIBER))),
     ]);
     assert_eq!(losses, []);
@@ -155,7 +163,14 @@ fn a_fiber_that_is_resumed_on_another_thread_stays_one_invocation() {
         // Left and entered again by code on the workers' own stacks.
         (30, 1, swap(FIBER, 0, WORKER_STACK)),
         (90, 2, swap(0, FIBER, WORKER_STACK + 4096)),
-        (95, 2, EventKind::HostCallEnd { succeeded: true }),
+        (
+            95,
+            2,
+            EventKind::HostCallEnd {
+                frame: 0,
+                succeeded: true,
+            },
+        ),
         (99, 2, swap(FIBER, 0, below(FIBER))),
     ]);
     assert_eq!(losses, []);
@@ -201,7 +216,14 @@ fn a_call_back_into_wasm_lies_in_the_host_call_that_made_it() {
         (30, 1, swap(FIBER, inner, below(inner))),
         (35, 1, syscall(inner, 1)),
         (40, 1, swap(inner, FIBER, below(inner))),
-        (50, 1, EventKind::HostCallEnd { succeeded: true }),
+        (
+            50,
+            1,
+            EventKind::HostCallEnd {
+                frame: 0,
+                succeeded: true,
+            },
+        ),
         (60, 1, swap(FIBER, 0, below(FIBER))),
     ]);
     assert_eq!(losses, []);
@@ -221,7 +243,14 @@ fn a_call_back_on_a_higher_fiber_is_not_taken_for_a_return() {
         (20, 1, host_call(FIBER, 0)),
         (30, 1, swap(FIBER, FIBER_TWO, below(FIBER_TWO))),
         (40, 1, swap(FIBER_TWO, FIBER, below(FIBER_TWO))),
-        (50, 1, EventKind::HostCallEnd { succeeded: true }),
+        (
+            50,
+            1,
+            EventKind::HostCallEnd {
+                frame: 0,
+                succeeded: true,
+            },
+        ),
         (60, 1, swap(FIBER, 0, below(FIBER))),
     ]);
     assert_eq!(losses, []);
@@ -245,12 +274,26 @@ fn a_trap_is_told_by_its_signal_and_a_host_error_by_its_unwinding() {
         (31, 1, EventKind::Unwind),
         (40, 1, swap(0, FIBER, below(FIBER))),
         (50, 1, host_call(FIBER, 0)),
-        (60, 1, EventKind::HostCallEnd { succeeded: false }),
+        (
+            60,
+            1,
+            EventKind::HostCallEnd {
+                frame: 0,
+                succeeded: false,
+            },
+        ),
         (70, 1, swap(FIBER, 0, below(FIBER))),
         (71, 1, EventKind::Unwind),
         (80, 1, swap(0, FIBER, below(FIBER))),
         (85, 1, host_call(FIBER, 1)),
-        (86, 1, EventKind::HostCallEnd { succeeded: false }),
+        (
+            86,
+            1,
+            EventKind::HostCallEnd {
+                frame: 0,
+                succeeded: false,
+            },
+        ),
         (90, 1, swap(FIBER, 0, below(FIBER))),
         (91, 1, EventKind::Unwind),
     ]);
@@ -360,7 +403,7 @@ fn any_kind() -> impl Strategy<Value = EventKind> {
                 entry
             }),
         (activation.clone(), 0..3u32).prop_map(|(activation, import)| host_call(activation, import)),
-        any::<bool>().prop_map(|succeeded| EventKind::HostCallEnd { succeeded }),
+        any::<bool>().prop_map(|succeeded| EventKind::HostCallEnd { frame: 0, succeeded }),
         (activation, any::<u64>()).prop_map(|(activation, duration_ns)| syscall(activation, duration_ns)),
         Just(EventKind::Unwind),
         Just(EventKind::ThreadExit),

@@ -141,6 +141,8 @@ pub struct HostImage {
     pub has_symbol_table: bool,
     /// The functions that matter.
     pub symbols: HostSymbols,
+    /// Address and size of every function that the symbol table has both of, by address.
+    functions: Vec<(u64, u32)>,
     /// The C API is exported (`wasmtime_store_new`, `wasmtime_module_new`).
     pub exports_c_api: bool,
 }
@@ -181,16 +183,18 @@ impl HostImage {
             loads,
             has_symbol_table: false,
             symbols: HostSymbols::default(),
+            functions: Vec::new(),
             exports_c_api: false,
         };
         if let Some(dynamic) = elf.section_of_type(elf::SHT_DYNSYM) {
             image.exports_c_api = exports_c_api(reader, &elf, dynamic).unwrap_or(false);
         }
         if let Some(table) = elf.section_of_type(elf::SHT_SYMTAB)
-            && let Ok(symbols) = image.find_symbols(reader, &elf, table)
+            && let Ok((symbols, functions)) = image.find_symbols(reader, &elf, table)
         {
             image.has_symbol_table = true;
             image.symbols = symbols;
+            image.functions = functions;
         }
         Ok(image)
     }
@@ -222,13 +226,27 @@ impl HostImage {
         reader: &R,
         elf: &Elf,
         table: &SectionHeader,
-    ) -> Result<HostSymbols, HostError> {
+    ) -> Result<(HostSymbols, Vec<(u64, u32)>), HostError> {
         let mut search = Search::new(self);
+        let mut functions = Vec::new();
         for_each_symbol(reader, elf, table, |symbol, name| {
             search.visit(symbol, name);
+            if symbol.st_type() == elf::STT_FUNC
+                && let Ok(size @ 1..) = u32::try_from(symbol.st_size.get(E))
+            {
+                functions.push((symbol.st_value.get(E), size));
+            }
             true
         })?;
-        Ok(search.finish())
+        functions.sort_unstable();
+        Ok((search.finish(), functions))
+    }
+
+    /// Size of the function that begins at `address`, bytes, if a symbol tells.
+    pub fn function_size(&self, address: u64) -> Option<u64> {
+        let after = self.functions.partition_point(|(start, _)| *start <= address);
+        let (start, size) = *self.functions.get(after.checked_sub(1)?)?;
+        (start == address).then_some(u64::from(size))
     }
 }
 

@@ -6,6 +6,7 @@ use std::{borrow::Cow, fmt::Write as _, fs::File, io, os::unix::fs::FileExt};
 
 pub mod code_object;
 mod elf;
+pub mod gates;
 pub mod host;
 mod info;
 pub mod prologue;

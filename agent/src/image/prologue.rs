@@ -135,7 +135,7 @@ fn first_branch_target(code: &[u8], address: u64) -> u64 {
 
 /// What `arch/x86/kernel/uprobes.c` emulates (`branch_xol_ops`, `push_xol_ops`). Kernels before 6.18 single-step no-ops of more than
 /// one opcode byte: that costs, but is right.
-fn is_emulated(instruction: &Instruction, code: &[u8], offset: u64) -> bool {
+pub(super) fn is_emulated(instruction: &Instruction, code: &[u8], offset: u64) -> bool {
     let Some(bytes) = code
         .get(offset as usize..)
         .and_then(|rest| rest.get(..instruction.len()))

@@ -2,7 +2,7 @@
 
 use std::{io, ops::Range, path::Path};
 
-use wasmscope_common::{ImportTable, KEEP_TLS_ON_EXEC, ProcessConfig, SiteCookie, TLS_SEARCH, TLS_UNKNOWN};
+use wasmscope_common::{ImportTable, KEEP_TLS_ON_EXEC, ProcessConfig, TLS_SEARCH, TLS_UNKNOWN};
 
 use super::{Detail, Pipeline, SharedHost};
 use crate::{
@@ -248,10 +248,9 @@ impl Pipeline {
         for program in SiteProgram::ALL {
             let mut sites = Vec::new();
             for site in host.plan.sites.iter().filter(|site| site.program == program) {
-                let [first, second] = site.arguments;
                 sites.push(UprobeSite {
                     file_offset: site.file_offset,
-                    cookie: SiteCookie::new(site.kind, first, second).0,
+                    cookie: site.cookie().0,
                 });
             }
             if sites.is_empty() {

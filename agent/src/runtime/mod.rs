@@ -5,7 +5,9 @@
 
 pub mod wasmtime;
 
-use wasmscope_common::{ArgumentLocation, ProcessConfig, SiteKind, TLS_DYNAMIC, TLS_SEARCH, TLS_STATIC, TLS_UNKNOWN};
+use wasmscope_common::{
+    ArgumentLocation, ProcessConfig, SiteCookie, SiteKind, TLS_DYNAMIC, TLS_SEARCH, TLS_STATIC, TLS_UNKNOWN,
+};
 
 use crate::{
     bpf::SiteProgram,
@@ -51,10 +53,24 @@ pub struct PlannedSite {
     pub file_offset: u64,
     /// Where the program's arguments are.
     pub arguments: [ArgumentLocation; 2],
+    /// Bytes between the stack pointer there and that at the function's entry.
+    pub frame_bytes: u32,
+    /// It counts only if this x86 condition holds there; instead of a second argument.
+    pub condition: Option<u8>,
     /// The kernel emulates the instruction, which makes a hit ten times cheaper than single-stepping it.
     pub emulated: bool,
     /// Path of the function it is in.
     pub function: &'static str,
+}
+
+impl PlannedSite {
+    /// What the program is told of it.
+    pub fn cookie(&self) -> SiteCookie {
+        let [first, second] = self.arguments;
+        let cookie = SiteCookie::new(self.kind, first, second).with_frame_bytes(self.frame_bytes);
+        self.condition
+            .map_or(cookie, |condition| cookie.with_condition(condition))
+    }
 }
 
 /// Where threads keep their activation.

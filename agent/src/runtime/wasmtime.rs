@@ -9,6 +9,7 @@ use crate::{
     event::Coverage,
     image::{
         HostImage, ReadAt,
+        gates::{GateResult, gates},
         host::{HostFunction, TlsModel, looks_like_wasmtime},
         prologue::{self, ArgLocation},
         returns::return_points,
@@ -57,7 +58,9 @@ impl RuntimeAdapter for Wasmtime {
         let mut without_end = 0;
         for function in &host_functions {
             plan.enter(SiteProgram::HostCall, function, file, 2);
-            if !plan.leave(SiteProgram::HostCallEnd, SiteKind::Plain, function, file) {
+            if !plan.leave_through_gates(function, image, file)
+                && !plan.leave(SiteProgram::HostCallEnd, SiteKind::Plain, function, file)
+            {
                 without_end += 1;
             }
         }
@@ -93,6 +96,8 @@ impl ProbePlan {
             kind: SiteKind::Plain,
             file_offset: function.file_offset + u64::from(point.offset),
             arguments: [location(point.args[0]), location(point.args[1])],
+            frame_bytes: point.sp_delta.unsigned_abs(),
+            condition: None,
             emulated: point.emulated,
             function: function.path,
         });
@@ -109,10 +114,67 @@ impl ProbePlan {
             kind,
             file_offset: function.file_offset,
             arguments: [ArgumentLocation::Lost; 2],
+            frame_bytes: 0,
+            condition: None,
             emulated: first_will_do.emulated && first_will_do.offset == 0,
             function: function.path,
         });
         !with_end || self.leave(SiteProgram::MarkEnd, kind, function, file)
+    }
+
+    /// Plans probes that every return of a host function passes and that are cheap on the usual path; `false` if there are
+    /// none.
+    fn leave_through_gates(&mut self, function: &HostFunction, image: &HostImage, file: &dyn ReadAt) -> bool {
+        let read = |address| {
+            let size = image.function_size(address)?;
+            let file_offset = image.file_offset(address)?;
+            Some(read_code(
+                &HostFunction {
+                    address,
+                    size,
+                    file_offset,
+                    path: function.path,
+                },
+                file,
+            ))
+        };
+        let Some(gates) = gates(function.address, &read) else {
+            return false;
+        };
+        let sites: Option<Vec<_>> = gates
+            .into_iter()
+            .map(|gate| {
+                let result = match gate.result {
+                    GateResult::Register => ArgumentLocation::Register(0),
+                    GateResult::Constant(value) => ArgumentLocation::Constant(value),
+                };
+                Some(PlannedSite {
+                    program: SiteProgram::HostCallEnd,
+                    kind: SiteKind::Plain,
+                    file_offset: image.file_offset(gate.address)?,
+                    arguments: [result, ArgumentLocation::Lost],
+                    frame_bytes: gate.frame_bytes,
+                    condition: gate.condition,
+                    emulated: gate.emulated,
+                    function: function.path,
+                })
+            })
+            .collect();
+        let Some(sites) = sites else { return false };
+        // Functions that share their tail have its sites once, if their frames are alike.
+        let is_taken = |site: &PlannedSite| {
+            let mut planned = self.sites.iter();
+            planned.any(|planned| planned.file_offset == site.file_offset && planned != site)
+        };
+        if sites.iter().any(is_taken) {
+            return false;
+        }
+        for site in sites {
+            if !self.sites.contains(&site) {
+                self.sites.push(site);
+            }
+        }
+        true
     }
 
     /// Plans a probe on every return of a function; `false` if not every way out is known.
@@ -130,6 +192,8 @@ impl ProbePlan {
                 kind,
                 file_offset: function.file_offset + u64::from(point.probe_offset),
                 arguments: [ArgumentLocation::Lost; 2],
+                frame_bytes: 0,
+                condition: None,
                 emulated: point.emulated,
                 function: function.path,
             });

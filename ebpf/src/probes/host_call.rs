@@ -78,12 +78,13 @@ pub fn host_call(ctx: ProbeContext) -> u32 {
         (*record).entry_handler = entry_handler;
         (*record).callee = callee;
         (*record).caller = caller;
+        (*record).frame = stack_pointer + cookie.frame_bytes();
     }
     emit_with_frames(record, core::mem::offset_of!(HostCall, frames), frame_count);
     0
 }
 
-/// On the host function's own `ret`: unlike a return probe, this changes nothing on the thread's stack.
+/// Where every return of a host function passes: unlike a return probe, this changes nothing on the thread's stack.
 #[uprobe]
 pub fn host_call_end(ctx: ProbeContext) -> u32 {
     let Some(config) = watched() else { return 0 };
@@ -93,14 +94,43 @@ pub fn host_call_end(ctx: ProbeContext) -> u32 {
     }
     // SAFETY: the context of a uprobe is the thread's registers.
     let regs = unsafe { &*ctx.regs };
+    let cookie = cookie(&ctx);
+    if cookie
+        .condition()
+        .is_some_and(|condition| !holds(condition, regs.eflags))
+    {
+        return 0;
+    }
     emit(
         &HostCallEnd {
             header: header(RecordKind::HostCallEnd),
-            succeeded: regs.rax & 1,
+            frame: regs.rsp + cookie.frame_bytes(),
+            succeeded: match cookie.first() {
+                ArgumentLocation::Constant(value) => u64::from(value),
+                _ => regs.rax & 1,
+            },
         },
         Wake::Later,
     );
     0
+}
+
+/// Whether an x86 condition holds: the low four bits of the opcode of its conditional jump.
+#[inline(always)]
+fn holds(condition: u8, flags: u64) -> bool {
+    let bit = |number: u32| flags >> number & 1 != 0;
+    let (carry, parity, zero, sign, overflow) = (bit(0), bit(2), bit(6), bit(7), bit(11));
+    let base = match condition >> 1 {
+        0 => overflow,
+        1 => carry,
+        2 => zero,
+        3 => carry | zero,
+        4 => sign,
+        5 => parity,
+        6 => sign != overflow,
+        _ => zero | (sign != overflow),
+    };
+    base != (condition & 1 != 0)
 }
 
 /// Sends the caller's import table, once per callee of a call site.
@@ -157,6 +187,7 @@ fn argument(regs: &pt_regs, location: ArgumentLocation) -> u64 {
     match location {
         ArgumentLocation::Register(number) => register(regs, number),
         ArgumentLocation::Stack(offset) => read_user_word(regs.rsp + u64::from(offset)).unwrap_or(0),
+        ArgumentLocation::Constant(value) => u64::from(value),
         ArgumentLocation::Lost => 0,
     }
 }
