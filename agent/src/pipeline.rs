@@ -145,6 +145,7 @@ impl Pipeline {
         let mut records = Vec::new();
         let mut undecodable = 0;
         let drained_ns = clock::monotonic_ns();
+        let gone = self.departed();
         self.ring.drain(RECORDS_PER_TURN, |bytes| match decode(bytes) {
             Ok(record) => records.push(record),
             Err(_) => undecodable += 1,
@@ -158,10 +159,14 @@ impl Pipeline {
         if undecodable > 0 {
             *self.losses.entry(("decode", "malformed")).or_default() += undecodable;
         }
+        let is_drained = records.len() < RECORDS_PER_TURN;
         for record in records {
             self.handle(&record, &mut output.events);
         }
-        self.reap(&mut output.events);
+        if is_drained {
+            // All that they have left behind has been handled.
+            self.bury(gone, &mut output.events);
+        }
         self.count_losses(&mut output);
         self.correlate(&mut output);
         output
@@ -302,7 +307,7 @@ impl Pipeline {
             }
             Record::ThreadExit(_) => {
                 push(EventKind::ThreadExit);
-                self.thread_exited(pid, tid, at_ns, events);
+                self.thread_exited(pid, tid);
             }
             Record::Fork(fork) => {
                 if let Ok(child) = u32::try_from(fork.argument) {

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: what being watched costs, against other tools in the same run.
 
 mod measure;
+mod probes;
 mod report;
 mod tracer;
 
@@ -14,6 +15,7 @@ use crate::workspace::Workspace;
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Bench {
     Overhead(Overhead),
+    Probes(probes::Probes),
 }
 
 /// Time a guest that writes in a loop: untraced, traced by wasmscope in its modes, by bpftrace and by strace, in interleaved rounds.
@@ -35,8 +37,17 @@ pub(crate) struct Overhead {
 
 /// Runs a benchmark and prints its table.
 pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> Result<()> {
-    let Bench::Overhead(options) = bench;
     setup::ensure_ebpf(workspace)?;
+    match bench {
+        Bench::Overhead(options) => overhead(workspace, options),
+        Bench::Probes(options) => {
+            build(workspace, &["wasmscope", "wasmscope-test-hosts"], None)?;
+            probes::run(workspace, options)
+        }
+    }
+}
+
+fn overhead(workspace: &Workspace, options: &Overhead) -> Result<()> {
     for reason in setup::ensure_tools(workspace, &["strace", "bpftrace"])? {
         eprintln!("missing: {reason}");
     }

@@ -2,6 +2,8 @@
 //! the agent that may be unsafe.
 
 mod attach;
+#[cfg(target_arch = "x86_64")]
+pub mod cost;
 pub mod features;
 mod kernel_types;
 mod load;

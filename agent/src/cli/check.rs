@@ -3,7 +3,10 @@
 use std::process::ExitCode;
 
 use crate::{
-    bpf::features::{self, Finding, Severity},
+    bpf::{
+        cost::{self, CostError},
+        features::{self, Finding, Severity},
+    },
     pipeline::kernel_release,
     process::{describe, hosts::Hosts, maps, memory::ProcessMemory},
     sink::text::printable,
@@ -23,6 +26,12 @@ pub(super) struct CheckArguments {
     /// Do not look at running processes
     #[arg(long)]
     no_processes: bool,
+    /// Measure what one hit of a probe costs here, by the instruction it is on
+    #[arg(long)]
+    costs: bool,
+    /// Rounds of --costs; the median is told
+    #[arg(long, value_name = "N", default_value_t = 5, requires = "costs", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
 }
 
 pub(super) fn run(arguments: &CheckArguments) -> ExitCode {
@@ -40,6 +49,12 @@ pub(super) fn run(arguments: &CheckArguments) -> ExitCode {
         .collect();
     if blocking.is_empty() {
         println!("tracing works here");
+        if arguments.costs
+            && let Err(error) = costs(arguments.rounds)
+        {
+            super::tell(&error.into());
+            return ExitCode::FAILURE;
+        }
         return ExitCode::SUCCESS;
     }
     println!("tracing cannot work here:");
@@ -61,6 +76,27 @@ fn line(finding: &Finding) -> String {
         line.push_str(finding.remedy);
     }
     line.trim_end().to_owned()
+}
+
+fn costs(rounds: u32) -> Result<(), CostError> {
+    let costs = cost::measure(rounds)?;
+    println!("cost of a hit, nanoseconds, medians of {rounds} rounds");
+    println!("  {:<26} {:>10} {:>10}  handled by", "on", "a call", "hit adds");
+    for cost in costs {
+        println!(
+            "  {:<26} {:>10.1} {:>10.0}  {}",
+            cost.what,
+            median(cost.untraced_ns),
+            median(cost.added_ns),
+            if cost.emulated { "emulation" } else { "single-stepping" }
+        );
+    }
+    Ok(())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 fn processes() {

@@ -382,16 +382,12 @@ impl Pipeline {
         }
     }
 
-    pub(super) fn thread_exited(&mut self, pid: u32, tid: u32, at_ns: u64, events: &mut Vec<Event>) {
+    pub(super) fn thread_exited(&mut self, pid: u32, tid: u32) {
         if pid != tid {
             return;
         }
-        if describe::is_alive(pid) {
-            // A thread announces its exit a moment before `/proc` shows it.
-            self.departing.insert(pid);
-            return;
-        }
-        self.process_gone(pid, tid, at_ns, events);
+        // A thread announces its exit a moment before `/proc` shows it, and the records of others may come after its own.
+        self.departing.insert(pid);
     }
 
     /// Looks whether watched processes still live, in case the record that says so was lost.
@@ -403,14 +399,20 @@ impl Pipeline {
         self.departing.extend(changed.map(|(pid, _)| *pid));
     }
 
-    /// Looks again at processes whose main thread has announced its exit.
-    pub(super) fn reap(&mut self, events: &mut Vec<Event>) {
-        let gone: Vec<_> = self
-            .departing
-            .iter()
-            .copied()
-            .filter(|pid| !describe::is_alive(*pid))
-            .collect();
+    /// Of the processes that may be about to be gone, those that are.
+    pub(super) fn departed(&self) -> Vec<u32> {
+        let is_other = |pid: u32| {
+            let watched = self.processes.get(&pid);
+            watched
+                .is_some_and(|watched| describe::facts(pid).is_ok_and(|facts| facts.start_ns != watched.facts.start_ns))
+        };
+        let departing = self.departing.iter().copied();
+        departing
+            .filter(|pid| !describe::is_alive(*pid) || is_other(*pid))
+            .collect()
+    }
+
+    pub(super) fn bury(&mut self, gone: Vec<u32>, events: &mut Vec<Event>) {
         let at_ns = clock::monotonic_ns();
         for pid in gone {
             self.process_gone(pid, pid, at_ns, events);

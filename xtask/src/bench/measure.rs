@@ -66,19 +66,42 @@ pub(crate) fn run(workspace: &Workspace, subjects: &[Subject], rounds: u32, call
     Ok(results)
 }
 
-/// Runs the workload once, with the tracer attached before its work begins and ended after it.
+/// Runs `writes` once, with the tracer attached before its work begins and ended after it.
 fn once(workspace: &Workspace, subject: Option<Subject>, calls: u32) -> Result<u64> {
+    let arguments = ["--scenario", "writes", "--mode", "sync"];
+    let (report, counted) = work(workspace, subject, &arguments, calls)?;
+    if let Some(counted) = counted {
+        ensure!(
+            counted >= u64::from(calls),
+            "the tracer counted {counted} syscalls, the workload made {calls} writes"
+        );
+    }
+    let writes = report["syscalls"]["write"].as_u64().unwrap_or(0);
+    ensure!(
+        writes >= u64::from(calls),
+        "the workload made {writes} writes instead of {calls}: {report}"
+    );
+    elapsed_ns(&report)
+}
+
+/// Nanoseconds that the work took.
+pub(crate) fn elapsed_ns(report: &Value) -> Result<u64> {
+    report["elapsed_ns"]
+        .as_u64()
+        .with_context(|| format!("no elapsed_ns in {report}"))
+}
+
+/// Runs the workload once, traced from before its work begins until it is done: its report, and what the tracer counted.
+pub(crate) fn work(
+    workspace: &Workspace,
+    subject: Option<Subject>,
+    arguments: &[&str],
+    calls: u32,
+) -> Result<(Value, Option<u64>)> {
     let mut command = Command::new(workspace.release_binary("workload"));
-    command.args([
-        "--scenario",
-        "writes",
-        "--mode",
-        "sync",
-        "--wait",
-        "--hold",
-        "--calls",
-        &calls.to_string(),
-    ]);
+    command
+        .args(arguments)
+        .args(["--wait", "--hold", "--calls", &calls.to_string()]);
     let mut workload = Running::start_with_stdin(&mut command)?;
     workload.wait_for("it is ready", START_LIMIT, |line| (line == "ready").then_some(()))?;
     let attached = subject
@@ -86,20 +109,8 @@ fn once(workspace: &Workspace, subject: Option<Subject>, calls: u32) -> Result<u
         .transpose()?;
     workload.send_line("go")?;
     let report: Value = workload.wait_for("its report", RUN_LIMIT, |line| serde_json::from_str(line).ok())?;
-    if let Some(counted) = attached.map(super::tracer::Attached::end).transpose()?.flatten() {
-        ensure!(
-            counted >= u64::from(calls),
-            "the tracer counted {counted} syscalls, the workload made {calls} writes"
-        );
-    }
+    let counted = attached.map(super::tracer::Attached::end).transpose()?.flatten();
     workload.close_stdin();
     workload.wait(START_LIMIT)?;
-    let writes = report["syscalls"]["write"].as_u64().unwrap_or(0);
-    ensure!(
-        writes >= u64::from(calls),
-        "the workload made {writes} writes instead of {calls}: {report}"
-    );
-    report["elapsed_ns"]
-        .as_u64()
-        .with_context(|| format!("no elapsed_ns in {report}"))
+    Ok((report, counted))
 }

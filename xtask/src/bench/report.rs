@@ -81,7 +81,8 @@ fn measured_row(title: String, elapsed_ns: &[u64], baseline: &[u64], calls: u32)
     ]
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+/// The value in the middle; not a number if there are none.
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     match values.len() {

@@ -1,6 +1,7 @@
 //! The table of scenarios, and what each consists of.
 
 mod calls;
+mod crossings;
 mod cwasm;
 mod departures;
 mod forever;
@@ -78,6 +79,8 @@ pub struct Scenario {
 /// All of them.
 pub const SCENARIOS: &[Scenario] = &[
     calls::SCENARIO,
+    crossings::ENTER,
+    crossings::LEAVE,
     nested::SCENARIO,
     traps::SCENARIO,
     hostile::SCENARIO,
