@@ -35,6 +35,9 @@ pub struct Counts {
     pub resumes: u64,
     /// Times that they were resumed on another thread.
     pub moves: u64,
+    /// What invocations answered, where the program tells: nothing that tracing sees.
+    #[serde(default)]
+    pub answers: Numbers,
 }
 
 /// A running program that speaks `workload`'s protocol; killed when dropped.

@@ -99,6 +99,8 @@ pub struct Counts {
     pub host_calls: Group,
     /// Invocations that ended in a trap (by its kind) or were unwound by a host function's error (`host_error`).
     pub traps: TrapCounters,
+    /// What invocations answered, by its text, where the scenario compares that.
+    pub answers: Group,
     /// Times that an invocation's fiber left its thread before it was done. A nested invocation and those around it
     /// count one each.
     pub suspends: Counter,
@@ -134,6 +136,7 @@ impl Counts {
             syscalls,
             syscalls_by_host_call: by_host_call,
             traps: self.traps.snapshot(),
+            answers: self.answers.snapshot(),
             suspends: self.suspends.get(),
             resumes: self.resumes.get(),
             moves: self.moves.get(),
@@ -154,6 +157,8 @@ pub struct Snapshot {
     pub syscalls_by_host_call: BTreeMap<String, BTreeMap<String, u64>>,
     /// [`Counts::traps`].
     pub traps: BTreeMap<String, u64>,
+    /// [`Counts::answers`].
+    pub answers: BTreeMap<String, u64>,
     /// [`Counts::suspends`].
     pub suspends: u64,
     /// [`Counts::resumes`].

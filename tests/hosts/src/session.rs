@@ -136,6 +136,11 @@ impl Session {
         })
     }
 
+    /// Takes down what an invocation answered.
+    pub fn answer(&self, text: &str) {
+        self.invoker.counts.answers.counter(text).add_one();
+    }
+
     /// Calls `export` of the module at `index`. In sync mode the future is ready when first polled.
     ///
     /// The outer error means that the call could not be made, the inner one is how it ended.

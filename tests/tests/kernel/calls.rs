@@ -142,6 +142,19 @@ fn fibers_that_move_between_threads_keep_their_calls() {
 }
 
 #[test]
+fn ten_thousand_host_calls_on_four_threads_and_on_sixteen_fibers_are_each_seen_once() {
+    let Some(_kernel) = Kernel::acquire() else { return };
+    for arguments in [
+        ["--mode", "sync", "--tasks", "4", "--threads", "4", "--calls", "625"],
+        ["--mode", "async", "--tasks", "16", "--threads", "4", "--calls", "160"],
+    ] {
+        let (seen, counted) = traced(&arguments);
+        assert!(counted.host_calls.values().sum::<u64>() >= 10_000, "{counted:?}");
+        assert_equal(&seen, &counted);
+    }
+}
+
+#[test]
 fn code_compiled_ahead_of_time_and_mapped_from_a_file_is_seen_exactly() {
     let Some(_kernel) = Kernel::acquire() else { return };
     let (seen, counted) = traced(&["--scenario", "cwasm", "--calls", "20", "--repeat", "3"]);

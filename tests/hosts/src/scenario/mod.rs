@@ -8,6 +8,7 @@ mod forever;
 mod hostile;
 mod nested;
 mod spin;
+mod steady;
 mod traps;
 mod writes;
 
@@ -85,6 +86,7 @@ pub const SCENARIOS: &[Scenario] = &[
     traps::SCENARIO,
     hostile::SCENARIO,
     spin::SCENARIO,
+    steady::SCENARIO,
     writes::SCENARIO,
     forever::SCENARIO,
     departures::EXEC,
