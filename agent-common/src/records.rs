@@ -17,6 +17,10 @@ pub const STACK_TRUNCATED: u8 = 1;
 /// Header flag of an [`ActivationSwap`]: the TLS slot is not known, so `old` says nothing.
 pub const SLOT_UNKNOWN: u8 = 2;
 
+/// Header flag of a [`HostCall`]: a component made it, so `caller` is not a `VMContext` but the return address into the
+/// trampoline of the lowered import, which names the host function.
+pub const COMPONENT_CALL: u8 = 4;
+
 /// What a record is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -82,7 +86,7 @@ impl RecordKind {
 pub struct RecordHeader {
     /// A [`RecordKind`].
     pub kind: u8,
-    /// [`STACK_TRUNCATED`], [`SLOT_UNKNOWN`] or 0.
+    /// [`STACK_TRUNCATED`], [`SLOT_UNKNOWN`] and [`COMPONENT_CALL`], as far as they apply.
     pub flags: u8,
     /// Frames at the end of the record.
     pub frame_count: u16,
@@ -123,9 +127,9 @@ pub struct HostCall {
     pub activation: u64,
     /// Trap handler address of that activation; 0 if unknown.
     pub entry_handler: u64,
-    /// The callee's `VMContext`, which identifies the host function.
+    /// The callee's `VMContext`, which identifies the host function; for a component the function's data, which does too.
     pub callee: u64,
-    /// The caller's `VMContext`, whose import table names the callee.
+    /// The caller's `VMContext`, whose import table names the callee; for a component as [`COMPONENT_CALL`] says.
     pub caller: u64,
     /// User stack pointer on entry of the host function, where the return address is: the same as in its
     /// [`HostCallEnd`].

@@ -545,3 +545,25 @@ proptest! {
         exercise(&image_bytes);
     }
 }
+
+#[test]
+fn a_component_names_its_lowered_imports_and_lifted_exports() {
+    let image = code_object("48/component");
+    let names = image.component().expect("its format is known");
+    let lowered: Vec<_> = names
+        .lowered_imports()
+        .iter()
+        .map(|import| (&*import.interface, &*import.function))
+        .collect();
+    assert_eq!(
+        lowered,
+        [("host:demo/clock@1.0.0", "now"), ("host:demo/clock@1.0.0", "log")]
+    );
+    assert_eq!(names.export_name(1, 3), Some("run"));
+    assert_eq!(names.export_name(0, 0), None);
+    for entry in image.symbols() {
+        if let Symbol::ComponentTrampoline(name) = entry.symbol {
+            println!("{name} {:?}", image.lowered_import(u64::from(entry.start)));
+        }
+    }
+}

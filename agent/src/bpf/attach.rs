@@ -26,6 +26,8 @@ pub enum SiteProgram {
     Unwind,
     /// On entry of a host function.
     HostCall,
+    /// On entry of a host function that a component calls.
+    ComponentHostCall,
     /// On a `ret` of a host function.
     HostCallEnd,
     /// On entry of a function that is called seldom; the site's kind tells what it is.
@@ -36,10 +38,11 @@ pub enum SiteProgram {
 
 impl SiteProgram {
     /// Every program.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::ActivationSwap,
         Self::Unwind,
         Self::HostCall,
+        Self::ComponentHostCall,
         Self::HostCallEnd,
         Self::Mark,
         Self::MarkEnd,
@@ -51,6 +54,7 @@ impl SiteProgram {
             Self::ActivationSwap => "activation_swap",
             Self::Unwind => "unwind",
             Self::HostCall => "host_call",
+            Self::ComponentHostCall => "component_host_call",
             Self::HostCallEnd => "host_call_end",
             Self::Mark => "mark",
             Self::MarkEnd => "mark_end",

@@ -8,11 +8,12 @@ use std::fmt;
 use object::{elf, pod::slice_from_bytes};
 use sha2::{Digest, Sha256};
 
+pub use super::component::{ComponentImport, ComponentNames};
 pub use super::elf::ElfError as ImageError;
 pub use super::info::{ItemKind, ModuleExport, ModuleImport, ModuleNames};
 pub use super::symbols::{Symbol, SymbolEntry};
 use super::{
-    MAX_NAME_BYTES, ReadAt, bounded_name,
+    MAX_NAME_BYTES, ReadAt, bounded_name, component,
     elf::{E, Elf, SectionHeader, Sym, read_header, read_section},
     hex,
     info::{self, FunctionKey, Layout},
@@ -88,6 +89,7 @@ pub struct CodeObject {
     symbols: SymbolStore,
     symbol_source: SymbolSource,
     modules: Vec<Result<ModuleNames, Unavailable>>,
+    component: Result<ComponentNames, Unavailable>,
     traps: Result<TrapTable, Unavailable>,
     hashed_sections: Vec<SectionHeader>,
 }
@@ -166,6 +168,14 @@ impl CodeObject {
             (Ok(_), None) => vec![Err(unknown_version())],
             (Err(reason), _) => vec![Err(reason.clone())],
         };
+        let component = match (&info, kind) {
+            (_, CodeKind::Module) => Err(Unavailable::Absent),
+            (Err(reason), _) => Err(reason.clone()),
+            (Ok(info), _) => major
+                .and_then(component::Layout::of_major)
+                .ok_or_else(unknown_version)
+                .and_then(|layout| read_component(info, layout, &symbols)),
+        };
         let traps = known_major.ok_or_else(unknown_version).and_then(|major| {
             optional_section(reader, &elf, b".wasmtime.traps", MAX_TRAPS_BYTES)
                 .map(|bytes| TrapTable::new(bytes, major))
@@ -182,6 +192,7 @@ impl CodeObject {
             symbols,
             symbol_source,
             modules,
+            component,
             traps,
             hashed_sections,
         })
@@ -270,6 +281,20 @@ impl CodeObject {
     /// Count of imported functions of a core module, if its names are known.
     pub fn function_import_count(&self, module_index: u32) -> Option<u32> {
         Some(self.module(module_index).ok()?.function_import_count())
+    }
+
+    /// Names of the component, or why there are none.
+    pub fn component(&self) -> Result<&ComponentNames, Unavailable> {
+        self.component.as_ref().map_err(Clone::clone)
+    }
+
+    /// The host function that the trampoline at an offset of the text was made for.
+    pub fn lowered_import(&self, text_offset: u64) -> Option<&ComponentImport> {
+        let Symbol::ComponentTrampoline(symbol) = self.lookup(text_offset)?.symbol else {
+            return None;
+        };
+        let index = component::lowered_index(symbol)?;
+        self.component.as_ref().ok()?.lowered_imports().get(index)
     }
 
     /// The trap raised by the instruction at exactly this offset of the text, in wasmtime's words (`unreachable_code_reached`).
@@ -396,6 +421,21 @@ fn read_names(
             .map(|names| names.map(|(names, _)| names).ok_or(Unavailable::Malformed))
             .collect(),
     }
+}
+
+/// Names of a component, checked against the symbols: there are no more trampolines of lowered imports than such imports.
+fn read_component(
+    info: &[u8],
+    layout: component::Layout,
+    symbols: &SymbolStore,
+) -> Result<ComponentNames, Unavailable> {
+    let names = component::component_names(info, layout).ok_or(Unavailable::Malformed)?;
+    let beyond = names.lowered_imports().len();
+    let agrees = symbols.entries.iter().all(|entry| match symbols.resolve(entry).symbol {
+        Symbol::ComponentTrampoline(symbol) => component::lowered_index(symbol).is_none_or(|index| index < beyond),
+        _ => true,
+    });
+    agrees.then_some(names).ok_or(Unavailable::Malformed)
 }
 
 /// Symbols for an image that was compiled without them.

@@ -478,24 +478,24 @@ fn decode_function_names(cursor: &mut Cursor<'_>, covered: usize, names_bytes: u
 }
 
 /// Postcard, as much as is needed.
-struct Cursor<'a> {
+pub(super) struct Cursor<'a> {
     bytes: &'a [u8],
     steps: u64,
 }
 
 impl<'a> Cursor<'a> {
-    fn new(bytes: &'a [u8]) -> Self {
+    pub(super) fn new(bytes: &'a [u8]) -> Self {
         Self { bytes, steps: 0 }
     }
 
-    fn byte(&mut self) -> Option<u8> {
+    pub(super) fn byte(&mut self) -> Option<u8> {
         self.steps += 1;
         let (first, rest) = self.bytes.split_first()?;
         self.bytes = rest;
         Some(*first)
     }
 
-    fn varint_u32(&mut self) -> Option<u32> {
+    pub(super) fn varint_u32(&mut self) -> Option<u32> {
         let mut value = 0u64;
         for shift in (0..35).step_by(7) {
             let byte = self.byte()?;
@@ -508,12 +508,12 @@ impl<'a> Cursor<'a> {
     }
 
     /// A length of a sequence, each item of which takes at least a byte.
-    fn count(&mut self) -> Option<u64> {
+    pub(super) fn count(&mut self) -> Option<u64> {
         let count = u64::from(self.varint_u32()?);
         (count <= MAX_ITEMS && count <= self.bytes.len() as u64).then_some(count)
     }
 
-    fn string(&mut self) -> Option<&'a str> {
+    pub(super) fn string(&mut self) -> Option<&'a str> {
         let len = self.varint_u32()? as usize;
         let (string, rest) = self.bytes.split_at_checked(len)?;
         self.steps += len as u64 / 64;

@@ -5,6 +5,7 @@
 use std::{borrow::Cow, fmt::Write as _, fs::File, io, os::unix::fs::FileExt};
 
 pub mod code_object;
+mod component;
 mod elf;
 pub mod gates;
 pub mod host;

@@ -267,7 +267,7 @@ impl Pipeline {
                     match program {
                         SiteProgram::ActivationSwap => coverage.activations = false,
                         SiteProgram::Unwind => coverage.unwinds = false,
-                        SiteProgram::HostCall => coverage.host_calls = false,
+                        SiteProgram::HostCall | SiteProgram::ComponentHostCall => coverage.host_calls = false,
                         SiteProgram::HostCallEnd => coverage.host_call_ends = false,
                         SiteProgram::Mark | SiteProgram::MarkEnd => {}
                     }
@@ -456,12 +456,18 @@ impl Pipeline {
             .iter()
             .filter_map(|address| {
                 let function = self.function(pid, *address, events);
-                if function.is_none() {
+                if function.is_none() && !self.is_glue(pid, *address) {
                     self.lose("symbols", "frame_unresolved");
                 }
                 function
             })
             .collect()
+    }
+
+    fn is_glue(&mut self, pid: u32, address: u64) -> bool {
+        self.processes
+            .get_mut(&pid)
+            .is_some_and(|watched| watched.guests.is_glue(address))
     }
 
     pub(super) fn import(
@@ -472,6 +478,17 @@ impl Pipeline {
         events: &mut Vec<Event>,
     ) -> Option<ImportId> {
         let import = self.processes.get(&pid)?.guests.import(call_site, callee)?;
+        Some(self.definitions.import(import, events))
+    }
+
+    /// The host function that a component calls through the trampoline which `return_address` lies in.
+    pub(super) fn lowered_import(
+        &mut self,
+        pid: u32,
+        return_address: u64,
+        events: &mut Vec<Event>,
+    ) -> Option<ImportId> {
+        let import = self.processes.get_mut(&pid)?.guests.lowered_import(return_address)?;
         Some(self.definitions.import(import, events))
     }
 

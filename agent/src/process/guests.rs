@@ -44,6 +44,8 @@ pub struct Guests {
     functions: HashMap<u64, Option<Arc<Function>>>,
     callees: HashMap<u64, CallSite>,
     callee_count: usize,
+    /// By return address in the trampoline.
+    lowered: HashMap<u64, Option<Arc<Import>>>,
 }
 
 /// The imports seen to be called from one place.
@@ -125,6 +127,7 @@ impl Guests {
             self.functions.clear();
             self.callees.clear();
             self.callee_count = 0;
+            self.lowered.clear();
         }
         self.objects.insert(
             text.start,
@@ -236,6 +239,36 @@ impl Guests {
         imports.all(|import| import == first).then(|| first.clone())
     }
 
+    /// The host function that a component calls through the trampoline which `return_address` lies in.
+    pub fn lowered_import(&mut self, return_address: u64) -> Option<Arc<Import>> {
+        if let Some(known) = self.lowered.get(&return_address) {
+            return known.clone();
+        }
+        let loaded = self.loaded(return_address)?;
+        let found = loaded
+            .object
+            .lowered_import(return_address - loaded.text.start)
+            .map(|import| {
+                Arc::new(Import {
+                    module: import.interface.to_string(),
+                    name: import.function.to_string(),
+                })
+            });
+        if self.lowered.len() >= MAX_CALLEES {
+            self.lowered.clear();
+        }
+        self.lowered.insert(return_address, found.clone());
+        found
+    }
+
+    /// Whether `address` lies in code that the runtime has put between the functions of a component, which is no function of a
+    /// guest.
+    pub fn is_glue(&mut self, address: u64) -> bool {
+        self.loaded(address)
+            .and_then(|loaded| loaded.symbol(address))
+            .is_some_and(|symbol| matches!(symbol, Symbol::ComponentTrampoline(_)))
+    }
+
     fn loaded(&mut self, address: u64) -> Option<&mut Loaded> {
         let (_, loaded) = self.objects.range_mut(..=address).next_back()?;
         loaded.text.contains(&address).then_some(loaded)
@@ -270,7 +303,7 @@ impl Loaded {
             _ => return None,
         };
         let name = index
-            .and_then(|index| self.object.export_name(module_index, index))
+            .and_then(|index| self.export_name(module_index, index))
             .map(str::to_owned)
             .or(symbol_name)
             .or_else(|| index.and_then(|index| self.function_name(module_index, index)))
@@ -280,6 +313,14 @@ impl Loaded {
             index: index.unwrap_or_default(),
             name,
         }))
+    }
+
+    /// The component's own name for what it exports, else the core module's.
+    fn export_name(&self, module: u32, function: u32) -> Option<&str> {
+        let component = self.object.component().ok();
+        component
+            .and_then(|component| component.export_name(module, function))
+            .or_else(|| self.object.export_name(module, function))
     }
 
     /// Name section entry of a function that is not exported.

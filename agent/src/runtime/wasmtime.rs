@@ -64,10 +64,18 @@ impl RuntimeAdapter for Wasmtime {
                 without_end += 1;
             }
         }
+        let component_functions: Vec<_> = symbols.cabi_entrypoints.iter().take(MAX_HOST_FUNCTIONS).collect();
+        for function in &component_functions {
+            plan.enter_from_component(function, file);
+            if !plan.leave(SiteProgram::HostCallEnd, SiteKind::Plain, function, file) {
+                without_end += 1;
+            }
+        }
+        let has_host_functions = !host_functions.is_empty() || !component_functions.is_empty();
         plan.coverage = Coverage {
             activations: !symbols.tls_replace.is_empty(),
-            host_calls: !host_functions.is_empty(),
-            host_call_ends: !host_functions.is_empty() && without_end == 0,
+            host_calls: has_host_functions,
+            host_call_ends: has_host_functions && without_end == 0,
             unwinds: !symbols.from_runtime_box.is_empty(),
         };
         plan.explain(image, without_end);
@@ -98,6 +106,24 @@ impl ProbePlan {
             arguments: [location(point.args[0]), location(point.args[1])],
             frame_bytes: point.sp_delta.unsigned_abs(),
             condition: None,
+            emulated: point.emulated,
+            function: function.path,
+        });
+    }
+
+    /// Plans the cheapest entry probe of a host function for components: its identity is its second argument, and the return
+    /// address, which lies in the trampoline of the lowered import, says what it is called.
+    fn enter_from_component(&mut self, function: &HostFunction, file: &dyn ReadAt) {
+        let code = read_code(function, file);
+        let point = prologue::entry_point(&code, function.address, [false, true, false, false]);
+        let return_address = ArgLocation::Stack {
+            offset: point.sp_delta.unsigned_abs(),
+        };
+        self.sites.push(PlannedSite {
+            program: SiteProgram::ComponentHostCall,
+            kind: SiteKind::Plain,
+            file_offset: function.file_offset + u64::from(point.offset),
+            arguments: [location(point.args[1]), location(return_address)],
             emulated: point.emulated,
             function: function.path,
         });
@@ -219,9 +245,6 @@ impl ProbePlan {
             limit(format!(
                 "{without_end} host functions whose returns cannot be probed: their ends are inferred"
             ));
-        }
-        if !image.symbols.cabi_entrypoints.is_empty() {
-            limit("host calls of components are not seen yet".to_owned());
         }
     }
 }

@@ -6,8 +6,9 @@ use aya_ebpf::{
     programs::ProbeContext,
 };
 use wasmscope_common::{
-    ArgumentLocation, Counter, EMIT_HOST_CALLS, HostCall, HostCallEnd, IMPORT_TABLE_BYTES, IMPORT_TABLE_CHUNK_BYTES,
-    ImportTable, MAX_TABLES_PER_CALL_SITE, RecordHeader, RecordKind, STACK_TRUNCATED, SeenCallSite, SeenCallee,
+    ArgumentLocation, COMPONENT_CALL, Counter, EMIT_HOST_CALLS, HostCall, HostCallEnd, IMPORT_TABLE_BYTES,
+    IMPORT_TABLE_CHUNK_BYTES, ImportTable, MAX_TABLES_PER_CALL_SITE, RecordHeader, RecordKind, STACK_TRUNCATED,
+    SeenCallSite, SeenCallee,
 };
 
 use crate::{
@@ -19,8 +20,20 @@ use crate::{
     user::{cookie, read_user, read_user_word, register},
 };
 
+/// Of a core module.
 #[uprobe]
 pub fn host_call(ctx: ProbeContext) -> u32 {
+    enter::<false>(&ctx)
+}
+
+/// Of a component.
+#[uprobe]
+pub fn component_host_call(ctx: ProbeContext) -> u32 {
+    enter::<true>(&ctx)
+}
+
+#[inline(always)]
+fn enter<const IS_COMPONENT: bool>(ctx: &ProbeContext) -> u32 {
     let Some(config) = watched() else { return 0 };
     // SAFETY: a pointer into a map value.
     if unsafe { (*config).flags } & EMIT_HOST_CALLS == 0 {
@@ -30,7 +43,7 @@ pub fn host_call(ctx: ProbeContext) -> u32 {
     let Some(thread) = current(unsafe { &*config }) else {
         return 0;
     };
-    let cookie = cookie(&ctx);
+    let cookie = cookie(ctx);
     // SAFETY: the context of a uprobe is the thread's registers.
     let regs = unsafe { &*ctx.regs };
     let callee = argument(regs, cookie.first());
@@ -63,14 +76,18 @@ pub fn host_call(ctx: ProbeContext) -> u32 {
         count(Counter::ActivationUnreadable);
     }
     head.frame_count = frame_count as u16;
-    // SAFETY: as above.
-    let call_site = if frame_count == 0 {
-        0
+    if IS_COMPONENT {
+        head.flags |= COMPONENT_CALL;
     } else {
-        unsafe { (*record).frames[0] }
-    };
-    // SAFETY: a pointer into a map value.
-    announce_callee(&head, call_site, callee, caller, unsafe { (*config).generation });
+        // SAFETY: as above.
+        let call_site = if frame_count == 0 {
+            0
+        } else {
+            unsafe { (*record).frames[0] }
+        };
+        // SAFETY: a pointer into a map value.
+        announce_callee(&head, call_site, callee, caller, unsafe { (*config).generation });
+    }
     // SAFETY: as above.
     unsafe {
         (*record).header = head;

@@ -13,11 +13,15 @@ use crate::counts::Counts;
 use crate::nap::{Alarm, Bed};
 use crate::options::{Mode, Options};
 use crate::report::{self, Report};
+use crate::scenario::components::{self, ComponentScenario};
 use crate::scenario::{self, Scenario, Setup};
 use crate::session::{Session, State};
 
 /// Does what the command line asks for.
 pub fn run(options: &Options) -> Result<()> {
+    if let Some(scenario) = scenario::components::find(&options.scenario) {
+        return run_component(scenario, options);
+    }
     let scenario = scenario::find(&options.scenario).ok_or_else(|| anyhow!("no scenario {}", options.scenario))?;
     ensure!(
         options.tasks <= scenario.max_tasks,
@@ -26,14 +30,8 @@ pub fn run(options: &Options) -> Result<()> {
         scenario.max_tasks,
         options.tasks
     );
-    let output = OpenOptions::new().append(true).open(&options.output);
-    let output = output.with_context(|| format!("cannot open {} for writing", options.output.display()))?;
-    let counts = Arc::new(Counts::default());
-    let setup = Setup {
-        options: options.clone(),
-        counts: counts.clone(),
-        output: Arc::new(output),
-    };
+    let setup = setup(options)?;
+    let counts = setup.counts.clone();
     let engine = engine(options)?;
 
     let before = match (options.wait, options.compile_after_wait) {
@@ -61,6 +59,36 @@ pub fn run(options: &Options) -> Result<()> {
         report::wait_for_leave()?;
     }
     Ok(())
+}
+
+/// The same for a scenario whose guest is a component.
+fn run_component(scenario: &ComponentScenario, options: &Options) -> Result<()> {
+    let setup = setup(options)?;
+    let engine = engine(options)?;
+    let before = match (options.wait, options.compile_after_wait) {
+        (true, false) => Some((scenario.guest)(&engine)?),
+        _ => None,
+    };
+    if options.wait {
+        report::wait_for_go()?;
+    }
+    let guest = before.map_or_else(|| (scenario.guest)(&engine), Ok)?;
+    let elapsed = components::run(&guest, &setup)?;
+    report::print_json(&Report::new(options, &setup.counts, elapsed))?;
+    if options.hold {
+        report::wait_for_leave()?;
+    }
+    Ok(())
+}
+
+fn setup(options: &Options) -> Result<Setup> {
+    let output = OpenOptions::new().append(true).open(&options.output);
+    let output = output.with_context(|| format!("cannot open {} for writing", options.output.display()))?;
+    Ok(Setup {
+        options: options.clone(),
+        counts: Arc::new(Counts::default()),
+        output: Arc::new(output),
+    })
 }
 
 fn engine(options: &Options) -> Result<Engine> {
@@ -148,7 +176,7 @@ fn run_async(
 }
 
 /// The result of a future that never has to wait.
-fn poll_once<F: Future>(future: F) -> Result<F::Output> {
+pub(crate) fn poll_once<F: Future>(future: F) -> Result<F::Output> {
     match std::pin::pin!(future).poll(&mut TaskContext::from_waker(Waker::noop())) {
         Poll::Ready(output) => Ok(output),
         Poll::Pending => Err(anyhow!("a task waited for something in sync mode")),

@@ -54,7 +54,7 @@ impl Invoker {
 
     /// Awaits `invocation`, which is one `call_async`. Each of its polls but the first resumes its fiber, each that is
     /// pending suspends it.
-    async fn watch<F: Future>(&self, invocation: F) -> F::Output {
+    pub(crate) async fn watch<F: Future>(&self, invocation: F) -> F::Output {
         let mut invocation = pin!(invocation);
         let mut left = None;
         std::future::poll_fn(|context| {
@@ -75,7 +75,8 @@ impl Invoker {
         .await
     }
 
-    fn note_error<R>(&self, result: wasmtime::Result<R>) -> wasmtime::Result<R> {
+    /// Counts an error among the traps.
+    pub(crate) fn note_error<R>(&self, result: wasmtime::Result<R>) -> wasmtime::Result<R> {
         if let Err(error) = &result {
             self.counts.traps.add_one(trap_kind(error));
         }

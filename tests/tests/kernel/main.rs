@@ -6,6 +6,7 @@
 
 mod calls;
 mod command_line;
+mod components;
 mod departures;
 mod discovery;
 mod export;

@@ -1,6 +1,7 @@
 //! The table of scenarios, and what each consists of.
 
 mod calls;
+pub mod components;
 mod crossings;
 mod cwasm;
 mod departures;
@@ -104,4 +105,5 @@ pub fn possible_values() -> impl Iterator<Item = PossibleValue> {
     SCENARIOS
         .iter()
         .map(|scenario| PossibleValue::new(scenario.name).help(scenario.about))
+        .chain(components::possible_values())
 }

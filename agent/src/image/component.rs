@@ -1,0 +1,403 @@
+//! What `.wasmtime.info` says of a component: which host function each lowered import is, and which core function each export
+//! lifts.
+//!
+//! The section begins with the component itself, so unlike modules nothing has to be looked for. What is decoded has to agree with
+//! the counts that follow it, and indices with what they point to; else nothing of it is believed.
+
+use std::{collections::HashMap, sync::Arc};
+
+use super::{bounded_name, info::Cursor};
+
+/// Module name of functions that a component imports outside of any interface, as component tools call it.
+const WORLD: &str = "$root";
+/// Instances exported by instances; tools write one level.
+const MAX_EXPORT_DEPTH: u32 = 4;
+/// Names of exports kept; a component has at most a few hundred.
+const MAX_EXPORTS: usize = 10_000;
+
+/// How a version of wasmtime writes a component (wasmtime-environ: `src/component/info.rs`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Layout {
+    /// Optional strings that go with the type of an import or with an export.
+    item_strings: u32,
+    /// An instantiation says which component it belongs to.
+    has_owner: bool,
+}
+
+impl Layout {
+    /// The layout of a major version, if it is one whose source has been read and whose images have been decoded.
+    pub(super) fn of_major(major: u32) -> Option<Self> {
+        let (item_strings, has_owner) = match major {
+            43..=45 => (0, false),
+            46..=47 => (1, true),
+            48..=50 => (2, true),
+            _ => return None,
+        };
+        Some(Self {
+            item_strings,
+            has_owner,
+        })
+    }
+}
+
+/// An imported function of a component; names are untrusted and bounded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ComponentImport {
+    /// The interface, `wasi:clocks/monotonic-clock@0.2.6`; `$root` for a function outside of any.
+    pub interface: Arc<str>,
+    /// The function, `now`.
+    pub function: Arc<str>,
+}
+
+/// Names of a component.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ComponentNames {
+    /// By the index that the symbols of trampolines bear.
+    lowered: Vec<ComponentImport>,
+    /// By core module and function.
+    lifted: HashMap<(u32, u32), Arc<str>>,
+}
+
+impl ComponentNames {
+    /// Lowered imports. One import is lowered once for each set of options that the component lowers it with.
+    pub fn lowered_imports(&self) -> &[ComponentImport] {
+        &self.lowered
+    }
+
+    /// The export that is this function of a core module: `run`, or `wasi:cli/run@0.2.6#run` within an instance.
+    pub fn export_name(&self, module_index: u32, function_index: u32) -> Option<&str> {
+        self.lifted.get(&(module_index, function_index)).map(|name| &**name)
+    }
+}
+
+/// An item of a component that is exported, as far as it matters.
+enum Item<'a> {
+    Function(Option<CoreFunction>),
+    Instance(Vec<(&'a str, u32)>),
+    Other,
+}
+
+/// A function of an instance of a core module.
+#[derive(Clone, Copy)]
+struct CoreFunction {
+    instance: u32,
+    index: u32,
+}
+
+/// How many of each kind the initializers make, which must be the counts written after them.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Made {
+    memories: u32,
+    tables: u32,
+    reallocs: u32,
+    callbacks: u32,
+    post_returns: u32,
+}
+
+/// The names of a component artifact.
+pub(super) fn component_names(info: &[u8], layout: Layout) -> Option<ComponentNames> {
+    let mut reader = Reader {
+        cursor: Cursor::new(info),
+        layout,
+    };
+    reader.number()?;
+    let mut interfaces = Vec::new();
+    for _ in 0..reader.cursor.count()? {
+        interfaces.push(reader.cursor.string()?);
+        reader.item_strings()?;
+        reader.type_definition()?;
+    }
+    let mut imports = Vec::new();
+    for _ in 0..reader.cursor.count()? {
+        let interface = *interfaces.get(reader.number()? as usize)?;
+        let mut path = Vec::new();
+        for _ in 0..reader.cursor.count()? {
+            path.push(reader.cursor.string()?);
+        }
+        imports.push((interface, path));
+    }
+    let exports = reader.exports()?;
+    let mut items = Vec::new();
+    for _ in 0..reader.cursor.count()? {
+        items.push(reader.item()?);
+    }
+    let (instances, lowerings) = reader.initializers(imports.len())?;
+
+    let mut lifted = HashMap::new();
+    add_exports(&mut lifted, &exports, &items, &instances, "", MAX_EXPORT_DEPTH);
+    let lowered = lowerings.into_iter().map(|import| {
+        let (interface, path) = &imports[import];
+        let (interface, function) = match path.as_slice() {
+            [] => (WORLD, (*interface).to_owned()),
+            path => (*interface, path.join(".")),
+        };
+        ComponentImport {
+            interface: Arc::from(&*bounded_name(interface.as_bytes())),
+            function: Arc::from(&*bounded_name(function.as_bytes())),
+        }
+    });
+    Some(ComponentNames {
+        lowered: lowered.collect(),
+        lifted,
+    })
+}
+
+fn add_exports(
+    lifted: &mut HashMap<(u32, u32), Arc<str>>,
+    exports: &[(&str, u32)],
+    items: &[Item<'_>],
+    instances: &[Option<u32>],
+    prefix: &str,
+    depth: u32,
+) {
+    for (name, item) in exports {
+        if lifted.len() >= MAX_EXPORTS {
+            return;
+        }
+        let name = format!("{prefix}{name}");
+        match items.get(*item as usize) {
+            Some(Item::Function(Some(function))) => {
+                if let Some(Some(module)) = instances.get(function.instance as usize) {
+                    let name = Arc::from(&*bounded_name(name.as_bytes()));
+                    lifted.entry((*module, function.index)).or_insert(name);
+                }
+            }
+            Some(Item::Instance(exports)) if depth > 0 => {
+                add_exports(lifted, exports, items, instances, &format!("{name}#"), depth - 1);
+            }
+            _ => {}
+        }
+    }
+}
+
+struct Reader<'a> {
+    cursor: Cursor<'a>,
+    layout: Layout,
+}
+
+impl<'a> Reader<'a> {
+    fn number(&mut self) -> Option<u32> {
+        self.cursor.varint_u32()
+    }
+
+    fn is_some(&mut self) -> Option<bool> {
+        match self.cursor.byte()? {
+            0 => Some(false),
+            1 => Some(true),
+            _ => None,
+        }
+    }
+
+    /// `ComponentExternData`
+    fn item_strings(&mut self) -> Option<()> {
+        for _ in 0..self.layout.item_strings {
+            if self.is_some()? {
+                self.cursor.string()?;
+            }
+        }
+        Some(())
+    }
+
+    /// `TypeDef`
+    fn type_definition(&mut self) -> Option<()> {
+        const INTERFACE: u32 = 3;
+        const LAST: u32 = 6;
+        // `InterfaceType`: up to `String` they are what they are, the rest have an index.
+        const FIRST_WITH_INDEX: u32 = 13;
+        match self.number()? {
+            INTERFACE => {
+                if self.number()? >= FIRST_WITH_INDEX {
+                    self.number()?;
+                }
+            }
+            0..=LAST => {
+                self.number()?;
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    /// `NameMap` of exports: names and positions among the items.
+    fn exports(&mut self) -> Option<Vec<(&'a str, u32)>> {
+        let mut exports = Vec::new();
+        for _ in 0..self.cursor.count()? {
+            exports.push((self.cursor.string()?, self.number()?));
+            self.item_strings()?;
+        }
+        // Names under which other versions are found.
+        for _ in 0..self.cursor.count()? {
+            for _ in 0..3 {
+                self.cursor.string()?;
+            }
+        }
+        Some(exports)
+    }
+
+    /// `Export`
+    fn item(&mut self) -> Option<Item<'a>> {
+        Some(match self.number()? {
+            0 => {
+                self.number()?;
+                let function = self.core_definition()?;
+                self.number()?;
+                Item::Function(function)
+            }
+            1 | 2 => {
+                self.number()?;
+                self.number()?;
+                Item::Other
+            }
+            3 => {
+                self.number()?;
+                Item::Instance(self.exports()?)
+            }
+            4 => {
+                self.type_definition()?;
+                Item::Other
+            }
+            _ => return None,
+        })
+    }
+
+    /// `CoreDef`; the function that it is, if it is one that can be told here.
+    fn core_definition(&mut self) -> Option<Option<CoreFunction>> {
+        match self.number()? {
+            0 => {
+                let instance = self.number()?;
+                if self.is_named_item()? {
+                    return Some(None);
+                }
+                // `EntityIndex`
+                let kind = self.number().filter(|kind| *kind <= 4)?;
+                let index = self.number()?;
+                Some((kind == 0).then_some(CoreFunction { instance, index }))
+            }
+            1..=3 => {
+                self.number()?;
+                Some(None)
+            }
+            4 => Some(None),
+            _ => None,
+        }
+    }
+
+    /// `ExportItem`: whether it is a name, which is then read.
+    fn is_named_item(&mut self) -> Option<bool> {
+        match self.number()? {
+            0 => Some(false),
+            1 => {
+                self.cursor.string()?;
+                Some(true)
+            }
+            _ => None,
+        }
+    }
+
+    /// `CoreExport` of a memory or a table
+    fn core_export(&mut self) -> Option<()> {
+        self.number()?;
+        if !self.is_named_item()? {
+            self.number()?;
+        }
+        Some(())
+    }
+
+    /// `GlobalInitializer`s and the counts after them: the module of each instance, where that is one of the component's own, and the
+    /// import of each lowering.
+    fn initializers(&mut self, import_count: usize) -> Option<(Vec<Option<u32>>, Vec<usize>)> {
+        let mut instances = Vec::new();
+        let mut lowerings = Vec::new();
+        let mut made = Made::default();
+        for _ in 0..self.cursor.count()? {
+            match self.number()? {
+                0 => instances.push(self.instantiation()?),
+                1 => {
+                    if self.number()? as usize != lowerings.len() {
+                        return None;
+                    }
+                    let import = self.number()? as usize;
+                    lowerings.push(Some(import).filter(|import| *import < import_count)?);
+                }
+                2 => self.numbered(&mut made.memories, Self::core_export)?,
+                3 => self.numbered(&mut made.reallocs, Self::any_core_definition)?,
+                4 => self.numbered(&mut made.callbacks, Self::any_core_definition)?,
+                5 => self.numbered(&mut made.post_returns, Self::any_core_definition)?,
+                6 => self.numbered(&mut made.tables, Self::core_export)?,
+                7 => self.resource()?,
+                _ => return None,
+            }
+        }
+        let instance_count = self.number()?;
+        self.number()?;
+        let said = Made {
+            memories: self.number()?,
+            tables: self.number()?,
+            reallocs: self.number()?,
+            callbacks: self.number()?,
+            post_returns: self.number()?,
+        };
+        (said == made && instance_count as usize == instances.len()).then_some((instances, lowerings))
+    }
+
+    /// Something with an index of its own, which counts up.
+    fn numbered(&mut self, made: &mut u32, read: impl FnOnce(&mut Self) -> Option<()>) -> Option<()> {
+        if self.number()? != *made {
+            return None;
+        }
+        *made += 1;
+        read(self)
+    }
+
+    fn any_core_definition(&mut self) -> Option<()> {
+        self.core_definition().map(|_| ())
+    }
+
+    /// `InstantiateModule`: the module, if it is one of the component's own.
+    fn instantiation(&mut self) -> Option<Option<u32>> {
+        let module = match self.number()? {
+            0 => {
+                let module = self.number()?;
+                for _ in 0..self.cursor.count()? {
+                    self.core_definition()?;
+                }
+                Some(module)
+            }
+            1 => {
+                self.number()?;
+                for _ in 0..self.cursor.count()? {
+                    self.cursor.string()?;
+                    for _ in 0..self.cursor.count()? {
+                        self.cursor.string()?;
+                        self.core_definition()?;
+                    }
+                }
+                None
+            }
+            _ => return None,
+        };
+        if self.layout.has_owner && self.is_some()? {
+            self.number()?;
+        }
+        Some(module)
+    }
+
+    /// `Resource`
+    fn resource(&mut self) -> Option<()> {
+        // Of the core types, resources are represented by `i32` or `i64`.
+        self.number()?;
+        self.number().filter(|representation| *representation <= 1)?;
+        if self.is_some()? {
+            self.core_definition()?;
+        }
+        self.number()?;
+        Some(())
+    }
+}
+
+/// The index of a lowered import in the symbol of its trampoline,
+/// `component-trampolines[2]-wasm-call-component-lower-import[0]`.
+pub(super) fn lowered_index(symbol: &str) -> Option<usize> {
+    let (_, rest) = symbol.split_once("component-lower-import[")?;
+    rest.strip_suffix(']')?.parse().ok()
+}
