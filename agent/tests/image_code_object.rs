@@ -43,8 +43,13 @@ fn modules() -> impl Iterator<Item = String> {
     everywhere.chain(only_48.map(|stem| format!("48/{stem}")))
 }
 
+fn components() -> impl Iterator<Item = String> {
+    let with_symbols = ["36", "38", "42", "43", "46", "48", "50"].map(|version| format!("{version}/component"));
+    with_symbols.into_iter().chain(["48/component_no_symbols".to_owned()])
+}
+
 fn all_images() -> impl Iterator<Item = String> {
-    modules().chain(["48/component".to_owned(), "48/component_no_symbols".to_owned()])
+    modules().chain(components())
 }
 
 fn kind_word(kind: ItemKind) -> &'static str {
@@ -548,22 +553,49 @@ proptest! {
 
 #[test]
 fn a_component_names_its_lowered_imports_and_lifted_exports() {
-    let image = code_object("48/component");
-    let names = image.component().expect("its format is known");
-    let lowered: Vec<_> = names
-        .lowered_imports()
-        .iter()
-        .map(|import| (&*import.interface, &*import.function))
-        .collect();
-    assert_eq!(
-        lowered,
-        [("host:demo/clock@1.0.0", "now"), ("host:demo/clock@1.0.0", "log")]
-    );
-    assert_eq!(names.export_name(1, 3), Some("run"));
-    assert_eq!(names.export_name(0, 0), None);
-    for entry in image.symbols() {
-        if let Symbol::ComponentTrampoline(name) = entry.symbol {
-            println!("{name} {:?}", image.lowered_import(u64::from(entry.start)));
-        }
+    for name in components() {
+        let image = code_object(&name);
+        let names = image.component().expect("its format is known");
+        let lowered: Vec<_> = names
+            .lowered_imports()
+            .iter()
+            .map(|import| (&*import.interface, &*import.function))
+            .collect();
+        assert_eq!(
+            lowered,
+            [("host:demo/clock@1.0.0", "now"), ("host:demo/clock@1.0.0", "log")],
+            "{name}"
+        );
+        assert_eq!(names.export_name(1, 3), Some("run"), "{name}");
+        assert_eq!(names.export_name(0, 0), None, "{name}");
+        // Each is lowered once, for the two ways to call it.
+        let functions: Vec<_> = image
+            .symbols()
+            .filter(|entry| matches!(entry.symbol, Symbol::ComponentTrampoline(_)))
+            .map(|entry| image.lowered_import(u64::from(entry.start + entry.len - 1)))
+            .map(|import| {
+                import
+                    .expect("all trampolines are of lowered imports")
+                    .function
+                    .to_string()
+            })
+            .collect();
+        let count = |function: &str| functions.iter().filter(|known| *known == function).count();
+        assert_eq!((functions.len(), count("now"), count("log")), (4, 2, 2), "{name}");
     }
+}
+
+#[test]
+fn a_module_has_no_names_of_a_component() {
+    assert_eq!(code_object("48/host_calls").component(), Err(Unavailable::Absent));
+    assert_eq!(code_object("48/host_calls").lowered_import(0), None);
+}
+
+#[test]
+fn a_component_of_a_version_that_is_not_known_has_no_names() {
+    let mut bytes = bytes("48/component");
+    let position = bytes.windows(4).position(|window| window == [0, 2, b'4', b'8']);
+    bytes[position.expect("its version") + 2] = b'9';
+    let image = CodeObject::read(&bytes).expect("it is still a code object");
+    assert_eq!(image.component(), Err(Unavailable::UnknownVersion("98".to_owned())));
 }

@@ -3,7 +3,7 @@
 //! The image is never relocated or patched when it is loaded, so what is read here from memory and from a file is the same. The one
 //! exception is a uprobe, which writes breakpoints into the text of a *file-backed* mapping: hash those from the file.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use object::{elf, pod::slice_from_bytes};
 use sha2::{Digest, Sha256};
@@ -154,11 +154,22 @@ impl CodeObject {
         };
         let info = optional_section(reader, &elf, b".wasmtime.info", MAX_INFO_BYTES);
         let unknown_version = || Unavailable::UnknownVersion(engine_version.clone());
+        let component = match (&info, kind) {
+            (_, CodeKind::Module) => Err(Unavailable::Absent),
+            (Err(reason), _) => Err(reason.clone()),
+            (Ok(info), _) => major
+                .and_then(component::Layout::of_major)
+                .ok_or_else(unknown_version)
+                .and_then(|layout| component::component_names(info, layout).ok_or(Unavailable::Malformed)),
+        };
+        let lowered_count = component.as_ref().map_or(0, |names| names.lowered_imports().len());
         let has_table = known_major.is_some_and(|major| major >= 47);
         if let (SymbolSource::None(Unavailable::Absent), Ok(info)) = (&symbol_source, &info) {
             let function_names = optional_section(reader, &elf, b".name.wasm", MAX_FUNCTION_NAMES_BYTES).ok();
             let table = layout.filter(|_| has_table).ok_or_else(unknown_version);
-            match table.and_then(|layout| symbols_of_table(info, function_names.as_deref(), layout, kind, text_bytes)) {
+            match table.and_then(|layout| {
+                symbols_of_table(info, function_names.as_deref(), layout, kind, text_bytes, lowered_count)
+            }) {
                 Ok(found) => (symbols, symbol_source) = (found, SymbolSource::FunctionTable),
                 Err(reason) => symbol_source = SymbolSource::None(reason),
             }
@@ -168,14 +179,7 @@ impl CodeObject {
             (Ok(_), None) => vec![Err(unknown_version())],
             (Err(reason), _) => vec![Err(reason.clone())],
         };
-        let component = match (&info, kind) {
-            (_, CodeKind::Module) => Err(Unavailable::Absent),
-            (Err(reason), _) => Err(reason.clone()),
-            (Ok(info), _) => major
-                .and_then(component::Layout::of_major)
-                .ok_or_else(unknown_version)
-                .and_then(|layout| read_component(info, layout, &symbols)),
-        };
+        let component = component.and_then(|names| checked_component(names, &symbols));
         let traps = known_major.ok_or_else(unknown_version).and_then(|major| {
             optional_section(reader, &elf, b".wasmtime.traps", MAX_TRAPS_BYTES)
                 .map(|bytes| TrapTable::new(bytes, major))
@@ -424,12 +428,7 @@ fn read_names(
 }
 
 /// Names of a component, checked against the symbols: there are no more trampolines of lowered imports than such imports.
-fn read_component(
-    info: &[u8],
-    layout: component::Layout,
-    symbols: &SymbolStore,
-) -> Result<ComponentNames, Unavailable> {
-    let names = component::component_names(info, layout).ok_or(Unavailable::Malformed)?;
+fn checked_component(names: ComponentNames, symbols: &SymbolStore) -> Result<ComponentNames, Unavailable> {
     let beyond = names.lowered_imports().len();
     let agrees = symbols.entries.iter().all(|entry| match symbols.resolve(entry).symbol {
         Symbol::ComponentTrampoline(symbol) => component::lowered_index(symbol).is_none_or(|index| index < beyond),
@@ -445,6 +444,7 @@ fn symbols_of_table(
     layout: Layout,
     kind: CodeKind,
     text_bytes: u64,
+    lowered_count: usize,
 ) -> Result<SymbolStore, Unavailable> {
     let (functions, table) = info::function_table(info, text_bytes).ok_or(Unavailable::Malformed)?;
     if functions.len() > MAX_SYMBOLS {
@@ -478,6 +478,16 @@ fn symbols_of_table(
     } else {
         Vec::new()
     };
+
+    // The table does not say which of the trampolines are those of lowered imports, but both are in one order.
+    let trampolines: BTreeSet<_> = functions
+        .iter()
+        .filter_map(|function| match function.key {
+            FunctionKey::ComponentTrampoline { index } => Some(index),
+            _ => None,
+        })
+        .collect();
+    let all_lowered = trampolines.len() == lowered_count;
 
     let mut store = SymbolStore::default();
     // A defined function's index counts from the imported ones, so without those it has no index.
@@ -514,7 +524,13 @@ fn symbols_of_table(
                 is_entry,
             },
             FunctionKey::Builtin => StoredSymbol::Builtin(NameRef::EMPTY),
-            FunctionKey::ComponentTrampoline => StoredSymbol::ComponentTrampoline(NameRef::EMPTY),
+            FunctionKey::ComponentTrampoline { index } if all_lowered => {
+                let name = component::lowered_symbol(index);
+                StoredSymbol::ComponentTrampoline(store.intern(name.as_bytes()))
+            }
+            FunctionKey::ComponentTrampoline { .. } | FunctionKey::ResourceDrop => {
+                StoredSymbol::ComponentTrampoline(NameRef::EMPTY)
+            }
             FunctionKey::Other => StoredSymbol::Other(NameRef::EMPTY),
         };
         store.entries.push(StoredEntry {

@@ -28,7 +28,8 @@ impl Layout {
     /// The layout of a major version, if it is one whose source has been read and whose images have been decoded.
     pub(super) fn of_major(major: u32) -> Option<Self> {
         let (item_strings, has_owner) = match major {
-            43..=45 => (0, false),
+            36..=41 => (0, false),
+            42..=45 => (0, true),
             46..=47 => (1, true),
             48..=50 => (2, true),
             _ => return None,
@@ -395,9 +396,57 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The index of a lowered import in the symbol of its trampoline,
-/// `component-trampolines[2]-wasm-call-component-lower-import[0]`.
+/// The index of a lowered import in the symbol of its trampoline: `component-trampolines[2]-wasm-call-component-lower-import[0]`,
+/// up to wasmtime 38 `component-lower-import[0]_wasm_call`.
 pub(super) fn lowered_index(symbol: &str) -> Option<usize> {
     let (_, rest) = symbol.split_once("component-lower-import[")?;
-    rest.strip_suffix(']')?.parse().ok()
+    let (index, end) = rest.split_once(']')?;
+    if matches!(end, "" | "_wasm_call" | "_array_call") {
+        index.parse().ok()
+    } else {
+        None
+    }
+}
+
+/// The symbol that the trampoline of a lowered import has where there are symbols.
+pub(super) fn lowered_symbol(index: u32) -> String {
+    format!("component-lower-import[{index}]")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn symbols_of_lowered_imports_have_had_three_forms() {
+        for symbol in [
+            "component-trampolines[2]-wasm-call-component-lower-import[7]".to_owned(),
+            "component-lower-import[7]_wasm_call".to_owned(),
+            lowered_symbol(7),
+        ] {
+            assert_eq!(lowered_index(&symbol), Some(7), "{symbol}");
+        }
+        for symbol in [
+            "component-resource-drop[7]",
+            "component-lower-import[x]",
+            "component-lower-import[7",
+            "run",
+        ] {
+            assert_eq!(lowered_index(symbol), None, "{symbol}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(0u8..8, 0..300)) {
+            for major in 36..=50 {
+                component_names(&bytes, Layout::of_major(major).expect("they are known"));
+            }
+        }
+
+        #[test]
+        fn no_symbol_makes_it_panic(symbol in "(component-lower-import\\[)?[0-9\\]_a-z]{0,30}") {
+            lowered_index(&symbol);
+        }
+    }
 }

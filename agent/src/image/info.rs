@@ -301,12 +301,27 @@ pub(super) struct TableFunction {
 /// What a compiled function is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FunctionKey {
-    Function { module: u32, defined_index: u32 },
-    ArrayToWasm { module: u32, defined_index: u32 },
-    WasmToArray { signature: u32 },
+    Function {
+        module: u32,
+        defined_index: u32,
+    },
+    ArrayToWasm {
+        module: u32,
+        defined_index: u32,
+    },
+    WasmToArray {
+        signature: u32,
+    },
     Builtin,
-    ComponentTrampoline,
-    ModuleStart { module: u32, is_entry: bool },
+    /// Of a lowered import or of what the runtime offers to components; by index among them.
+    ComponentTrampoline {
+        index: u32,
+    },
+    ResourceDrop,
+    ModuleStart {
+        module: u32,
+        is_entry: bool,
+    },
     Other,
 }
 
@@ -398,7 +413,8 @@ fn decode_function_table(cursor: &mut Cursor<'_>, text_bytes: u64) -> Option<Vec
                 },
                 2 => FunctionKey::WasmToArray { signature: index },
                 3 => FunctionKey::Builtin,
-                6 | 7 => FunctionKey::ComponentTrampoline,
+                6 => FunctionKey::ComponentTrampoline { index },
+                7 => FunctionKey::ResourceDrop,
                 9 => FunctionKey::ModuleStart {
                     module: low,
                     is_entry: index == ARRAY_ABI,
