@@ -335,7 +335,7 @@ impl Pipeline {
                 let entry = self.function(pid, call.entry_handler, events);
                 let stack = self.stack(pid, record.frames(), events);
                 let import = if header.flags & wasmscope_common::COMPONENT_CALL != 0 {
-                    self.lowered_import(pid, call.caller, events)
+                    self.trampoline_import(pid, call.caller, events)
                 } else {
                     let call_site = record.frames().first().copied().unwrap_or(0);
                     self.import(pid, call_site, call.callee, events)

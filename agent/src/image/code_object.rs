@@ -301,6 +301,17 @@ impl CodeObject {
         self.component.as_ref().ok()?.lowered_imports().get(index)
     }
 
+    /// What a core module of the component calls the trampoline at an offset of the text. Unlike lowered imports, what the runtime
+    /// itself offers to components (dropping resources) has no other name.
+    pub fn trampoline_import(&self, text_offset: u64) -> Option<&ModuleImport> {
+        let Symbol::ComponentTrampoline(symbol) = self.lookup(text_offset)?.symbol else {
+            return None;
+        };
+        let trampoline = component::trampoline_index(symbol)?;
+        let (module, position) = self.component.as_ref().ok()?.given(trampoline)?;
+        self.module(module).ok()?.imports.get(position as usize)
+    }
+
     /// The trap raised by the instruction at exactly this offset of the text, in wasmtime's words (`unreachable_code_reached`).
     pub fn trap_code(&self, text_offset: u64) -> Option<&'static str> {
         self.traps.as_ref().ok()?.lookup(text_offset)

@@ -1,5 +1,5 @@
-//! What `.wasmtime.info` says of a component: which host function each lowered import is, and which core function each export
-//! lifts.
+//! What `.wasmtime.info` says of a component: which host function each lowered import is, which core function each export lifts, and
+//! what core modules call the trampolines they are given.
 //!
 //! The section begins with the component itself, so unlike modules nothing has to be looked for. What is decoded has to agree with
 //! the counts that follow it, and indices with what they point to; else nothing of it is believed.
@@ -57,12 +57,19 @@ pub struct ComponentNames {
     lowered: Vec<ComponentImport>,
     /// By core module and function.
     lifted: HashMap<(u32, u32), Arc<str>>,
+    /// By index among all trampolines: a core module, and which of its imports it is given that trampoline for.
+    given: HashMap<u32, (u32, u32)>,
 }
 
 impl ComponentNames {
     /// Lowered imports. One import is lowered once for each set of options that the component lowers it with.
     pub fn lowered_imports(&self) -> &[ComponentImport] {
         &self.lowered
+    }
+
+    /// A core module that imports the trampoline with this index among all of them, and the position of that import.
+    pub(super) fn given(&self, trampoline: u32) -> Option<(u32, u32)> {
+        self.given.get(&trampoline).copied()
     }
 
     /// The export that is this function of a core module: `run`, or `wasi:cli/run@0.2.6#run` within an instance.
@@ -73,16 +80,22 @@ impl ComponentNames {
 
 /// An item of a component that is exported, as far as it matters.
 enum Item<'a> {
-    Function(Option<CoreFunction>),
+    Function(Core),
     Instance(Vec<(&'a str, u32)>),
     Other,
 }
 
-/// A function of an instance of a core module.
+/// What a core module can be given, as far as it matters.
 #[derive(Clone, Copy)]
-struct CoreFunction {
-    instance: u32,
-    index: u32,
+enum Core {
+    /// A function of an instance of a core module.
+    Function {
+        instance: u32,
+        index: u32,
+    },
+    /// A trampoline, by its index among all of them.
+    Trampoline(u32),
+    Other,
 }
 
 /// How many of each kind the initializers make, which must be the counts written after them.
@@ -100,6 +113,7 @@ pub(super) fn component_names(info: &[u8], layout: Layout) -> Option<ComponentNa
     let mut reader = Reader {
         cursor: Cursor::new(info),
         layout,
+        given: HashMap::new(),
     };
     reader.number()?;
     let mut interfaces = Vec::new();
@@ -140,6 +154,7 @@ pub(super) fn component_names(info: &[u8], layout: Layout) -> Option<ComponentNa
     Some(ComponentNames {
         lowered: lowered.collect(),
         lifted,
+        given: reader.given,
     })
 }
 
@@ -157,10 +172,10 @@ fn add_exports(
         }
         let name = format!("{prefix}{name}");
         match items.get(*item as usize) {
-            Some(Item::Function(Some(function))) => {
-                if let Some(Some(module)) = instances.get(function.instance as usize) {
+            Some(Item::Function(Core::Function { instance, index })) => {
+                if let Some(Some(module)) = instances.get(*instance as usize) {
                     let name = Arc::from(&*bounded_name(name.as_bytes()));
-                    lifted.entry((*module, function.index)).or_insert(name);
+                    lifted.entry((*module, *index)).or_insert(name);
                 }
             }
             Some(Item::Instance(exports)) if depth > 0 => {
@@ -174,6 +189,7 @@ fn add_exports(
 struct Reader<'a> {
     cursor: Cursor<'a>,
     layout: Layout,
+    given: HashMap<u32, (u32, u32)>,
 }
 
 impl<'a> Reader<'a> {
@@ -261,26 +277,31 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// `CoreDef`; the function that it is, if it is one that can be told here.
-    fn core_definition(&mut self) -> Option<Option<CoreFunction>> {
-        match self.number()? {
+    /// `CoreDef`
+    fn core_definition(&mut self) -> Option<Core> {
+        Some(match self.number()? {
             0 => {
                 let instance = self.number()?;
                 if self.is_named_item()? {
-                    return Some(None);
+                    return Some(Core::Other);
                 }
                 // `EntityIndex`
                 let kind = self.number().filter(|kind| *kind <= 4)?;
                 let index = self.number()?;
-                Some((kind == 0).then_some(CoreFunction { instance, index }))
+                if kind == 0 {
+                    Core::Function { instance, index }
+                } else {
+                    Core::Other
+                }
             }
-            1..=3 => {
+            2 => Core::Trampoline(self.number()?),
+            1 | 3 => {
                 self.number()?;
-                Some(None)
+                Core::Other
             }
-            4 => Some(None),
-            _ => None,
-        }
+            4 => Core::Other,
+            _ => return None,
+        })
     }
 
     /// `ExportItem`: whether it is a name, which is then read.
@@ -359,8 +380,10 @@ impl<'a> Reader<'a> {
         let module = match self.number()? {
             0 => {
                 let module = self.number()?;
-                for _ in 0..self.cursor.count()? {
-                    self.core_definition()?;
+                for position in 0..self.cursor.count()? as u32 {
+                    if let Core::Trampoline(trampoline) = self.core_definition()? {
+                        self.given.entry(trampoline).or_insert((module, position));
+                    }
                 }
                 Some(module)
             }
@@ -406,6 +429,13 @@ pub(super) fn lowered_index(symbol: &str) -> Option<usize> {
     } else {
         None
     }
+}
+
+/// The index among all trampolines in the symbol of one, `component-trampolines[2]-wasm-call-component-resource-drop[0]`; wasmtime
+/// 39 and later.
+pub(super) fn trampoline_index(symbol: &str) -> Option<u32> {
+    let (index, _) = symbol.strip_prefix("component-trampolines[")?.split_once(']')?;
+    index.parse().ok()
 }
 
 /// The symbol that the trampoline of a lowered import has where there are symbols.

@@ -477,18 +477,18 @@ impl Pipeline {
         callee: u64,
         events: &mut Vec<Event>,
     ) -> Option<ImportId> {
-        let import = self.processes.get(&pid)?.guests.import(call_site, callee)?;
+        let import = self.processes.get_mut(&pid)?.guests.import(call_site, callee)?;
         Some(self.definitions.import(import, events))
     }
 
     /// The host function that a component calls through the trampoline which `return_address` lies in.
-    pub(super) fn lowered_import(
+    pub(super) fn trampoline_import(
         &mut self,
         pid: u32,
         return_address: u64,
         events: &mut Vec<Event>,
     ) -> Option<ImportId> {
-        let import = self.processes.get_mut(&pid)?.guests.lowered_import(return_address)?;
+        let import = self.processes.get_mut(&pid)?.guests.trampoline_import(return_address)?;
         Some(self.definitions.import(import, events))
     }
 

@@ -45,7 +45,7 @@ pub struct Guests {
     callees: HashMap<u64, CallSite>,
     callee_count: usize,
     /// By return address in the trampoline.
-    lowered: HashMap<u64, Option<Arc<Import>>>,
+    trampolines: HashMap<u64, Option<Arc<Import>>>,
 }
 
 /// The imports seen to be called from one place.
@@ -127,7 +127,7 @@ impl Guests {
             self.functions.clear();
             self.callees.clear();
             self.callee_count = 0;
-            self.lowered.clear();
+            self.trampolines.clear();
         }
         self.objects.insert(
             text.start,
@@ -227,8 +227,11 @@ impl Guests {
     }
 
     /// The import called from `call_site` with this callee.
-    pub fn import(&self, call_site: u64, callee: u64) -> Option<Arc<Import>> {
-        let site = self.callees.get(&call_site)?;
+    pub fn import(&mut self, call_site: u64, callee: u64) -> Option<Arc<Import>> {
+        let Some(site) = self.callees.get(&call_site) else {
+            // Destructors of a host's resources are host functions for core modules, called by a trampoline of a component.
+            return self.trampoline_import(call_site);
+        };
         if let Some(known) = site.by_callee.get(&callee) {
             return Some(known.clone());
         }
@@ -240,24 +243,27 @@ impl Guests {
     }
 
     /// The host function that a component calls through the trampoline which `return_address` lies in.
-    pub fn lowered_import(&mut self, return_address: u64) -> Option<Arc<Import>> {
-        if let Some(known) = self.lowered.get(&return_address) {
+    pub fn trampoline_import(&mut self, return_address: u64) -> Option<Arc<Import>> {
+        if let Some(known) = self.trampolines.get(&return_address) {
             return known.clone();
         }
         let loaded = self.loaded(return_address)?;
-        let found = loaded
-            .object
-            .lowered_import(return_address - loaded.text.start)
-            .map(|import| {
-                Arc::new(Import {
-                    module: import.interface.to_string(),
-                    name: import.function.to_string(),
-                })
-            });
-        if self.lowered.len() >= MAX_CALLEES {
-            self.lowered.clear();
+        let offset = return_address - loaded.text.start;
+        let lowered = loaded.object.lowered_import(offset);
+        let names = lowered.map(|import| (&import.interface, &import.function)).or_else(|| {
+            let import = loaded.object.trampoline_import(offset)?;
+            Some((&import.module, &import.name))
+        });
+        let found = names.map(|(module, name)| {
+            Arc::new(Import {
+                module: module.to_string(),
+                name: name.to_string(),
+            })
+        });
+        if self.trampolines.len() >= MAX_CALLEES {
+            self.trampolines.clear();
         }
-        self.lowered.insert(return_address, found.clone());
+        self.trampolines.insert(return_address, found.clone());
         found
     }
 

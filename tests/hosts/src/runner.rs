@@ -73,7 +73,7 @@ fn run_component(scenario: &ComponentScenario, options: &Options) -> Result<()> 
         report::wait_for_go()?;
     }
     let guest = before.map_or_else(|| (scenario.guest)(&engine), Ok)?;
-    let elapsed = components::run(&guest, &setup)?;
+    let elapsed = components::run(scenario, &guest, &setup)?;
     report::print_json(&Report::new(options, &setup.counts, elapsed))?;
     if options.hold {
         report::wait_for_leave()?;

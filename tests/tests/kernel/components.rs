@@ -233,6 +233,39 @@ fn tier_0_sees_the_same_syscalls_of_components() {
 }
 
 #[test]
+fn a_wasi_command_is_seen_exactly_and_its_resources_are_seen_to_be_dropped() {
+    let Some(_kernel) = Kernel::acquire() else { return };
+    for mode in ["sync", "async"] {
+        let arguments = [
+            "wasi-components",
+            "--mode",
+            mode,
+            "--tasks",
+            "4",
+            "--threads",
+            "2",
+            "--repeat",
+            "5",
+        ];
+        let (seen, counted) = traced(&arguments);
+        seen.assert_nothing_lost();
+        seen.assert_well_formed();
+        let counts = seen.counts();
+        assert_eq!(counts.host_calls, counted.host_calls, "{mode}");
+        assert_eq!(counts.invocations, counted.invocations, "{mode}");
+        assert_eq!(
+            counted.host_calls["wasi:io/poll@0.2.6.[resource-drop]pollable"],
+            4 * 5 * 20
+        );
+        for call in seen.traces.iter().flat_map(|trace| &trace.root.children) {
+            if call.role() == Role::HostCall {
+                assert_eq!(stack_names(call), ["round", "wasi:cli/run@0.2.6#run"], "{call:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn nothing_is_said_to_be_missing_of_components() {
     let Some(_kernel) = Kernel::acquire() else { return };
     let (seen, _) = traced(&["components", "--calls", "1"]);

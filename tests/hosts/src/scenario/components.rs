@@ -9,21 +9,28 @@ use anyhow::{Context as _, Result, anyhow};
 use clap::builder::PossibleValue;
 use rustix::fd::AsFd as _;
 use tempfile::TempPath;
-use wasmtime::component::{Component, ComponentNamedList, InstancePre, Lift, Linker, Lower, TypedFunc};
+use wasmtime::component::{
+    Component, ComponentNamedList, Instance, InstancePre, Lift, Linker, Lower, ResourceTable, TypedFunc,
+};
 use wasmtime::{Engine, Store, StoreContextMut};
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use super::Setup;
-use crate::counts::{Counter, Counts, HostCall};
+use crate::counts::{Counts, HostCall};
 use crate::nap::{Alarm, Bed};
 use crate::options::{Mode, Options};
 use crate::session::Invoker;
 use crate::syscalls::Syscalls;
 
 const GUEST: &str = include_str!("../../../guests/component.wat");
+const WASI_GUEST: &str = include_str!("../../../guests/wasi_component.wat");
 const CLOCK: &str = "wasi:clocks/monotonic-clock@0.2.6";
 const OPERATIONS: &str = "test:host/ops@1.0.0";
 const STORE: &str = "test:host/store@1.0.0";
 const RUNNER: &str = "test:guest/runner@1.0.0";
+const COMMAND: &str = "wasi:cli/run@0.2.6";
+/// Rounds that the guest of `wasi-components` makes in one run.
+const WASI_ROUNDS: u64 = 20;
 
 /// A scenario whose guest is a component.
 #[derive(Clone, Copy)]
@@ -34,22 +41,38 @@ pub struct ComponentScenario {
     pub about: &'static str,
     /// Compiles or loads the guest.
     pub guest: fn(&Engine) -> Result<Guest>,
+    link: fn(&mut Linker<State>, &Setup) -> wasmtime::Result<()>,
+    task: Task,
 }
+
+/// What a task does once its instance exists. In sync mode it must not await anything but [`Session::call`].
+type Task = for<'a> fn(&'a mut Session, &'a Options) -> super::TaskFuture<'a>;
 
 /// All of them.
 pub const SCENARIOS: &[ComponentScenario] = &[
     ComponentScenario {
         name: "components",
         about: "a component that calls host functions of three interfaces, three guest frames deep",
-        guest: |engine| {
-            let component = Component::new(engine, GUEST)?;
-            Ok(Guest { component, file: None })
-        },
+        guest: |engine| from_text(engine, GUEST),
+        link,
+        task,
     },
     ComponentScenario {
         name: "components-cwasm",
         about: "`components`, with the guest mapped from a file compiled ahead of time",
         guest: from_file,
+        link,
+        task,
+    },
+    ComponentScenario {
+        name: "wasi-components",
+        about: "a command of WASI 0.2 that looks at the clock, draws numbers and drops resources",
+        guest: |engine| from_text(engine, WASI_GUEST),
+        link: |linker, setup| match setup.options.mode {
+            Mode::Sync => wasmtime_wasi::p2::add_to_linker_sync(linker),
+            Mode::Async => wasmtime_wasi::p2::add_to_linker_async(linker),
+        },
+        task: wasi_task,
     },
 ];
 
@@ -71,6 +94,11 @@ pub struct Guest {
     /// What it is mapped from; deleted when this is dropped.
     #[expect(dead_code, reason = "kept for its destructor")]
     file: Option<TempPath>,
+}
+
+fn from_text(engine: &Engine, text: &str) -> Result<Guest> {
+    let component = Component::new(engine, text)?;
+    Ok(Guest { component, file: None })
 }
 
 #[expect(
@@ -97,16 +125,37 @@ fn from_file(engine: &Engine) -> Result<Guest> {
 /// What host functions find in their store.
 struct State {
     bed: Bed,
+    wasi: WasiCtx,
+    resources: ResourceTable,
+}
+
+impl State {
+    fn new(bed: Bed) -> Self {
+        Self {
+            bed,
+            wasi: WasiCtx::builder().build(),
+            resources: ResourceTable::new(),
+        }
+    }
+}
+
+impl WasiView for State {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView {
+            ctx: &mut self.wasi,
+            table: &mut self.resources,
+        }
+    }
 }
 
 /// Runs all tasks of `guest`; the time from the first one's start to the last one's end.
-pub fn run(guest: &Guest, setup: &Setup) -> Result<Duration> {
+pub fn run(scenario: &ComponentScenario, guest: &Guest, setup: &Setup) -> Result<Duration> {
     let mut linker = Linker::new(guest.component.engine());
-    link(&mut linker, setup)?;
+    (scenario.link)(&mut linker, setup)?;
     let ready = linker.instantiate_pre(&guest.component)?;
     match setup.options.mode {
-        Mode::Sync => run_sync(&ready, setup),
-        Mode::Async => run_async(&ready, setup),
+        Mode::Sync => run_sync(&ready, scenario.task, setup),
+        Mode::Async => run_async(&ready, scenario.task, setup),
     }
 }
 
@@ -179,96 +228,97 @@ fn link(linker: &mut Linker<State>, setup: &Setup) -> wasmtime::Result<()> {
 /// One task's store and instance.
 struct Session {
     store: Store<State>,
+    instance: Instance,
     mode: Mode,
-    start: TypedFunc<(u32,), (u32,)>,
-    greet: TypedFunc<(String,), (String,)>,
     invoker: Invoker,
-    counted: Counted,
-}
-
-/// Calls of the guest's functions, which are those of its core modules.
-struct Counted {
-    start: Counter,
-    greet: Counter,
-    allocations: Counter,
-    cleanups: Counter,
-}
-
-impl Counted {
-    fn of(counts: &Counts) -> Self {
-        let counter = |name: &str| counts.invocations.counter(name);
-        Self {
-            start: counter(&format!("main/{RUNNER}#start")),
-            greet: counter("main/greet"),
-            allocations: counter("libc/cabi_realloc"),
-            cleanups: counter("main/cabi_post_greet"),
-        }
-    }
 }
 
 impl Session {
     async fn new(ready: &InstancePre<State>, mode: Mode, bed: Bed, counts: &Arc<Counts>) -> Result<Self> {
-        let mut store = Store::new(ready.engine(), State { bed });
+        let mut store = Store::new(ready.engine(), State::new(bed));
         let instance = match mode {
             Mode::Sync => ready.instantiate(&mut store)?,
             Mode::Async => ready.instantiate_async(&mut store).await?,
         };
-        let runner = instance.get_export_index(&mut store, None, RUNNER);
-        let start = runner.and_then(|runner| instance.get_export_index(&mut store, Some(&runner), "start"));
-        let start = start.context("the component does not export what it should")?;
-        let start = instance.get_typed_func(&mut store, start)?;
-        let greet = instance.get_typed_func(&mut store, "greet")?;
         Ok(Self {
-            start,
-            greet,
             store,
+            instance,
             mode,
             invoker: Invoker { counts: counts.clone() },
-            counted: Counted::of(counts),
         })
     }
 
-    async fn task(&mut self, options: &Options) -> Result<()> {
-        for _ in 0..options.repeat {
-            self.counted.start.add_one();
-            call(self.mode, &self.invoker, &mut self.store, &self.start, (options.calls,)).await?;
+    /// Adds to the counters of guest functions, which are those of its core modules.
+    fn count(&self, functions: &[&str]) {
+        for function in functions {
+            self.invoker.counts.invocations.counter(function).add_one();
         }
-        // Memory for the text, the call, and what frees its result.
-        self.counted.allocations.add_one();
-        self.counted.greet.add_one();
-        self.counted.cleanups.add_one();
-        let name = ("component".to_owned(),);
-        call(self.mode, &self.invoker, &mut self.store, &self.greet, name).await?;
-        Ok(())
+    }
+
+    /// Calls an export, of an exported instance or of the component itself. In sync mode the future is ready when first
+    /// polled.
+    async fn call<P, R>(&mut self, instance: Option<&str>, function: &str, params: P) -> Result<R>
+    where
+        P: ComponentNamedList + Lower + Send + Sync + 'static,
+        R: ComponentNamedList + Lift + Send + Sync + 'static,
+    {
+        let store = &mut self.store;
+        let within = instance.and_then(|name| self.instance.get_export_index(&mut *store, None, name));
+        let index = self
+            .instance
+            .get_export_index(&mut *store, within.as_ref(), function)
+            .context("the component does not export what it should")?;
+        let function: TypedFunc<P, R> = self.instance.get_typed_func(&mut *store, index)?;
+        let result = match self.mode {
+            Mode::Sync => function.call(store, params),
+            Mode::Async => self.invoker.watch(function.call_async(store, params)).await,
+        };
+        Ok(self.invoker.note_error(result)?)
     }
 }
 
-/// Calls a function. In sync mode the future is ready when first polled.
-async fn call<P, R>(
-    mode: Mode,
-    invoker: &Invoker,
-    store: &mut Store<State>,
-    function: &TypedFunc<P, R>,
-    params: P,
-) -> wasmtime::Result<R>
-where
-    P: ComponentNamedList + Lower + Send + Sync + 'static,
-    R: ComponentNamedList + Lift + Send + Sync + 'static,
-{
-    let result = match mode {
-        Mode::Sync => function.call(store, params),
-        Mode::Async => invoker.watch(function.call_async(store, params)).await,
-    };
-    invoker.note_error(result)
+fn task<'a>(session: &'a mut Session, options: &'a Options) -> super::TaskFuture<'a> {
+    Box::pin(async move {
+        for _ in 0..options.repeat {
+            session.count(&["main/test:guest/runner@1.0.0#start"]);
+            let _sum: (u32,) = session.call(Some(RUNNER), "start", (options.calls,)).await?;
+        }
+        // Memory for the text, the call, and what frees its result.
+        session.count(&["libc/cabi_realloc", "main/greet", "main/cabi_post_greet"]);
+        let _text: (String,) = session.call(None, "greet", ("component".to_owned(),)).await?;
+        Ok(())
+    })
 }
 
-fn run_sync(ready: &InstancePre<State>, setup: &Setup) -> Result<Duration> {
+fn wasi_task<'a>(session: &'a mut Session, options: &'a Options) -> super::TaskFuture<'a> {
+    Box::pin(async move {
+        for _ in 0..options.repeat {
+            session.count(&["main/wasi:cli/run@0.2.6#run"]);
+            let (result,): (Result<(), ()>,) = session.call(Some(COMMAND), "run", ()).await?;
+            result.map_err(|()| anyhow!("the guest says that it failed"))?;
+            // The host functions are wasmtime's own: how often the guest calls each is written in it.
+            let counts = &session.invoker.counts.host_calls;
+            for name in [
+                "wasi:clocks/monotonic-clock@0.2.6.now",
+                "wasi:random/random@0.2.6.get-random-u64",
+                "wasi:clocks/monotonic-clock@0.2.6.subscribe-duration",
+                "wasi:io/poll@0.2.6.[method]pollable.ready",
+                "wasi:io/poll@0.2.6.[resource-drop]pollable",
+            ] {
+                counts.counter(name).add(WASI_ROUNDS);
+            }
+        }
+        Ok(())
+    })
+}
+
+fn run_sync(ready: &InstancePre<State>, task: Task, setup: &Setup) -> Result<Duration> {
     use crate::runner::poll_once;
     let (options, counts) = (&setup.options, &setup.counts);
     let mut hands: Vec<Vec<Session>> = (0..options.threads).map(|_| Vec::new()).collect();
-    for task in 0..usize::from(options.tasks) {
+    for index in 0..usize::from(options.tasks) {
         let session = poll_once(Session::new(ready, Mode::Sync, Bed::default(), counts))??;
-        let hand = task % hands.len();
+        let hand = index % hands.len();
         hands[hand].push(session);
     }
     let barrier = Barrier::new(hands.len() + 1);
@@ -280,7 +330,7 @@ fn run_sync(ready: &InstancePre<State>, setup: &Setup) -> Result<Duration> {
                 scope.spawn(move || -> Result<()> {
                     barrier.wait();
                     for mut session in sessions {
-                        poll_once(session.task(options))??;
+                        poll_once(task(&mut session, options))??;
                     }
                     Ok(())
                 })
@@ -295,7 +345,7 @@ fn run_sync(ready: &InstancePre<State>, setup: &Setup) -> Result<Duration> {
     })
 }
 
-fn run_async(ready: &InstancePre<State>, setup: &Setup) -> Result<Duration> {
+fn run_async(ready: &InstancePre<State>, task: Task, setup: &Setup) -> Result<Duration> {
     let (options, counts) = (&setup.options, &setup.counts);
     let alarm = Alarm::start(options.nap())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -313,7 +363,7 @@ fn run_async(ready: &InstancePre<State>, setup: &Setup) -> Result<Duration> {
             .into_iter()
             .map(|mut session| {
                 let options = options.clone();
-                tokio::spawn(async move { session.task(&options).await })
+                tokio::spawn(async move { task(&mut session, &options).await })
             })
             .collect();
         for task in tasks {
