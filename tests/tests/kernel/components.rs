@@ -271,3 +271,16 @@ fn nothing_is_said_to_be_missing_of_components() {
     let (seen, _) = traced(&["components", "--calls", "1"]);
     assert_eq!(seen.traces[0].process.limits, [""; 0]);
 }
+
+#[test]
+fn components_of_wasmtime_from_pypi_are_seen_exactly() {
+    let Some(_kernel) = Kernel::acquire() else { return };
+    let Some(python) = environment::python() else { return };
+    let arguments = ["--tasks", "3", "--calls", "20", "--repeat", "5"];
+    let workload = Workload::ready_python(python, "pycomponent.py", &arguments);
+    let agent = Agent::json_of(&workload.pid());
+    let counted = workload.run();
+    let seen = agent.captured();
+    assert_eq!(seen.counts(), counted, "losses: {:?}", seen.capture.losses);
+    assert_equal(&seen, &counted);
+}
