@@ -5,7 +5,8 @@
     (export "now" (func (result u64)))))
   (import "test:host/ops@1.0.0" (instance $ops
     (export "add" (func (param "left" u32) (param "right" u32) (result u32)))
-    (export "nap" (func))))
+    (export "nap" (func))
+    (export "fail" (func))))
   (import "test:host/store@1.0.0" (instance $store
     (export "write" (func (param "bytes" (list u8)) (result u32)))
     (export "read" (func (param "length" u32) (result (list u8))))))
@@ -23,6 +24,7 @@
     (import "host" "now" (func $host_now (result i64)))
     (import "host" "add" (func $host_add (param i32 i32) (result i32)))
     (import "host" "nap" (func $host_nap))
+    (import "host" "fail" (func $host_fail))
     (import "host" "write" (func $host_write (param i32 i32) (result i32)))
     (import "host" "read" (func $host_read (param i32 i32)))
 
@@ -54,12 +56,17 @@
       (i32.store (i32.const 2048) (local.get $pointer))
       (i32.store (i32.const 2052) (local.get $length))
       (i32.const 2048))
+    ;; Asks the host to fail, or fails by itself.
+    (func $stumble (export "stumble") (param $alone i32)
+      (if (local.get $alone) (then (unreachable)))
+      (call $host_fail))
     (func $cabi_post_greet (export "cabi_post_greet") (param $result i32)))
 
   (core instance $libc (instantiate $libc_module))
   (core func $now (canon lower (func $clock "now")))
   (core func $add (canon lower (func $ops "add")))
   (core func $nap (canon lower (func $ops "nap")))
+  (core func $fail (canon lower (func $ops "fail")))
   (core func $write (canon lower (func $store "write") (memory (core memory $libc "memory"))))
   (core func $read (canon lower (func $store "read")
     (memory (core memory $libc "memory")) (realloc (core func $libc "cabi_realloc"))))
@@ -69,12 +76,14 @@
       (export "now" (func $now))
       (export "add" (func $add))
       (export "nap" (func $nap))
+      (export "fail" (func $fail))
       (export "write" (func $write))
       (export "read" (func $read))))))
 
   (func $start (param "count" u32) (result u32) (canon lift (core func $main "run_start")))
   (instance $runner (export "start" (func $start)))
   (export "test:guest/runner@1.0.0" (instance $runner))
+  (func (export "stumble") (param "alone" bool) (canon lift (core func $main "stumble")))
   (func (export "greet") (param "name" string) (result string)
     (canon lift (core func $main "greet")
       (memory (core memory $libc "memory"))

@@ -37,6 +37,9 @@ def link(engine, counts, output):
     def nap(_store):
         counts.host_calls[f"{OPERATIONS}.nap"] += 1
 
+    def fail(_store):
+        raise RuntimeError("nobody calls this")
+
     def write(_store, data):
         counts.host_calls[f"{STORE}.write"] += 1
         counts.syscall(f"{STORE}.write", "write")
@@ -56,7 +59,7 @@ def link(engine, counts, output):
 
     linker = Linker(engine)
     with linker.root() as root:
-        for interface, functions in [(CLOCK, [now]), (OPERATIONS, [add, nap]), (STORE, [write, read])]:
+        for interface, functions in [(CLOCK, [now]), (OPERATIONS, [add, nap, fail]), (STORE, [write, read])]:
             with root.add_instance(interface) as instance:
                 for function in functions:
                     instance.add_func(function.__name__, function)

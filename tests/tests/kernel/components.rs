@@ -8,7 +8,7 @@ use wasmscope::span::{Outcome, Role, Span, SpanKind};
 use wasmscope_tests::agent::Agent;
 use wasmscope_tests::captured::{Captured, is_counted, name_of, stack_names};
 use wasmscope_tests::environment::{self, Kernel};
-use wasmscope_tests::workload::{Counts, Numbers, Workload, stripped};
+use wasmscope_tests::workload::{Counts, Numbers, UNREACHABLE, Workload, stripped};
 
 const START: &str = "main/test:guest/runner@1.0.0#start";
 const GREET: &str = "main/greet";
@@ -261,6 +261,41 @@ fn a_wasi_command_is_seen_exactly_and_its_resources_are_seen_to_be_dropped() {
             if call.role() == Role::HostCall {
                 assert_eq!(stack_names(call), ["round", "wasi:cli/run@0.2.6#run"], "{call:?}");
             }
+        }
+    }
+}
+
+#[test]
+fn failures_of_components_are_told_apart() {
+    let Some(_kernel) = Kernel::acquire() else { return };
+    for mode in ["sync", "async"] {
+        let arguments = [
+            "components-failing",
+            "--mode",
+            mode,
+            "--tasks",
+            "4",
+            "--threads",
+            "2",
+            "--repeat",
+            "10",
+        ];
+        let (seen, counted) = traced(&arguments);
+        seen.assert_nothing_lost();
+        seen.assert_well_formed();
+        assert_eq!(seen.counts(), counted, "{mode}");
+        assert_eq!((counted.traps["host_error"], counted.traps[UNREACHABLE]), (40, 40));
+        for trace in &seen.traces {
+            assert_eq!(function_of(&trace.root), "main/stumble");
+            let calls: Vec<_> = trace
+                .root
+                .children
+                .iter()
+                .filter(|child| child.role() == Role::HostCall)
+                .collect();
+            let failed = usize::from(trace.root.outcome == Outcome::HostError);
+            assert_eq!(calls.len(), failed, "{:?}", trace.root);
+            assert!(calls.iter().all(|call| call.outcome == Outcome::HostError), "{calls:?}");
         }
     }
 }

@@ -5,7 +5,7 @@
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use clap::builder::PossibleValue;
 use rustix::fd::AsFd as _;
 use tempfile::TempPath;
@@ -63,6 +63,13 @@ pub const SCENARIOS: &[ComponentScenario] = &[
         guest: from_file,
         link,
         task,
+    },
+    ComponentScenario {
+        name: "components-failing",
+        about: "the same component, which traps and is unwound by a host function's error in turn",
+        guest: |engine| from_text(engine, GUEST),
+        link,
+        task: failing_task,
     },
     ComponentScenario {
         name: "wasi-components",
@@ -178,6 +185,14 @@ fn link(linker: &mut Linker<State>, setup: &Setup) -> wasmtime::Result<()> {
             Ok((left.wrapping_add(right),))
         },
     )?;
+    let call = HostCall::new(&setup.counts, OPERATIONS, "fail");
+    operations.func_wrap(
+        "fail",
+        move |_: StoreContextMut<'_, State>, (): ()| -> wasmtime::Result<()> {
+            call.enter();
+            Err(wasmtime::format_err!("the host was asked to fail"))
+        },
+    )?;
     let call = HostCall::new(&setup.counts, OPERATIONS, "nap");
     match setup.options.mode {
         Mode::Sync => {
@@ -229,6 +244,7 @@ fn link(linker: &mut Linker<State>, setup: &Setup) -> wasmtime::Result<()> {
 struct Session {
     store: Store<State>,
     instance: Instance,
+    ready: InstancePre<State>,
     mode: Mode,
     invoker: Invoker,
 }
@@ -243,6 +259,7 @@ impl Session {
         Ok(Self {
             store,
             instance,
+            ready: ready.clone(),
             mode,
             invoker: Invoker { counts: counts.clone() },
         })
@@ -286,6 +303,22 @@ fn task<'a>(session: &'a mut Session, options: &'a Options) -> super::TaskFuture
         // Memory for the text, the call, and what frees its result.
         session.count(&["libc/cabi_realloc", "main/greet", "main/cabi_post_greet"]);
         let _text: (String,) = session.call(None, "greet", ("component".to_owned(),)).await?;
+        Ok(())
+    })
+}
+
+fn failing_task<'a>(session: &'a mut Session, options: &'a Options) -> super::TaskFuture<'a> {
+    Box::pin(async move {
+        for _ in 0..options.repeat {
+            for alone in [false, true] {
+                session.count(&["main/stumble"]);
+                let result: Result<()> = session.call(None, "stumble", (alone,)).await;
+                ensure!(result.is_err(), "the guest did not fail");
+                // An instance that has failed cannot be entered again.
+                let bed = session.store.data().bed.clone();
+                *session = Session::new(&session.ready, session.mode, bed, &session.invoker.counts).await?;
+            }
+        }
         Ok(())
     })
 }
