@@ -266,6 +266,11 @@ impl CodeObject {
         }
     }
 
+    /// Core modules in the image.
+    pub fn module_count(&self) -> usize {
+        self.modules.len()
+    }
+
     /// Name of the first core module that has one: the module's own for a module.
     pub fn name(&self) -> Option<&str> {
         self.modules.iter().flatten().find_map(|module| module.name.as_deref())

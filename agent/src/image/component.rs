@@ -333,7 +333,7 @@ impl<'a> Reader<'a> {
         let mut made = Made::default();
         for _ in 0..self.cursor.count()? {
             match self.number()? {
-                0 => instances.push(self.instantiation()?),
+                0 => self.instantiation(&mut instances)?,
                 1 => {
                     if self.number()? as usize != lowerings.len() {
                         return None;
@@ -375,8 +375,8 @@ impl<'a> Reader<'a> {
         self.core_definition().map(|_| ())
     }
 
-    /// `InstantiateModule`: the module, if it is one of the component's own.
-    fn instantiation(&mut self) -> Option<Option<u32>> {
+    /// `InstantiateModule`: of which module, if it is one of the component's own.
+    fn instantiation(&mut self, instances: &mut Vec<Option<u32>>) -> Option<()> {
         let module = match self.number()? {
             0 => {
                 let module = self.number()?;
@@ -403,7 +403,8 @@ impl<'a> Reader<'a> {
         if self.layout.has_owner && self.is_some()? {
             self.number()?;
         }
-        Some(module)
+        instances.push(module);
+        Some(())
     }
 
     /// `Resource`

@@ -538,10 +538,14 @@ impl Watched {
             command: self.facts.command.clone(),
             runtime_name: plan.map_or("wasmtime", |plan| plan.runtime_name).to_owned(),
             runtime_version: self.guests.engine_version().map(str::to_owned),
-            limits: plan.map_or_else(
-                || vec!["no host binary recognised: only what makes syscalls is seen".to_owned()],
-                |plan| plan.limits.clone(),
-            ),
+            limits: plan
+                .map_or_else(
+                    || vec!["no host binary recognised: only what makes syscalls is seen".to_owned()],
+                    |plan| plan.limits.clone(),
+                )
+                .into_iter()
+                .chain(self.guests.limits())
+                .collect(),
         }
     }
 }

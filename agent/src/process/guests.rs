@@ -13,7 +13,7 @@ use super::memory::ProcessMemory;
 use crate::{
     image::{
         CodeObject, ImageError, ReadAt,
-        code_object::Symbol,
+        code_object::{CodeKind, Symbol},
         vmcontext::{ImportLayout, import_ordinal},
     },
     span::{Function, Import, Module},
@@ -170,6 +170,19 @@ impl Guests {
             .values()
             .next()
             .map(|loaded| loaded.object.engine_version())
+    }
+
+    /// What is not known of the code objects, in words for a person.
+    pub fn limits(&self) -> Option<String> {
+        let mut components = self.objects.values().map(|loaded| &loaded.object);
+        components
+            .find_map(|object| {
+                object
+                    .component()
+                    .err()
+                    .filter(|_| object.kind() == CodeKind::Component)
+            })
+            .map(|reason| format!("imports and exports of a component have no names: {reason}"))
     }
 
     /// The guest function whose code contains `address`.
@@ -350,8 +363,16 @@ impl Loaded {
             .module(index)
             .ok()
             .and_then(|module| module.name.as_deref().map(str::to_owned))
-            .or_else(|| self.file_name.clone())
-            .unwrap_or_else(|| format!("module-{}", self.hash));
+            .unwrap_or_else(|| {
+                let image = self.file_name.clone();
+                let image = image.unwrap_or_else(|| format!("module-{}", self.hash));
+                // One name would make one module of all those of a component.
+                if self.object.module_count() > 1 {
+                    format!("{image}[{index}]")
+                } else {
+                    image
+                }
+            });
         let module = Arc::new(Module {
             name,
             hash: self.hash.clone(),
