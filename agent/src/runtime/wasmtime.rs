@@ -67,7 +67,9 @@ impl RuntimeAdapter for Wasmtime {
         let component_functions: Vec<_> = symbols.cabi_entrypoints.iter().take(MAX_HOST_FUNCTIONS).collect();
         for function in &component_functions {
             plan.enter_from_component(function, file);
-            if !plan.leave(SiteProgram::HostCallEnd, SiteKind::Plain, function, file) {
+            if !plan.leave_through_gates(function, image, file)
+                && !plan.leave(SiteProgram::HostCallEnd, SiteKind::Plain, function, file)
+            {
                 without_end += 1;
             }
         }
@@ -124,6 +126,8 @@ impl ProbePlan {
             kind: SiteKind::Plain,
             file_offset: function.file_offset + u64::from(point.offset),
             arguments: [location(point.args[1]), location(return_address)],
+            frame_bytes: point.sp_delta.unsigned_abs(),
+            condition: None,
             emulated: point.emulated,
             function: function.path,
         });
