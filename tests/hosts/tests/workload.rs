@@ -378,3 +378,48 @@ fn an_output_that_cannot_be_opened_is_named_in_the_error() {
         "{output:?}"
     );
 }
+
+#[test]
+fn components_make_as_many_calls_of_each_kind_as_asked_for() {
+    for name in ["components", "components-cwasm"] {
+        for (mode, suspends) in [("sync", 0), ("async", 42)] {
+            let arguments = [
+                "--tasks",
+                "3",
+                "--threads",
+                "2",
+                "--calls",
+                "7",
+                "--repeat",
+                "2",
+                "--nap-us",
+                "1",
+            ];
+            let counts = counts(&[&["--scenario", name, "--mode", mode][..], &arguments].concat());
+            let invocations = [
+                ("main/test:guest/runner@1.0.0#start", 6),
+                ("main/greet", 3),
+                ("main/cabi_post_greet", 3),
+                ("libc/cabi_realloc", 45),
+            ];
+            assert_eq!(counts.invocations, numbers(invocations));
+            let host_calls = [
+                ("wasi:clocks/monotonic-clock@0.2.6.now", 42),
+                ("test:host/ops@1.0.0.add", 42),
+                ("test:host/ops@1.0.0.nap", 42),
+                ("test:host/store@1.0.0.write", 42),
+                ("test:host/store@1.0.0.read", 42),
+            ];
+            assert_eq!(counts.host_calls, numbers(host_calls));
+            assert_eq!(counts.syscalls["write"], 42);
+            assert_eq!((counts.suspends, counts.resumes), (suspends, suspends));
+        }
+    }
+}
+
+#[test]
+fn a_failing_component_fails_in_both_ways() {
+    let counts = counts(&["--scenario", "components-failing", "--repeat", "3"]);
+    assert_eq!(counts.traps, numbers([("host_error", 3), ("unreachable", 3)]));
+    assert_eq!(counts.host_calls, numbers([("test:host/ops@1.0.0.fail", 3)]));
+}
