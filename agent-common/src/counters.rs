@@ -27,6 +27,9 @@ pub enum Counter {
     /// Syscalls made below an activation while no guest function was waiting for them, as when the runtime handles a
     /// trap: they have no guest frames.
     NoGuestFrames = 11,
+    /// Work handed to helper threads that could not be followed since the table of it was full: its syscalls are among
+    /// those without an activation.
+    HelperTableFull = 12,
 }
 
 /// Entries of the counter array.
@@ -34,7 +37,7 @@ pub const COUNTER_SLOTS: u32 = 16;
 
 impl Counter {
     /// Every counter.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Emitted,
         Self::RingFull,
         Self::SyscallOffActivation,
@@ -46,6 +49,7 @@ impl Counter {
         Self::ProcessTableFull,
         Self::AggregateFull,
         Self::NoGuestFrames,
+        Self::HelperTableFull,
     ];
 
     /// The name used in metrics and diagrams.
@@ -62,6 +66,7 @@ impl Counter {
             Self::ProcessTableFull => "process_table_full",
             Self::AggregateFull => "aggregate_full",
             Self::NoGuestFrames => "no_guest_frames",
+            Self::HelperTableFull => "helper_table_full",
         }
     }
 

@@ -11,13 +11,13 @@ mod state;
 
 pub use counters::{COUNTER_SLOTS, Counter};
 pub use records::{
-    ActivationSwap, COMPONENT_CALL, Calibrated, CodePublished, HostCall, HostCallEnd, IMPORT_TABLE_BYTES,
-    IMPORT_TABLE_CHUNK_BYTES, ImportTable, MARK_ARGUMENTS, MAX_FRAMES, MAX_RECORD_BYTES, Mark, MarkEnd, ProcessEvent,
-    RecordHeader, RecordKind, SLOT_UNKNOWN, STACK_TRUNCATED, Syscall, Trap, Unwind,
+    ActivationSwap, COMPONENT_CALL, Calibrated, CodePublished, DOES_NOT_RETURN, HelperSyscall, HostCall, HostCallEnd,
+    IMPORT_TABLE_BYTES, IMPORT_TABLE_CHUNK_BYTES, ImportTable, MARK_ARGUMENTS, MAX_FRAMES, MAX_RECORD_BYTES, Mark,
+    MarkEnd, ProcessEvent, RecordHeader, RecordKind, SLOT_UNKNOWN, STACK_TRUNCATED, Syscall, Trap, Unwind,
 };
 pub use site::{ArgumentLocation, SiteCookie, SiteKind};
 pub use state::{
-    AGGREGATE_SYSCALLS, EMIT_ACTIVATIONS, EMIT_HOST_CALLS, EMIT_SYSCALLS, KEEP_TLS_ON_EXEC, MAX_TABLES_PER_CALL_SITE,
-    ProcessConfig, STORE_WORDS, SeenCallSite, SeenCallee, SyscallKey, SyscallStats, TLS_DYNAMIC, TLS_SEARCH,
-    TLS_STATIC, TLS_UNKNOWN, WATCH_NEW_WASM,
+    AGGREGATE_SYSCALLS, EMIT_ACTIVATIONS, EMIT_HOST_CALLS, EMIT_SYSCALLS, HandedOver, HelperTask, KEEP_TLS_ON_EXEC,
+    MAX_TABLES_PER_CALL_SITE, ProcessConfig, STORE_WORDS, SeenCallSite, SeenCallee, SyscallKey, SyscallStats,
+    THREAD_BYTES, TLS_DYNAMIC, TLS_SEARCH, TLS_STATIC, TLS_UNKNOWN, ThreadHead, WATCH_NEW_WASM,
 };

@@ -21,6 +21,9 @@ pub const SLOT_UNKNOWN: u8 = 2;
 /// trampoline of the lowered import, which names the host function.
 pub const COMPONENT_CALL: u8 = 4;
 
+/// Header flag of a [`Syscall`] or [`HelperSyscall`]: recorded when it was entered, as it does not return.
+pub const DOES_NOT_RETURN: u8 = 8;
+
 /// What a record is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -53,11 +56,13 @@ pub enum RecordKind {
     Mark = 13,
     /// [`MarkEnd`]
     MarkEnd = 14,
+    /// [`HelperSyscall`]
+    HelperSyscall = 15,
 }
 
 impl RecordKind {
     /// Every kind, in order of its number.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::ActivationSwap,
         Self::HostCall,
         Self::HostCallEnd,
@@ -72,6 +77,7 @@ impl RecordKind {
         Self::ImportTable,
         Self::Mark,
         Self::MarkEnd,
+        Self::HelperSyscall,
     ];
 
     /// The kind that `value` stands for.
@@ -86,7 +92,7 @@ impl RecordKind {
 pub struct RecordHeader {
     /// A [`RecordKind`].
     pub kind: u8,
-    /// [`STACK_TRUNCATED`], [`SLOT_UNKNOWN`] and [`COMPONENT_CALL`], as far as they apply.
+    /// [`STACK_TRUNCATED`], [`SLOT_UNKNOWN`], [`COMPONENT_CALL`] and [`DOES_NOT_RETURN`], as far as they apply.
     pub flags: u8,
     /// Frames at the end of the record.
     pub frame_count: u16,
@@ -187,13 +193,13 @@ pub struct HostCallEnd {
     pub succeeded: u64,
 }
 
-/// A syscall made below an activation, recorded when it returned.
+/// A syscall made below an activation, recorded when it returned or, with [`DOES_NOT_RETURN`], when it was entered.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Syscall {
     /// Kind [`RecordKind::Syscall`]; `at_ns` is when it was entered.
     pub header: RecordHeader,
-    /// Activation that made the call.
+    /// Activation that made the call; 0: the one on the thread.
     pub activation: u64,
     /// Trap handler address of that activation; 0 if unknown.
     pub entry_handler: u64,
@@ -207,6 +213,27 @@ pub struct Syscall {
     pub arguments: [u64; 3],
     /// Guest return addresses, innermost first.
     pub frames: [u64; MAX_FRAMES],
+}
+
+/// A syscall made by a thread that has no activation of its own but does work that an activation handed over.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct HelperSyscall {
+    /// Kind [`RecordKind::HelperSyscall`]; `at_ns` is when it was entered, `tid` the helper.
+    pub header: RecordHeader,
+    /// Activation that handed the work over.
+    pub activation: u64,
+    /// When it did, `CLOCK_MONOTONIC`, nanoseconds: tells which of its host calls, and tells it from an activation that
+    /// later lies at the same address.
+    pub handed_over_ns: u64,
+    /// Nanoseconds from entry to exit.
+    pub duration_ns: u64,
+    /// Syscall number.
+    pub number: u64,
+    /// Return value; negative values are `-errno`.
+    pub result: i64,
+    /// First three arguments.
+    pub arguments: [u64; 3],
 }
 
 /// A signal that the runtime may turn into a trap was delivered to a thread with an activation.

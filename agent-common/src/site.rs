@@ -51,11 +51,17 @@ impl ArgumentLocation {
 pub enum SiteKind {
     /// The program says it all.
     Plain = 0,
+    /// Work is handed to a helper thread. Arguments: where the address of the task may be, twice.
+    HelperSpawn = 1,
+    /// A helper thread is about to call what does the work, unless it calls something else. First argument: the task.
+    HelperRun = 2,
+    /// The work of the task in the first argument is done; or, without an argument, whatever the thread was doing is.
+    HelperRest = 3,
 }
 
 impl SiteKind {
     /// Every kind, in order of its number.
-    pub const ALL: [Self; 1] = [Self::Plain];
+    pub const ALL: [Self; 4] = [Self::Plain, Self::HelperSpawn, Self::HelperRun, Self::HelperRest];
 
     /// The kind that `value` stands for.
     pub fn from_u8(value: u8) -> Option<Self> {

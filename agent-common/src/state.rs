@@ -113,7 +113,51 @@ pub struct SyscallStats {
     pub bytes: u64,
 }
 
+/// Work that an activation has handed over and that no helper thread has begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct HelperTask {
+    /// Address of the task.
+    pub task: u64,
+    /// Process.
+    pub pid: u32,
+    /// Unused, zero.
+    pub reserved: u32,
+}
+
+/// Who handed work over, and when.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct HandedOver {
+    /// The activation; 0 for none.
+    pub activation: u64,
+    /// `CLOCK_MONOTONIC`, nanoseconds.
+    pub at_ns: u64,
+}
+
+/// Bytes of the programs' state of a thread.
+pub const THREAD_BYTES: usize = 752;
+
+/// The part of it that the agent reads: it comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ThreadHead {
+    /// When the running syscall was entered, `CLOCK_MONOTONIC`, nanoseconds; 0 if none is.
+    pub entered_ns: u64,
+    /// Number of the running syscall.
+    pub syscall: u64,
+    /// For whom the thread works, if it is a helper.
+    pub on_behalf_of: HandedOver,
+    /// The task that this is, its address.
+    pub task: u64,
+    /// Process.
+    pub pid: u32,
+    /// Unused, zero.
+    pub reserved: u32,
+}
+
 const _: () = {
     assert!(size_of::<ProcessConfig>() == 56);
+    assert!(size_of::<ThreadHead>() == 48);
     assert!(size_of::<SyscallKey>() == 24);
 };

@@ -8,6 +8,7 @@
 //! activation that was on top, sets a thread right again.
 
 mod activation;
+mod helpers;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -181,8 +182,17 @@ impl Correlator {
 
     fn in_process(&mut self, at_ns: u64, pid: u32, tid: u32, kind: EventKind) {
         let Some(state) = self.processes.get_mut(&pid) else {
-            if matches!(kind, EventKind::ThreadExit) {
-                // The last threads of a process end after it has been seen to be gone.
+            // The last threads of a process end after it has been seen to be gone. What does not return may be how a process
+            // becomes one that is watched.
+            if matches!(
+                kind,
+                EventKind::ThreadExit
+                    | EventKind::Syscall {
+                        activation: 0,
+                        is_open: true,
+                        ..
+                    }
+            ) {
                 return;
             }
             *self.losses.entry(("correlate", "unknown_process")).or_default() += 1;
@@ -223,26 +233,37 @@ impl Correlator {
                 arguments,
                 stack,
                 truncated,
+                handed_over_ns,
+                is_open,
             } => {
                 let span = Span {
                     start_ns: at_ns,
                     end_ns: at_ns.saturating_add(duration_ns),
                     start_bound: Bound::Exact,
-                    end_bound: Bound::Exact,
+                    end_bound: if is_open { Bound::Open } else { Bound::Exact },
                     tid,
                     kind: SpanKind::Syscall {
                         number,
                         name: syscalls::name(number),
                         args: arguments,
                         result,
+                        on_helper: handed_over_ns.is_some(),
                     },
-                    outcome: syscalls::errno(result).map_or(Outcome::Ok, |errno| Outcome::Errno { errno }),
+                    outcome: match syscalls::errno(result) {
+                        _ if is_open => Outcome::Unfinished,
+                        Some(errno) => Outcome::Errno { errno },
+                        None => Outcome::Ok,
+                    },
                     stack: context.stack(&stack),
                     stack_truncated: truncated,
                     children: Vec::new(),
                     suspends: Vec::new(),
                 };
-                context.leaf(activation, entry, span);
+                match handed_over_ns {
+                    Some(handed_over_ns) => context.helper_leaf(activation, handed_over_ns, span),
+                    None if is_open && activation == 0 => context.open_leaf(span),
+                    None => context.leaf(activation, entry, span),
+                }
             }
             EventKind::Trap {
                 activation,

@@ -1,8 +1,8 @@
 //! From a ring record's bytes to a typed record. Lengths are checked, nothing is assumed of the content.
 
 use wasmscope_common::{
-    ActivationSwap, Calibrated, CodePublished, HostCall, HostCallEnd, ImportTable, MAX_FRAMES, Mark, MarkEnd,
-    ProcessEvent, RecordHeader, RecordKind, STACK_TRUNCATED, Syscall, Trap, Unwind,
+    ActivationSwap, Calibrated, CodePublished, DOES_NOT_RETURN, HelperSyscall, HostCall, HostCallEnd, ImportTable,
+    MAX_FRAMES, Mark, MarkEnd, ProcessEvent, RecordHeader, RecordKind, STACK_TRUNCATED, Syscall, Trap, Unwind,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -24,6 +24,7 @@ pub enum Record {
     ImportTable(Box<ImportTable>),
     Mark(Mark),
     MarkEnd(MarkEnd),
+    HelperSyscall(HelperSyscall),
 }
 
 /// Why bytes are not a record.
@@ -74,6 +75,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
         RecordKind::ImportTable => Record::ImportTable(Box::new(read(bytes, 0, 0)?)),
         RecordKind::Mark => Record::Mark(read(bytes, header.frame_count, MAX_FRAMES)?),
         RecordKind::MarkEnd => Record::MarkEnd(read(bytes, 0, 0)?),
+        RecordKind::HelperSyscall => Record::HelperSyscall(read(bytes, 0, 0)?),
     })
 }
 
@@ -108,6 +110,7 @@ impl Record {
             Self::ImportTable(record) => &record.header,
             Self::Mark(record) => &record.header,
             Self::MarkEnd(record) => &record.header,
+            Self::HelperSyscall(record) => &record.header,
         }
     }
 
@@ -126,6 +129,11 @@ impl Record {
     /// Whether the frames end before the entry frame.
     pub fn is_truncated(&self) -> bool {
         self.header().flags & STACK_TRUNCATED != 0
+    }
+
+    /// Whether it is of a syscall that does not return.
+    pub fn does_not_return(&self) -> bool {
+        self.header().flags & DOES_NOT_RETURN != 0
     }
 }
 

@@ -102,13 +102,13 @@ pub enum EventKind {
         /// Whether it returns to the guest rather than unwinding it.
         succeeded: bool,
     },
-    /// A syscall returned; `at_ns` is when it was entered.
+    /// A syscall returned, or was seen not to; `at_ns` is when it was entered.
     Syscall {
-        /// Activation it belongs to.
+        /// Activation it belongs to; 0: to the one on the thread, if there is one.
         activation: u64,
         /// Function through which that was entered.
         entry: Option<FunctionId>,
-        /// Time in the kernel, nanoseconds.
+        /// Time in the kernel as far as it was seen, nanoseconds.
         duration_ns: u64,
         /// Number.
         number: u64,
@@ -121,6 +121,12 @@ pub enum EventKind {
         /// The stack is cut.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         truncated: bool,
+        /// It was made by a helper thread, for work that the activation handed over at this time, nanoseconds.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        handed_over_ns: Option<u64>,
+        /// It does not return, or had not when the window ended.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        is_open: bool,
     },
     /// A signal that the runtime turns into a trap.
     Trap {
@@ -180,5 +186,31 @@ impl EventKind {
             Self::ProcessGone => "process_gone",
             Self::Lost { .. } => "lost",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_syscall_of_a_recording_that_knows_no_helper_threads_is_read() {
+        let line = r#"{"at_ns":5,"pid":1,"tid":2,"event":"syscall","activation":4096,"entry":null,"duration_ns":7,"number":0,
+            "result":-11,"arguments":[3,0,64],"stack":[1,0]}"#;
+        let event: Event = serde_json::from_str(line).unwrap();
+        let EventKind::Syscall {
+            handed_over_ns,
+            is_open,
+            ..
+        } = &event.kind
+        else {
+            panic!("{event:?}")
+        };
+        assert_eq!((*handed_over_ns, *is_open), (None, false));
+        let written = serde_json::to_string(&event).unwrap();
+        assert!(
+            !written.contains("handed_over_ns") && !written.contains("is_open"),
+            "{written}"
+        );
     }
 }

@@ -2,6 +2,8 @@
 
 mod aggregate;
 mod definitions;
+mod helpers;
+mod in_flight;
 mod marks;
 mod watching;
 
@@ -178,6 +180,7 @@ impl Pipeline {
         for pid in self.processes.keys() {
             self.kernel.unwatch(*pid);
         }
+        let in_flight = self.in_flight();
         let mut output = self.turn();
         // Only what is in the ring by now: other processes may go on filling it.
         let counters = self.kernel.counters();
@@ -190,6 +193,12 @@ impl Pipeline {
             }
         }
         let end_ns = clock::monotonic_ns();
+        let mut last = Output {
+            events: in_flight::events(&in_flight, &output.events, end_ns),
+            ..Output::default()
+        };
+        self.correlate(&mut last);
+        output.append(last);
         self.correlator.finish(end_ns);
         let mut last = Output::default();
         self.correlate(&mut last);
@@ -377,9 +386,12 @@ impl Pipeline {
                         arguments: syscall.arguments,
                         stack,
                         truncated: record.is_truncated(),
+                        handed_over_ns: None,
+                        is_open: record.does_not_return(),
                     },
                 });
             }
+            Record::HelperSyscall(syscall) => push(helpers::event_kind(syscall, record.does_not_return())),
             Record::Trap(trap) => {
                 let entry = self.function(pid, trap.entry_handler, events);
                 let stack = self.stack(pid, record.frames(), events);

@@ -70,7 +70,7 @@ pub struct Span {
     pub stack: Vec<Arc<Function>>,
     /// Guest frames that were deeper than the walk is allowed to go: the stack is cut, not complete.
     pub stack_truncated: bool,
-    /// Calls made from it, by start time; they never overlap each other.
+    /// Calls made from it, by start time; they never overlap each other, save those of helper threads.
     pub children: Vec<Span>,
     /// Times at which its fiber left its thread, by start time; never overlapping.
     pub suspends: Vec<Suspend>,
@@ -112,6 +112,9 @@ pub enum SpanKind {
         args: [u64; 3],
         /// Return value; negative values are `-errno`. Zero while `end_bound` is open.
         result: i64,
+        /// Made by another thread (the span's `tid`) that did work which the host call had handed over and waits for.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        on_helper: bool,
     },
     /// A signal that the runtime turns into a trap of the guest (no duration).
     Trap {
@@ -241,9 +244,15 @@ impl Span {
         self.end_ns.saturating_sub(self.start_ns)
     }
 
-    /// Time spent in it but in none of its children and not suspended.
+    /// Whether another thread did it while this one, or nothing, went on: its time is nobody else's.
+    pub fn is_on_helper(&self) -> bool {
+        matches!(self.kind, SpanKind::Syscall { on_helper: true, .. })
+    }
+
+    /// Time spent in it but in none of its children and not suspended. What helper threads do meanwhile takes nothing from it.
     pub fn self_ns(&self) -> u64 {
-        let children: u64 = self.children.iter().map(Span::duration_ns).sum();
+        let own = self.children.iter().filter(|child| !child.is_on_helper());
+        let children: u64 = own.map(Span::duration_ns).sum();
         let child_suspends: u64 = self.children.iter().map(Span::suspended_ns).sum();
         let own_suspends = self.suspended_ns().saturating_sub(child_suspends);
         self.duration_ns().saturating_sub(children).saturating_sub(own_suspends)

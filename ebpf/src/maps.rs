@@ -4,7 +4,9 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
 };
-use wasmscope_common::{COUNTER_SLOTS, Counter, ProcessConfig, SeenCallSite, SeenCallee, SyscallKey, SyscallStats};
+use wasmscope_common::{
+    COUNTER_SLOTS, Counter, HandedOver, HelperTask, ProcessConfig, SeenCallSite, SeenCallee, SyscallKey, SyscallStats,
+};
 
 use crate::thread::Thread;
 
@@ -32,6 +34,11 @@ pub static SYSCALL_STATS: PerCpuHashMap<SyscallKey, SyscallStats> = PerCpuHashMa
 /// Call sites whose callee has been announced; the least recently used are forgotten and announced again.
 #[map]
 pub static CALL_SITES: LruHashMap<SeenCallSite, SeenCallee> = LruHashMap::with_max_entries(16_384, 0);
+
+/// Work handed to helper threads. An entry is taken out when its work begins and replaced when its address is used again;
+/// those of work that never begins are forgotten when room is needed.
+#[map]
+pub static HELPER_TASKS: LruHashMap<HelperTask, HandedOver> = LruHashMap::with_max_entries(16_384, 0);
 
 /// Entry 0 changes after every change the agent makes to [`PROCESSES`]: threads then look at their process again.
 #[map]

@@ -1,7 +1,9 @@
 //! What is kept per thread: the syscall that is running, the address of its TLS slot, and room to build a record in.
 
 use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_get_current_pid_tgid};
-use wasmscope_common::{Counter, MAX_RECORD_BYTES, ProcessConfig, TLS_DYNAMIC, TLS_STATIC};
+use wasmscope_common::{
+    Counter, HandedOver, MAX_RECORD_BYTES, ProcessConfig, THREAD_BYTES, TLS_DYNAMIC, TLS_STATIC, ThreadHead,
+};
 
 use crate::{
     maps::{PROCESSES, THREADS, count, generation},
@@ -23,6 +25,14 @@ pub struct Thread {
     pub entered_ns: u64,
     /// Number of the running syscall.
     pub syscall: u64,
+    /// For whom the thread does what it does, if that was handed over to it; activation 0: for itself.
+    pub on_behalf_of: HandedOver,
+    /// Address of the task that this is.
+    pub task: u64,
+    /// Process it belongs to: thread ids are used again.
+    pub pid: u32,
+    /// Unused, zero.
+    pub reserved: u32,
     /// Address of the TLS slot that holds the activation, 0 if not known.
     pub slot: u64,
     /// How far down static TLS has been searched for it; 0: not begun.
@@ -37,11 +47,11 @@ pub struct Thread {
     pub limits_base: u32,
     /// As in the config.
     pub flags: u32,
-    /// Process it belongs to: thread ids are used again.
-    pub pid: u32,
     /// [`TRAPPED`] from a trap of the guest until its activation leaves, [`LEFT_AFTER_TRAP`] from then on until the next
     /// crossing; meanwhile the exit fields are of an earlier moment. 0 otherwise.
     pub trapped: u32,
+    /// Unused, zero.
+    pub padding: u32,
     /// `VMStoreContext` fields as read last.
     pub limits: Limits,
     /// Frame pointer and return address as read last.
@@ -51,6 +61,18 @@ pub struct Thread {
     /// The record being built.
     pub record: [u64; MAX_RECORD_BYTES / 8],
 }
+
+// The agent reads the head, and maps are opened by the size of their values.
+const _: () = {
+    assert!(
+        size_of::<Thread>() == THREAD_BYTES,
+        "put the new size into THREAD_BYTES"
+    );
+    assert!(core::mem::offset_of!(Thread, entered_ns) == core::mem::offset_of!(ThreadHead, entered_ns));
+    assert!(core::mem::offset_of!(Thread, syscall) == core::mem::offset_of!(ThreadHead, syscall));
+    assert!(core::mem::offset_of!(Thread, on_behalf_of) == core::mem::offset_of!(ThreadHead, on_behalf_of));
+    assert!(core::mem::offset_of!(Thread, pid) == core::mem::offset_of!(ThreadHead, pid));
+};
 
 /// The part of `VMStoreContext` that says where wasm was entered and left.
 #[repr(C)]
@@ -79,6 +101,13 @@ pub struct Frame {
 static NEW_THREAD: Thread = Thread {
     entered_ns: 0,
     syscall: 0,
+    on_behalf_of: HandedOver {
+        activation: 0,
+        at_ns: 0,
+    },
+    task: 0,
+    pid: 0,
+    reserved: 0,
     slot: 0,
     searched_to: 0,
     seen_generation: 0,
@@ -86,8 +115,8 @@ static NEW_THREAD: Thread = Thread {
     store_offset: 0,
     limits_base: 0,
     flags: 0,
-    pid: 0,
     trapped: 0,
+    padding: 0,
     limits: Limits {
         exit_fp: 0,
         exit_pc: 0,
@@ -136,6 +165,10 @@ pub fn current(config: &ProcessConfig) -> Option<*mut Thread> {
         && state.generation == config.generation
         && state.flags == config.flags
         && state.store_offset == config.store_offset;
+    if state.pid != pid {
+        state.on_behalf_of.activation = 0;
+        state.task = 0;
+    }
     if !known {
         state.generation = config.generation;
         state.store_offset = config.store_offset;

@@ -9,7 +9,7 @@ use aya_ebpf::{
     },
     programs::ProbeContext,
 };
-use wasmscope_common::SiteCookie;
+use wasmscope_common::{ArgumentLocation, SiteCookie};
 
 /// Reads `T` from the memory of the current process.
 #[inline(always)]
@@ -117,4 +117,15 @@ pub fn register(regs: &pt_regs, number: u8) -> u64 {
 pub fn cookie(ctx: &ProbeContext) -> SiteCookie {
     // SAFETY: the pointer is this program's context.
     SiteCookie(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) })
+}
+
+/// An argument of the function that was hit; 0 if it is not there any more.
+#[inline(always)]
+pub fn argument(regs: &pt_regs, location: ArgumentLocation) -> u64 {
+    match location {
+        ArgumentLocation::Register(number) => register(regs, number),
+        ArgumentLocation::Stack(offset) => read_user_word(regs.rsp + u64::from(offset)).unwrap_or(0),
+        ArgumentLocation::Constant(value) => u64::from(value),
+        ArgumentLocation::Lost => 0,
+    }
 }

@@ -34,11 +34,13 @@ pub enum SiteProgram {
     Mark,
     /// On a `ret` of such a function.
     MarkEnd,
+    /// Where work is handed to helper threads, where they begin it and where it is done.
+    Helper,
 }
 
 impl SiteProgram {
     /// Every program.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::ActivationSwap,
         Self::Unwind,
         Self::HostCall,
@@ -46,6 +48,7 @@ impl SiteProgram {
         Self::HostCallEnd,
         Self::Mark,
         Self::MarkEnd,
+        Self::Helper,
     ];
 
     /// Its name in the object.
@@ -58,6 +61,7 @@ impl SiteProgram {
             Self::HostCallEnd => "host_call_end",
             Self::Mark => "mark",
             Self::MarkEnd => "mark_end",
+            Self::Helper => "helper",
         }
     }
 }

@@ -7,7 +7,8 @@ use aya::{
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf},
     programs::{ProgramError, RawTracePoint},
 };
-use wasmscope_common::{Counter, ProcessConfig, SyscallKey, SyscallStats};
+use wasmscope_common::{Counter, ProcessConfig, SyscallKey, SyscallStats, THREAD_BYTES, ThreadHead};
+use zerocopy::FromBytes as _;
 
 use super::{
     attach::Attacher,
@@ -100,6 +101,7 @@ pub struct Kernel {
     processes: HashMap<MapData, u32, PodConfig>,
     counters: PerCpuArray<MapData, u64>,
     syscall_stats: PerCpuHashMap<MapData, PodKey, PodStats>,
+    threads: HashMap<MapData, u32, [u8; THREAD_BYTES]>,
     generation: Array<MapData, u64>,
     generation_value: u64,
     pub(super) ebpf: Ebpf,
@@ -151,6 +153,7 @@ impl Kernel {
             processes: take(&mut ebpf, "PROCESSES")?,
             counters: take(&mut ebpf, "COUNTERS")?,
             syscall_stats: take(&mut ebpf, "SYSCALL_STATS")?,
+            threads: take(&mut ebpf, "THREADS")?,
             generation: take(&mut ebpf, "GENERATION")?,
             generation_value: 0,
             ebpf,
@@ -212,6 +215,15 @@ impl Kernel {
                 .map(|counter| (counter.name(), (counter, value(counter))))
                 .collect(),
         )
+    }
+
+    /// What the programs know of the threads that they have met and that still live, by thread id.
+    pub fn threads(&self) -> Vec<(u32, ThreadHead)> {
+        self.threads
+            .iter()
+            .filter_map(Result::ok)
+            .filter_map(|(tid, bytes)| Some((tid, ThreadHead::read_from_prefix(&bytes).ok()?.0)))
+            .collect()
     }
 
     /// Takes the syscall aggregate of one process, summed over CPUs, out of the table. Nothing is lost if the process has

@@ -109,8 +109,9 @@ impl Export {
             match span.kind {
                 SpanKind::Invoke { .. } => self.guest_ns += span.self_ns(),
                 SpanKind::HostCall { .. } => self.host_ns += span.self_ns(),
-                SpanKind::Syscall { .. } => self.kernel_ns += span.duration_ns(),
-                SpanKind::Trap { .. } => {}
+                SpanKind::Syscall { on_helper: false, .. } => self.kernel_ns += span.duration_ns(),
+                // The time of helper threads is that in which the guest waited for them.
+                SpanKind::Syscall { .. } | SpanKind::Trap { .. } => {}
             }
         }
     }

@@ -69,10 +69,13 @@ impl Activation {
             return;
         }
         self.span_count += 1;
-        match &mut self.open_call {
-            Some(call) => call.children.push(span),
-            None => self.span.children.push(span),
-        }
+        let siblings = match &mut self.open_call {
+            Some(call) => &mut call.children,
+            None => &mut self.span.children,
+        };
+        // Spans come when they end; only those of helper threads can begin before one that has ended.
+        let after = siblings.iter().rposition(|sibling| sibling.start_ns <= span.start_ns);
+        siblings.insert(after.map_or(0, |index| index + 1), span);
     }
 
     pub(super) fn close_call(&mut self, at_ns: u64, bound: Bound, outcome: Outcome) {

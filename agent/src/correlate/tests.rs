@@ -95,6 +95,8 @@ fn syscall(activation: u64, duration_ns: u64) -> EventKind {
         arguments: [0; 3],
         stack: vec![1, 0],
         truncated: false,
+        handed_over_ns: None,
+        is_open: false,
     }
 }
 
@@ -404,7 +406,22 @@ fn any_kind() -> impl Strategy<Value = EventKind> {
             }),
         (activation.clone(), 0..3u32).prop_map(|(activation, import)| host_call(activation, import)),
         any::<bool>().prop_map(|succeeded| EventKind::HostCallEnd { frame: 0, succeeded }),
-        (activation, any::<u64>()).prop_map(|(activation, duration_ns)| syscall(activation, duration_ns)),
+        (activation.clone(), any::<u64>()).prop_map(|(activation, duration_ns)| syscall(activation, duration_ns)),
+        (activation, any::<u64>(), any::<u64>(), any::<bool>()).prop_map(
+            |(activation, handed_over_ns, duration_ns, open)| {
+                let mut kind = of_helper(activation, handed_over_ns, duration_ns);
+                if let EventKind::Syscall {
+                    is_open,
+                    handed_over_ns,
+                    ..
+                } = &mut kind
+                {
+                    *is_open = open;
+                    *handed_over_ns = handed_over_ns.filter(|at_ns| at_ns % 2 == 0);
+                }
+                kind
+            }
+        ),
         Just(EventKind::Unwind),
         Just(EventKind::ThreadExit),
         Just(EventKind::ProcessGone),
@@ -467,4 +484,113 @@ fn the_end_of_one_process_does_not_judge_another() {
     correlator.push(event(22, 1, EventKind::Unwind));
     let traces = correlator.take_finished();
     assert_eq!(traces[0].root.outcome.as_str(), "trap");
+}
+
+fn of_helper(activation: u64, handed_over_ns: u64, duration_ns: u64) -> EventKind {
+    let mut kind = syscall(activation, duration_ns);
+    if let EventKind::Syscall { handed_over_ns: at, .. } = &mut kind {
+        *at = Some(handed_over_ns);
+    }
+    kind
+}
+
+#[test]
+fn what_helpers_do_belongs_to_the_host_call_that_waits_and_takes_no_time_from_it() {
+    let (traces, losses) = run([
+        (10, 1, swap(0, FIBER, below(FIBER))),
+        (20, 1, host_call(FIBER, 0)),
+        // Two helpers at the same time, and the waking of one, which returned when that was at work.
+        (31, 3, of_helper(FIBER, 25, 20)),
+        (29, 1, syscall(FIBER, 5)),
+        (40, 1, swap(FIBER, 0, WORKER_STACK)),
+        (33, 4, of_helper(FIBER, 26, 40)),
+        (80, 2, swap(0, FIBER, WORKER_STACK)),
+        (
+            90,
+            2,
+            EventKind::HostCallEnd {
+                frame: 0,
+                succeeded: true,
+            },
+        ),
+        (100, 2, swap(FIBER, 0, below(FIBER))),
+    ]);
+    assert_eq!(losses, []);
+    let root = &traces[0].root;
+    let call = &root.children[0];
+    let children: Vec<_> = call
+        .children
+        .iter()
+        .map(|child| (child.start_ns, child.tid, child.is_on_helper()))
+        .collect();
+    assert_eq!(children, [(29, 1, false), (31, 3, true), (33, 4, true)]);
+    assert_eq!(call.children[1].stack, call.stack);
+    // 70 in all, less 40 off every thread and 5 in the syscall of its own.
+    assert_eq!((call.suspended_ns(), call.self_ns()), (40, 25));
+    assert_eq!(root.self_ns(), 20);
+}
+
+#[test]
+fn work_handed_over_by_an_earlier_host_call_or_activation_is_nobodys() {
+    let (traces, losses) = run([
+        (10, 1, swap(0, FIBER, below(FIBER))),
+        (20, 1, host_call(FIBER, 0)),
+        (
+            30,
+            1,
+            EventKind::HostCallEnd {
+                frame: 0,
+                succeeded: true,
+            },
+        ),
+        (35, 3, of_helper(FIBER, 25, 1)),
+        (40, 1, host_call(FIBER, 0)),
+        (45, 3, of_helper(FIBER, 25, 1)),
+        (
+            50,
+            1,
+            EventKind::HostCallEnd {
+                frame: 0,
+                succeeded: true,
+            },
+        ),
+        (60, 1, swap(FIBER, 0, below(FIBER))),
+        (65, 3, of_helper(FIBER, 45, 1)),
+        (70, 1, swap(0, FIBER, below(FIBER))),
+        (75, 3, of_helper(FIBER, 45, 1)),
+        (80, 1, swap(FIBER, 0, below(FIBER))),
+    ]);
+    let lost: Vec<_> = losses.iter().map(|loss| (loss.reason.as_str(), loss.count)).collect();
+    assert_eq!(lost, [("helper_outlived_call", 4)]);
+    assert_eq!(traces.len(), 2);
+    assert!(
+        traces
+            .iter()
+            .all(|trace| trace.root.walk().all(|span| !span.is_on_helper()))
+    );
+}
+
+#[test]
+fn a_thread_without_an_activation_may_wait_when_the_window_ends() {
+    let open = || {
+        let mut kind = syscall(0, 30);
+        if let EventKind::Syscall { is_open, .. } = &mut kind {
+            *is_open = true;
+        }
+        kind
+    };
+    let (traces, losses) = run([
+        (10, 1, swap(0, FIBER, below(FIBER))),
+        (20, 1, host_call(FIBER, 0)),
+        (30, 1, open()),
+        (30, 2, open()),
+    ]);
+    assert_eq!(losses, []);
+    let call = &traces[0].root.children[0];
+    let [wait] = call.children.as_slice() else {
+        panic!("{call:?}")
+    };
+    assert_eq!((wait.end_bound, wait.end_ns), (Bound::Open, 60));
+    assert_eq!((call.end_bound, call.end_ns), (Bound::Open, 60));
+    assert_eq!(wait.stack, call.stack);
 }

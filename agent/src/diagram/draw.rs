@@ -71,6 +71,16 @@ pub(super) struct Scope<'t> {
     pub(super) entered: Option<&'t Function>,
 }
 
+/// Whether a syscall by which its thread or process ended itself is the last thing in it.
+pub(super) fn departs(span: &Span) -> bool {
+    let mut last = span;
+    while let Some(child) = last.children.last() {
+        last = child;
+    }
+    last.end_bound == Bound::Open
+        && matches!(&last.kind, SpanKind::Syscall { name, .. } if matches!(name.as_str(), "exit" | "exit_group" | "execve" | "execveat"))
+}
+
 /// What is left to do, innermost first.
 enum Work<'t> {
     Item(ItemId, Scope<'t>),
@@ -288,12 +298,16 @@ impl<'t> Drawing<'_, 't> {
         let is_invoke = span.role() == Role::Invoke;
         let is_unseen = span.end_bound == Bound::Open || span.outcome == Outcome::Unfinished;
         if is_unseen {
-            let words = if span.end_bound == Bound::Open {
-                "still running when the window ended"
+            let words = if departs(span) && span.role() == Role::Syscall {
+                "does not return".to_owned()
+            } else if departs(span) {
+                format!("ended with its thread or process · {time}")
+            } else if span.end_bound == Bound::Open {
+                format!("still running when the window ended · {time}")
             } else {
-                "cut off: its thread or process ended first"
+                format!("cut off: its thread or process ended first · {time}")
             };
-            self.note(from, from, vec![format!("{words} · {time}")]);
+            self.note(from, from, vec![words]);
             self.steps.push(Step::EndBar { at: from });
             return;
         }

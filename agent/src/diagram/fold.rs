@@ -57,7 +57,7 @@ struct Key<'t> {
 enum Callee<'t> {
     Invoke(Option<&'t Function>),
     HostCall(Option<&'t Import>),
-    Syscall(&'t str),
+    Syscall { name: &'t str, on_helper: bool },
     Trap(&'t str, Option<&'t Function>),
     Suspend,
 }
@@ -182,7 +182,10 @@ impl<'t> Key<'t> {
                 callee: match &span.kind {
                     SpanKind::Invoke { function } => Callee::Invoke(function.as_deref()),
                     SpanKind::HostCall { import } => Callee::HostCall(import.as_deref()),
-                    SpanKind::Syscall { name, .. } => Callee::Syscall(name),
+                    SpanKind::Syscall { name, on_helper, .. } => Callee::Syscall {
+                        name,
+                        on_helper: *on_helper,
+                    },
                     SpanKind::Trap { code, function, .. } => Callee::Trap(code, function.as_deref()),
                 },
                 outcome: Some(&span.outcome),

@@ -138,6 +138,10 @@ pub struct Totals {
     pub kernel_ns: u64,
     /// With the fiber off every thread.
     pub suspended_ns: u64,
+    /// In syscalls of helper threads, side by side with the rest: part of none of the above.
+    pub helper_ns: u64,
+    /// How many of those there were.
+    pub helper_count: u64,
     /// Calls in the trace: invocations, host calls, syscalls. `drawn + repeated + folded = call`.
     pub call_count: u64,
     /// Calls drawn one by one; one of each loop is.

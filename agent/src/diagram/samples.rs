@@ -79,6 +79,7 @@ pub(super) fn syscall(start_ns: u64, length_ns: u64, name: &str, args: [u64; 3],
             name: name.into(),
             args,
             result,
+            on_helper: false,
         },
         Vec::new(),
     );
@@ -297,8 +298,8 @@ fn kind() -> impl Strategy<Value = SpanKind> {
         4 => prop::option::weighted(0.9, (name(), name()).prop_map(|(module, name)| Arc::new(Import { module, name })))
             .prop_map(|import| SpanKind::HostCall { import }),
         4 => (any::<u64>(), prop_oneof![Just("read".to_owned()), Just("openat".to_owned()), Just("futex".to_owned()), name()],
-            any::<[u64; 3]>(), any::<i64>())
-            .prop_map(|(number, name, args, result)| SpanKind::Syscall { number, name, args, result }),
+            any::<[u64; 3]>(), any::<i64>(), any::<bool>())
+            .prop_map(|(number, name, args, result, on_helper)| SpanKind::Syscall { number, name, args, result, on_helper }),
         1 => (name(), any_function(), any::<u64>())
             .prop_map(|(code, function, native_offset)| SpanKind::Trap { code, function, native_offset }),
     ]

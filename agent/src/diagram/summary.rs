@@ -70,6 +70,13 @@ pub(super) fn lines(
         lines.extend(fit(&format!("REPLAY of {}", visible(origin, MAX_LINE_CHARS))));
     }
     lines.push(accounting(totals));
+    if totals.helper_count > 0 {
+        lines.push(format!(
+            "beside that on helper threads: {}, {}",
+            counted(totals.helper_count, "syscall"),
+            duration(totals.helper_ns)
+        ));
+    }
     lines.extend(largest(timeline));
     let in_window = losses("in the whole window, perhaps from this trace", &capture.losses);
     let lost = losses("in this trace", &trace.losses);

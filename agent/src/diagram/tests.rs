@@ -97,6 +97,49 @@ fn a_fiber_that_moves_between_threads() {
     assert_drawn!("suspended", trace(root), capture());
 }
 
+fn on_helper(mut span: Span, thread: u32) -> Span {
+    if let SpanKind::Syscall { on_helper, .. } = &mut span.kind {
+        *on_helper = true;
+    }
+    span.tid = thread;
+    span
+}
+
+#[test]
+fn helper_threads_that_work_while_the_guest_waits() {
+    let waiting = suspend(150 * US, 650 * US, 2113, 2117);
+    let mut fetch = host_call(
+        100 * US,
+        800 * US,
+        "edge",
+        "fetch",
+        vec![
+            syscall(120 * US, 50 * US, "futex", [0, 129, 1], 1),
+            on_helper(syscall(140 * US, 400 * US, "openat", [0xffff_ff9c, 0, 0], 9), 2120),
+            // At the same time as the one before, and after which the guest had gone on.
+            on_helper(syscall(200 * US, 500 * US, "pread64", [8, 0, 64], 64), 2121),
+        ],
+    );
+    fetch.suspends = vec![waiting];
+    let mut leave = host_call(950 * US, 40 * US, "edge", "leave", Vec::new());
+    let mut exit = syscall(960 * US, 0, "exit_group", [3, 0, 0], 0);
+    exit.outcome = Outcome::Unfinished;
+    exit.end_bound = Bound::Open;
+    leave.children = vec![exit];
+    leave.outcome = Outcome::Unfinished;
+    leave.end_bound = Bound::Open;
+    let mut root = invoke(0, MS, &function("proxy.wasm", "handle"), vec![fetch, leave]);
+    root.suspends = vec![waiting];
+    root.outcome = Outcome::Unfinished;
+    root.end_bound = Bound::Open;
+    let totals = sequence(&trace(root.clone()), &capture(), &Options::default()).totals;
+    assert_eq!((totals.helper_count, totals.helper_ns), (2, 900 * US));
+    // 30 µs of the syscall of its own were not suspended.
+    assert_eq!((totals.kernel_ns, totals.suspended_ns), (30 * US, 650 * US));
+    assert_eq!((totals.host_ns, totals.guest_ns), (160 * US, 160 * US));
+    assert_drawn!("helpers", trace(root), capture());
+}
+
 #[test]
 fn a_trap_in_a_nested_guest_unwinds_both() {
     let inner = function("plugin.wasm", "on_event");

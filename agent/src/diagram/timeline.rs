@@ -107,7 +107,9 @@ impl<'t> Timeline<'t> {
             for (suspend, end_ns) in suspends {
                 // The last child that had begun; it holds the suspension if it was not over.
                 let began = children.partition_point(|child| child.start_ns <= suspend.start_ns);
-                let holder = began.checked_sub(1).filter(|&child| {
+                // What helpers do meanwhile does not hold anything.
+                let last = children[..began].iter().rposition(|child| !child.is_on_helper());
+                let holder = last.filter(|&child| {
                     matches!(children[child].role(), Role::Invoke | Role::HostCall)
                         && suspend.start_ns < children[child].end_ns
                 });
@@ -154,6 +156,12 @@ impl<'t> Timeline<'t> {
                 let What::Span(child_span) = self.nodes[child as usize].what else {
                     continue;
                 };
+                if child_span.is_on_helper() {
+                    self.totals.helper_count += 1;
+                    self.totals.helper_ns = self.totals.helper_ns.saturating_add(child_span.duration_ns());
+                    clipped[child as usize] = cursor..cursor;
+                    continue;
+                }
                 let start = child_span.start_ns.clamp(cursor, own.end);
                 let end = child_span.end_ns.clamp(start, own.end);
                 own_ns += suspended.outside(&(cursor..start));

@@ -2,12 +2,15 @@
 
 use crate::span::{Bound, Function, Outcome, Role, Span, SpanKind, Suspend};
 
-use super::draw::{Drawing, Scope};
+use super::draw::{Drawing, Scope, departs};
 use super::label::{Spread, bytes, duration, grouped, visible};
 use super::lifeline::Lifeline;
 use super::select::ItemId;
 use super::syscall;
 use super::timeline::What;
+
+/// Helper threads that are named on one arrow.
+const MAX_NAMED_HELPERS: usize = 3;
 
 impl<'t> Drawing<'_, 't> {
     pub(super) fn name(&self, name: &str) -> String {
@@ -25,6 +28,7 @@ impl<'t> Drawing<'_, 't> {
             _ => "unknown function".into(),
         };
         let how = match &root.outcome {
+            _ if departs(root) => " · never returned".into(),
             _ if root.end_bound == Bound::Open => " · still running".into(),
             Outcome::Ok | Outcome::Unknown => String::new(),
             Outcome::Trap { .. } => format!(" · {}", self.trap_words(0)),
@@ -68,10 +72,14 @@ impl<'t> Drawing<'_, 't> {
             SpanKind::Syscall { name, .. } => {
                 let arguments = syscall::arguments(name, self.common_arguments(item));
                 let name = self.name(name);
-                if arguments.is_empty() {
+                let call = if arguments.is_empty() {
                     name
                 } else {
                     format!("{name} {arguments}")
+                };
+                match self.helpers(item) {
+                    Some(helpers) => format!("{call} · {helpers}"),
+                    None => call,
                 }
             }
             SpanKind::Trap { .. } => String::new(),
@@ -124,6 +132,22 @@ impl<'t> Drawing<'_, 't> {
         let entered = scope.entered.map(words);
         let last = self.last_caller.insert(scope.invocation, text.clone()).or(entered);
         (last.as_ref() != Some(&text)).then_some(text)
+    }
+
+    /// The helper threads that made these calls, if any did.
+    fn helpers(&self, item: ItemId) -> Option<String> {
+        let mut tids: Vec<u32> = Vec::new();
+        for span in self.spans(item).filter(|span| span.is_on_helper()) {
+            if !tids.contains(&span.tid) {
+                tids.push(span.tid);
+            }
+            if tids.len() > MAX_NAMED_HELPERS {
+                return Some("on several helper threads".into());
+            }
+        }
+        let words = if tids.len() > 1 { "threads" } else { "thread" };
+        let tids: Vec<String> = tids.iter().map(u32::to_string).collect();
+        (!tids.is_empty()).then(|| format!("on helper {words} {}", tids.join(", ")))
     }
 
     /// The arguments that all members share.

@@ -66,6 +66,14 @@ pub struct HostSymbols {
     pub publish: Vec<HostFunction>,
     /// An instance is made.
     pub instance_new: Vec<HostFunction>,
+    /// tokio hands a task to its pool of helper threads. Argument 1 or 2: the task.
+    pub helper_spawn: Vec<HostFunction>,
+    /// The loop in which a helper thread calls tasks.
+    pub helper_run: Vec<HostFunction>,
+    /// A task of tokio is done. Argument 0: its state, with which it begins.
+    pub task_complete: Vec<HostFunction>,
+    /// A thread becomes one that runs everybody's tasks.
+    pub worker_run: Vec<HostFunction>,
     /// Thread-local pointer to the current activation record, bit 0 set once initialised.
     pub tls_slot: Option<TlsSlot>,
 }
@@ -373,6 +381,42 @@ const KINDS: &[Kind] = &[
         paths: &["wasmtime::runtime::vm::instance::Instance::new"],
         list: |symbols| &mut symbols.instance_new,
     },
+    Kind {
+        fragment: b"7Spawner10spawn_task",
+        paths: &["tokio::runtime::blocking::pool::Spawner::spawn_task"],
+        list: |symbols| &mut symbols.helper_spawn,
+    },
+    Kind {
+        fragment: b"5Inner3run",
+        paths: &["tokio::runtime::blocking::pool::Inner::run"],
+        list: |symbols| &mut symbols.helper_run,
+    },
+    Kind {
+        fragment: b"10run_worker",
+        paths: &[
+            "tokio::runtime::blocking::pool::LockedImpl::run_worker",
+            "tokio::runtime::blocking::sharded::ShardedImpl::run_worker",
+        ],
+        list: |symbols| &mut symbols.helper_run,
+    },
+    Kind {
+        fragment: b"11UnownedTask",
+        paths: &["tokio::runtime::task::UnownedTask::run"],
+        list: |symbols| &mut symbols.helper_run,
+    },
+    Kind {
+        fragment: b"5State22transition_to_complete",
+        paths: &["tokio::runtime::task::state::State::transition_to_complete"],
+        list: |symbols| &mut symbols.task_complete,
+    },
+    Kind {
+        fragment: b"6worker3run",
+        paths: &[
+            "tokio::runtime::scheduler::multi_thread::worker::run",
+            "tokio::runtime::thread_pool::worker::run",
+        ],
+        list: |symbols| &mut symbols.worker_run,
+    },
 ];
 
 /// The switch itself; where it exists, the function of the same name without the underscore only calls it.
@@ -386,7 +430,7 @@ const ASSEMBLY_FIBER_SWITCH: &str = "wasmtime_fiber_switch_";
 struct Search<'a> {
     image: &'a HostImage,
     symbols: HostSymbols,
-    crate_name: memchr::memmem::Finder<'static>,
+    crate_names: [memchr::memmem::Finder<'static>; 2],
     fragments: Vec<memchr::memmem::Finder<'static>>,
     demangled_count: u32,
 }
@@ -396,7 +440,7 @@ impl<'a> Search<'a> {
         Self {
             image,
             symbols: HostSymbols::default(),
-            crate_name: memchr::memmem::Finder::new(b"wasmtime"),
+            crate_names: [b"wasmtime".as_slice(), b"5tokio7runtime"].map(memchr::memmem::Finder::new),
             fragments: KINDS
                 .iter()
                 .map(|kind| memchr::memmem::Finder::new(kind.fragment))
@@ -408,7 +452,13 @@ impl<'a> Search<'a> {
     fn visit(&mut self, symbol: &ElfSym, name: &[u8]) {
         let kind = symbol.st_type();
         let is_defined = symbol.st_shndx.get(E) != elf::SHN_UNDEF;
-        if !is_defined || self.demangled_count >= MAX_DEMANGLED || self.crate_name.find(name).is_none() {
+        if !is_defined
+            || self.demangled_count >= MAX_DEMANGLED
+            || self
+                .crate_names
+                .iter()
+                .all(|crate_name| crate_name.find(name).is_none())
+        {
             return;
         }
         match kind {

@@ -4,6 +4,7 @@
 
 use std::{borrow::Cow, fmt::Write as _, fs::File, io, os::unix::fs::FileExt};
 
+pub mod call_sites;
 pub mod code_object;
 mod component;
 mod elf;

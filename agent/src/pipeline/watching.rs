@@ -269,7 +269,7 @@ impl Pipeline {
                         SiteProgram::Unwind => coverage.unwinds = false,
                         SiteProgram::HostCall | SiteProgram::ComponentHostCall => coverage.host_calls = false,
                         SiteProgram::HostCallEnd => coverage.host_call_ends = false,
-                        SiteProgram::Mark | SiteProgram::MarkEnd => {}
+                        SiteProgram::Mark | SiteProgram::MarkEnd | SiteProgram::Helper => {}
                     }
                 }
             }

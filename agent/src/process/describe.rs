@@ -59,6 +59,19 @@ pub fn is_alive(pid: u32) -> bool {
         .unwrap_or(false)
 }
 
+/// The syscall that a thread waits in, and its first three arguments; `None` if it is running.
+pub fn running_syscall(pid: u32, tid: u32) -> Option<(u64, [u64; 3])> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).ok()?;
+    let mut fields = text.split_ascii_whitespace();
+    // -1 outside of a syscall.
+    let number = fields.next()?.parse().ok()?;
+    let mut arguments = [0; 3];
+    for argument in &mut arguments {
+        *argument = u64::from_str_radix(fields.next()?.strip_prefix("0x")?, 16).ok()?;
+    }
+    Some((number, arguments))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,6 +82,26 @@ mod tests {
         assert!(!facts.command.is_empty());
         assert!(facts.start_ns > 0);
         assert!(is_alive(std::process::id()));
+    }
+
+    #[test]
+    fn a_thread_that_waits_is_in_its_syscall() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            tell.send(rustix::thread::gettid()).unwrap();
+            std::io::Read::read(&mut &reader, &mut [0; 16]).unwrap()
+        });
+        let tid = told.recv().unwrap().as_raw_nonzero().get().unsigned_abs();
+        let found = loop {
+            match running_syscall(std::process::id(), tid) {
+                Some((0, arguments)) => break arguments,
+                _ => std::thread::yield_now(),
+            }
+        };
+        assert_eq!(found[2], 16);
+        drop(writer);
+        assert_eq!(thread.join().unwrap(), 0);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //!
 //! Plans are data: the code that loads and attaches never learns a runtime's name.
 
+mod tokio;
 pub mod wasmtime;
 
 use wasmscope_common::{

@@ -81,6 +81,9 @@ impl RuntimeAdapter for Wasmtime {
             unwinds: !symbols.from_runtime_box.is_empty(),
         };
         plan.explain(image, without_end);
+        if plan.coverage.activations {
+            plan.follow_helpers(symbols, file);
+        }
         Some(plan)
     }
 }
@@ -253,7 +256,7 @@ impl ProbePlan {
     }
 }
 
-fn read_code(function: &HostFunction, file: &dyn ReadAt) -> Vec<u8> {
+pub(super) fn read_code(function: &HostFunction, file: &dyn ReadAt) -> Vec<u8> {
     let mut code = vec![0; function.size.min(MAX_FUNCTION_BYTES) as usize];
     let mut filled = 0;
     while filled < code.len() {
@@ -266,7 +269,7 @@ fn read_code(function: &HostFunction, file: &dyn ReadAt) -> Vec<u8> {
     code
 }
 
-fn location(found: ArgLocation) -> ArgumentLocation {
+pub(super) fn location(found: ArgLocation) -> ArgumentLocation {
     match found {
         ArgLocation::Register(number) => ArgumentLocation::Register(number),
         ArgLocation::Stack { offset } => u16::try_from(offset)

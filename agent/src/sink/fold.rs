@@ -92,6 +92,7 @@ impl Tree<'_> {
             && one.end_bound == two.end_bound
             && one.outcome == two.outcome
             && one.stack_truncated == two.stack_truncated
+            && one.is_on_helper() == two.is_on_helper()
             && kinds_are_alike(&one.kind, &two.kind)
             && one.stack == two.stack
             && self.children.len() == other.children.len()

@@ -283,6 +283,9 @@ fn span_attributes(span: &Span) -> Vec<KeyValue> {
             if span.end_bound != Bound::Open {
                 attributes.push(KeyValue::new("wasmscope.syscall.result", *result));
             }
+            if span.is_on_helper() {
+                attributes.push(KeyValue::new("wasmscope.helper_thread", true));
+            }
         }
         _ => {}
     }
@@ -549,6 +552,22 @@ mod tests {
             (&spans[2].status, string(&spans[2], "error.type").as_deref()),
             (&Status::error("ENOENT"), Some("ENOENT"))
         );
+    }
+
+    #[test]
+    fn a_syscall_of_a_helper_thread_says_so_and_names_the_thread() {
+        let mut root = invoke("run", 0, 50);
+        let mut call = syscall("openat", 10, 11);
+        call.tid = 77;
+        root.children = vec![call.clone(), call];
+        if let SpanKind::Syscall { on_helper, .. } = &mut root.children[1].kind {
+            *on_helper = true;
+        }
+        let spans = convert(root);
+        let helper = KeyValue::new("wasmscope.helper_thread", true);
+        assert!(!spans[1].attributes.contains(&helper));
+        assert!(spans[2].attributes.contains(&helper));
+        assert!(spans[2].attributes.contains(&KeyValue::new("thread.id", 77)));
     }
 
     #[test]

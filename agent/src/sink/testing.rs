@@ -85,6 +85,7 @@ pub(crate) fn syscall(name: &str, start_ns: u64, end_ns: u64) -> Span {
         name: name.to_owned(),
         args: [3, 0x7fff_0000, 64],
         result: 64,
+        on_helper: false,
     };
     let mut span = span(kind, start_ns, end_ns);
     span.stack = vec![function("load_rules")];

@@ -1,10 +1,6 @@
 //! Host functions called by guests: entry, with the guest's stack, and return.
 
-use aya_ebpf::{
-    bindings::{BPF_RB_NO_WAKEUP, pt_regs},
-    macros::uprobe,
-    programs::ProbeContext,
-};
+use aya_ebpf::{bindings::BPF_RB_NO_WAKEUP, macros::uprobe, programs::ProbeContext};
 use wasmscope_common::{
     ArgumentLocation, COMPONENT_CALL, Counter, EMIT_HOST_CALLS, HostCall, HostCallEnd, IMPORT_TABLE_BYTES,
     IMPORT_TABLE_CHUNK_BYTES, ImportTable, MAX_TABLES_PER_CALL_SITE, RecordHeader, RecordKind, STACK_TRUNCATED,
@@ -17,7 +13,7 @@ use crate::{
     maps::{CALL_SITES, EVENTS, count},
     output::{Wake, emit, emit_with_frames, header},
     thread::{current, watched},
-    user::{cookie, read_user, read_user_word, register},
+    user::{argument, cookie, read_user},
 };
 
 /// Of a core module.
@@ -197,14 +193,4 @@ fn announce_callee(head: &RecordHeader, call_site: u64, callee: u64, caller: u64
     entry.submit(u64::from(BPF_RB_NO_WAKEUP));
     // A failure means that it will be sent again.
     let _ = CALL_SITES.insert(&key, &SeenCallee { callee, sent: sent + 1 }, 0);
-}
-
-#[inline(always)]
-fn argument(regs: &pt_regs, location: ArgumentLocation) -> u64 {
-    match location {
-        ArgumentLocation::Register(number) => register(regs, number),
-        ArgumentLocation::Stack(offset) => read_user_word(regs.rsp + u64::from(offset)).unwrap_or(0),
-        ArgumentLocation::Constant(value) => u64::from(value),
-        ArgumentLocation::Lost => 0,
-    }
 }

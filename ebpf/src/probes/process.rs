@@ -1,11 +1,14 @@
 //! Lives of processes and threads.
 
 use aya_ebpf::{bindings::BPF_ANY, macros::raw_tracepoint, programs::RawTracePointContext};
-use wasmscope_common::{Counter, KEEP_TLS_ON_EXEC, ProcessEvent, RecordKind, TLS_UNKNOWN, WATCH_NEW_WASM};
+use wasmscope_common::{
+    Counter, DOES_NOT_RETURN, EMIT_SYSCALLS, KEEP_TLS_ON_EXEC, ProcessEvent, RecordKind, Syscall, TLS_UNKNOWN,
+    WATCH_NEW_WASM,
+};
 
 use crate::{
     maps::{PROCESSES, TASK_MM_OFFSET, TASK_TGID_OFFSET, THREADS, WATCH_FLAGS, count, global},
-    output::{Wake, emit, header},
+    output::{Wake, emit, emit_with_frames, header},
     user::read_kernel,
 };
 
@@ -13,9 +16,10 @@ use crate::{
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn process_exec(ctx: RawTracePointContext) -> i32 {
     let head = header(RecordKind::Exec);
-    let _ = THREADS.remove(&head.tid);
     // A thread that replaces the image takes its leader's id; this is the one it had.
     let old_tid: u32 = ctx.arg(1);
+    replaced(old_tid);
+    let _ = THREADS.remove(&head.tid);
     let _ = THREADS.remove(&old_tid);
     if let Some(config) = PROCESSES.get_ptr_mut(&head.pid) {
         // SAFETY: a pointer into a map value; the process has one thread at this point.
@@ -45,6 +49,38 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
         Wake::Now,
     );
     0
+}
+
+/// The syscall that replaced the image does not return to who made it. Nothing can be read of the old image any more: what
+/// is on the thread has to be known.
+#[inline(always)]
+fn replaced(tid: u32) {
+    let Some(thread) = THREADS.get_ptr_mut(&tid) else {
+        return;
+    };
+    // SAFETY: the entry of the thread that is running, under the id that it had.
+    let thread = unsafe { &mut *thread };
+    if thread.entered_ns == 0 || thread.flags & EMIT_SYSCALLS == 0 {
+        return;
+    }
+    let mut head = header(RecordKind::Syscall);
+    let duration_ns = head.at_ns - thread.entered_ns;
+    head.tid = tid;
+    head.at_ns = thread.entered_ns;
+    head.flags = DOES_NOT_RETURN;
+    let number = thread.syscall;
+    let record: *mut Syscall = thread.record.as_mut_ptr().cast();
+    // SAFETY: the workspace is as large and as aligned as the largest record.
+    unsafe {
+        (*record).header = head;
+        (*record).activation = 0;
+        (*record).entry_handler = 0;
+        (*record).duration_ns = duration_ns;
+        (*record).number = number;
+        (*record).result = 0;
+        (*record).arguments = [0; 3];
+    }
+    emit_with_frames(record, core::mem::offset_of!(Syscall, frames), 0);
 }
 
 #[raw_tracepoint(tracepoint = "sched_process_exit")]

@@ -10,8 +10,8 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use wasmscope_common::{
-    AGGREGATE_SYSCALLS, CodePublished, Counter, EMIT_SYSCALLS, MAX_FRAMES, ProcessConfig, RecordKind, STACK_TRUNCATED,
-    Syscall, SyscallKey, SyscallStats, TLS_UNKNOWN, WATCH_NEW_WASM,
+    AGGREGATE_SYSCALLS, CodePublished, Counter, DOES_NOT_RETURN, EMIT_SYSCALLS, HelperSyscall, MAX_FRAMES,
+    ProcessConfig, RecordKind, STACK_TRUNCATED, Syscall, SyscallKey, SyscallStats, TLS_UNKNOWN, WATCH_NEW_WASM,
 };
 
 use crate::{
@@ -25,6 +25,8 @@ use crate::{
 
 const MPROTECT: u64 = 10;
 const RT_SIGRETURN: u64 = 15;
+const EXIT: u64 = 60;
+const EXIT_GROUP: u64 = 231;
 const PROT_EXEC: u64 = 4;
 const PAGE_BYTES: u64 = 4096;
 /// Start of an ELF image of wasmtime: magic, 64-bit, little-endian, version 1, OS/ABI 200.
@@ -56,8 +58,24 @@ pub fn sys_enter(ctx: RawTracePointContext) -> i32 {
         thread.syscall = number;
         // SAFETY: the helper has no preconditions.
         thread.entered_ns = unsafe { bpf_ktime_get_ns() };
+        if number == EXIT || number == EXIT_GROUP {
+            departing(thread, ctx.arg(0));
+        }
     }
     0
+}
+
+/// A thread or process ends itself: there is no exit from this syscall.
+#[inline(always)]
+fn departing(thread: &mut Thread, regs: u64) {
+    let activation = top(thread);
+    let entered_ns = thread.entered_ns;
+    thread.entered_ns = 0;
+    if activation != 0 && is_complete(thread) {
+        record(thread, activation, entered_ns, regs, 0, DOES_NOT_RETURN);
+    } else if activation == 0 && thread.on_behalf_of.activation != 0 {
+        record_helper(thread, entered_ns, regs, 0, DOES_NOT_RETURN);
+    }
 }
 
 #[raw_tracepoint(tracepoint = "sys_exit")]
@@ -89,17 +107,19 @@ pub fn sys_exit(ctx: RawTracePointContext) -> i32 {
             return 0;
         }
     }
-    if activation == 0 {
-        count(Counter::SyscallOffActivation);
-        return 0;
-    }
     let result: i64 = ctx.arg(1);
-    record(state, activation, entered_ns, regs, result);
+    if activation != 0 {
+        record(state, activation, entered_ns, regs, result, 0);
+    } else if state.on_behalf_of.activation != 0 {
+        record_helper(state, entered_ns, regs, result, 0);
+    } else {
+        count(Counter::SyscallOffActivation);
+    }
     0
 }
 
 #[inline(always)]
-fn record(thread: &mut Thread, activation: u64, entered_ns: u64, regs: u64, result: i64) {
+fn record(thread: &mut Thread, activation: u64, entered_ns: u64, regs: u64, result: i64, flags: u8) {
     if !read_limits(thread, activation) {
         count(Counter::ActivationUnreadable);
         return;
@@ -123,7 +143,7 @@ fn record(thread: &mut Thread, activation: u64, entered_ns: u64, regs: u64, resu
     let walked = walk_from_exit(thread, frames, registers.stack_pointer);
     let frame_count = walked & 0xff;
     head.frame_count = frame_count as u16;
-    head.flags = if walked & TRUNCATED == 0 { 0 } else { STACK_TRUNCATED };
+    head.flags = flags | if walked & TRUNCATED == 0 { 0 } else { STACK_TRUNCATED };
     // SAFETY: as above.
     unsafe {
         (*record).header = head;
@@ -135,6 +155,34 @@ fn record(thread: &mut Thread, activation: u64, entered_ns: u64, regs: u64, resu
         (*record).arguments = [registers.first, registers.second, registers.third];
     }
     emit_with_frames(record, core::mem::offset_of!(Syscall, frames), frame_count);
+}
+
+/// A syscall of a helper thread, whose activation is off every thread or on another one: nothing is read of it.
+#[inline(always)]
+fn record_helper(thread: &mut Thread, entered_ns: u64, regs: u64, result: i64, flags: u8) {
+    if thread.flags & EMIT_SYSCALLS == 0 {
+        return;
+    }
+    let Some(registers) = SyscallRegisters::read(regs) else {
+        count(Counter::ActivationUnreadable);
+        return;
+    };
+    let mut head = header(RecordKind::HelperSyscall);
+    let duration_ns = head.at_ns - entered_ns;
+    head.at_ns = entered_ns;
+    head.flags = flags;
+    let record: *mut HelperSyscall = thread.record.as_mut_ptr().cast();
+    // SAFETY: the workspace is as large and as aligned as the largest record.
+    unsafe {
+        (*record).header = head;
+        (*record).activation = thread.on_behalf_of.activation;
+        (*record).handed_over_ns = thread.on_behalf_of.at_ns;
+        (*record).duration_ns = duration_ns;
+        (*record).number = thread.syscall;
+        (*record).result = result;
+        (*record).arguments = [registers.first, registers.second, registers.third];
+        emit(&*record, Wake::Later);
+    }
 }
 
 #[inline(always)]

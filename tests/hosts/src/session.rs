@@ -5,18 +5,20 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use wasmtime::{AsContextMut, Instance, InstancePre, Store, Trap, TypedFunc, WasmParams, WasmResults};
+use wasmtime_wasi::p1::WasiP1Ctx;
 
 use crate::counts::{Counter, Counts};
 use crate::nap::Bed;
 use crate::options::Mode;
 
 /// What host functions find in their store.
-#[derive(Debug)]
 pub struct State {
     /// Where the task that owns the store naps.
     pub bed: Bed,
     /// The store's instances, in the order of the scenario's modules.
     pub instances: Vec<Instance>,
+    /// For scenarios that use WASI.
+    pub wasi: Option<WasiP1Ctx>,
 }
 
 /// Calls that are counted, in either mode.
@@ -118,6 +120,7 @@ impl Session {
             State {
                 bed,
                 instances: Vec::new(),
+                wasi: None,
             },
         );
         let mut module_names = Vec::new();
@@ -140,6 +143,16 @@ impl Session {
     /// Takes down what an invocation answered.
     pub fn answer(&self, text: &str) {
         self.invoker.counts.answers.counter(text).add_one();
+    }
+
+    /// What the store's host functions find.
+    pub fn state_mut(&mut self) -> &mut State {
+        self.store.data_mut()
+    }
+
+    /// Where its calls are counted.
+    pub fn counts(&self) -> &Counts {
+        &self.invoker.counts
     }
 
     /// Calls `export` of the module at `index`. In sync mode the future is ready when first polled.

@@ -10,6 +10,7 @@ mod components;
 mod departures;
 mod discovery;
 mod export;
+mod helper_threads;
 mod hostile;
 mod metrics;
 mod nested;

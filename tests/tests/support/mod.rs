@@ -104,6 +104,7 @@ pub(crate) fn sample_trace(id: u8) -> Trace {
         name: "openat".to_owned(),
         args: [0xffff_ff9c, 0x7fff_1234, 0],
         result: -2,
+        on_helper: false,
     };
     let mut openat = span(syscall, 5_002_000, 5_003_000, &["load_rules", "handle_request"]);
     openat.outcome = Outcome::Errno { errno: 2 };

@@ -1,5 +1,6 @@
 //! The table of scenarios, and what each consists of.
 
+mod blocking;
 mod calls;
 pub mod components;
 mod crossings;
@@ -9,6 +10,7 @@ mod forever;
 mod hostile;
 mod nested;
 mod spin;
+mod stall;
 mod steady;
 mod traps;
 mod writes;
@@ -93,6 +95,10 @@ pub const SCENARIOS: &[Scenario] = &[
     departures::EXEC,
     departures::EXIT,
     cwasm::SCENARIO,
+    blocking::SCENARIO,
+    blocking::IN_PLACE,
+    blocking::DETACHED,
+    stall::SCENARIO,
 ];
 
 /// The scenario called `name`.
