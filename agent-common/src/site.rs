@@ -51,11 +51,31 @@ impl ArgumentLocation {
 pub enum SiteKind {
     /// The program says it all.
     Plain = 0,
+    /// A guest asks for more linear memory.
+    MemoryGrow = 1,
+    /// A guest asks for a larger table.
+    TableGrow = 2,
+    /// A guest has used up the fuel that it was given at once.
+    OutOfFuel = 3,
+    /// A guest has run past its epoch deadline.
+    EpochDeadline = 4,
+    /// Guest code reports a trap by calling the runtime, with the trap's code as argument.
+    ReportedTrap = 5,
+    /// The runtime is about to unwind a guest that called it.
+    Raise = 6,
 }
 
 impl SiteKind {
     /// Every kind, in order of its number.
-    pub const ALL: [Self; 1] = [Self::Plain];
+    pub const ALL: [Self; 7] = [
+        Self::Plain,
+        Self::MemoryGrow,
+        Self::TableGrow,
+        Self::OutOfFuel,
+        Self::EpochDeadline,
+        Self::ReportedTrap,
+        Self::Raise,
+    ];
 
     /// The kind that `value` stands for.
     pub fn from_u8(value: u8) -> Option<Self> {

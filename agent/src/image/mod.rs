@@ -4,12 +4,14 @@
 
 use std::{borrow::Cow, fmt::Write as _, fs::File, io, os::unix::fs::FileExt};
 
+mod address_map;
 pub mod code_object;
 mod component;
 mod elf;
 pub mod gates;
 pub mod host;
 mod info;
+mod limits;
 pub mod prologue;
 pub mod returns;
 mod symbol_path;
