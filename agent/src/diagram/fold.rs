@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 
-use crate::span::{Bound, Function, Import, Outcome, SpanKind};
+use crate::span::{Bound, Function, Import, InterruptionCause, Outcome, Role, SpanKind};
 
 use super::timeline::{NodeId, Timeline, What};
 
@@ -59,6 +59,8 @@ enum Callee<'t> {
     HostCall(Option<&'t Import>),
     Syscall(&'t str),
     Trap(&'t str, Option<&'t Function>),
+    Grow(Role, u64, u32),
+    Interruption(InterruptionCause),
     Suspend,
 }
 
@@ -184,6 +186,10 @@ impl<'t> Key<'t> {
                     SpanKind::HostCall { import } => Callee::HostCall(import.as_deref()),
                     SpanKind::Syscall { name, .. } => Callee::Syscall(name),
                     SpanKind::Trap { code, function, .. } => Callee::Trap(code, function.as_deref()),
+                    SpanKind::MemoryGrow(growth) | SpanKind::TableGrow(growth) => {
+                        Callee::Grow(span.role(), growth.instance, growth.index)
+                    }
+                    SpanKind::Interruption(interruption) => Callee::Interruption(interruption.cause),
                 },
                 outcome: Some(&span.outcome),
                 is_open: span.start_bound == Bound::Open || span.end_bound == Bound::Open,

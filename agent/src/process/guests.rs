@@ -239,7 +239,7 @@ impl Guests {
     }
 
     /// What the module whose code contains `address` declares of its own memories and tables.
-    pub fn limits(&mut self, address: u64) -> Option<&ModuleLimits> {
+    pub fn declared_limits(&mut self, address: u64) -> Option<&ModuleLimits> {
         let loaded = self.loaded(address)?;
         let module_index = loaded.module_index(address)?;
         loaded.object.module(module_index).ok()?.limits.as_ref()
