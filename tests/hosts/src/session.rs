@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use wasmtime::{AsContextMut, Instance, InstancePre, Store, Trap, TypedFunc, WasmParams, WasmResults};
 
 use crate::counts::{Counter, Counts};
+use crate::limiter::{Limiter, SlowLimiter};
 use crate::nap::Bed;
 use crate::options::Mode;
 
@@ -17,6 +18,10 @@ pub struct State {
     pub bed: Bed,
     /// The store's instances, in the order of the scenario's modules.
     pub instances: Vec<Instance>,
+    /// What keeps the store's memories and tables from growing, in scenarios that use it.
+    pub limiter: Limiter,
+    /// The same, with time to think.
+    pub slow_limiter: SlowLimiter,
 }
 
 /// Calls that are counted, in either mode.
@@ -116,10 +121,15 @@ impl Session {
         let mut store = Store::new(
             engine,
             State {
+                slow_limiter: SlowLimiter { bed: bed.clone() },
+                limiter: Limiter::default(),
                 bed,
                 instances: Vec::new(),
             },
         );
+        // Where the engine counts fuel or epochs at all, none of either is used up before a scenario says how much there is.
+        let _ = store.set_fuel(u64::MAX);
+        store.set_epoch_deadline(1 << 40);
         let mut module_names = Vec::new();
         for module in modules {
             let instance = match mode {
@@ -140,6 +150,21 @@ impl Session {
     /// Takes down what an invocation answered.
     pub fn answer(&self, text: &str) {
         self.invoker.counts.answers.counter(text).add_one();
+    }
+
+    /// The task's store.
+    pub fn store(&mut self) -> &mut Store<State> {
+        &mut self.store
+    }
+
+    /// Where the task counts.
+    pub fn counts(&self) -> &Counts {
+        &self.invoker.counts
+    }
+
+    /// Counts something that only its scenario has.
+    pub fn note(&self, what: &str) {
+        self.counts().notes.counter(what).add_one();
     }
 
     /// Calls `export` of the module at `index`. In sync mode the future is ready when first polled.
