@@ -57,11 +57,34 @@ pub enum SiteKind {
     HelperRun = 2,
     /// The work of the task in the first argument is done; or, without an argument, whatever the thread was doing is.
     HelperRest = 3,
+    /// A guest asks for more linear memory.
+    MemoryGrow = 4,
+    /// A guest asks for a larger table.
+    TableGrow = 5,
+    /// A guest has used up the fuel that it was given at once.
+    OutOfFuel = 6,
+    /// A guest has run past its epoch deadline.
+    EpochDeadline = 7,
+    /// Guest code reports a trap by calling the runtime, with the trap's code as argument.
+    ReportedTrap = 8,
+    /// The runtime is about to unwind a guest that called it.
+    Raise = 9,
 }
 
 impl SiteKind {
     /// Every kind, in order of its number.
-    pub const ALL: [Self; 4] = [Self::Plain, Self::HelperSpawn, Self::HelperRun, Self::HelperRest];
+    pub const ALL: [Self; 10] = [
+        Self::Plain,
+        Self::HelperSpawn,
+        Self::HelperRun,
+        Self::HelperRest,
+        Self::MemoryGrow,
+        Self::TableGrow,
+        Self::OutOfFuel,
+        Self::EpochDeadline,
+        Self::ReportedTrap,
+        Self::Raise,
+    ];
 
     /// The kind that `value` stands for.
     pub fn from_u8(value: u8) -> Option<Self> {

@@ -9,6 +9,7 @@
 
 mod activation;
 mod helpers;
+mod runtime_call;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -271,26 +272,36 @@ impl Correlator {
                 code,
                 stack,
                 native_offset,
+                wasm_offset,
             } => {
-                let stack = context.stack(&stack);
-                let span = Span {
-                    start_ns: at_ns,
-                    end_ns: at_ns,
-                    start_bound: Bound::Exact,
-                    end_bound: Bound::Exact,
-                    tid,
-                    kind: SpanKind::Trap {
-                        code: code.clone(),
-                        function: stack.first().cloned(),
-                        native_offset,
-                    },
-                    outcome: Outcome::Trap { code: code.clone() },
-                    stack,
-                    stack_truncated: false,
-                    children: Vec::new(),
-                    suspends: Vec::new(),
-                };
+                let span = context.trap_span(&code, &stack, native_offset, wasm_offset);
                 context.trap(activation, entry, code, span);
+            }
+            EventKind::RuntimeCall {
+                activation,
+                entry,
+                call,
+                stack_pointer,
+                stack,
+                truncated,
+                native_offset,
+                wasm_offset,
+            } => {
+                let span = context.runtime_call_span(call, &stack, truncated, wasm_offset);
+                context.runtime_call(activation, entry, stack_pointer, native_offset, span);
+            }
+            EventKind::RuntimeCallEnd { stack_pointer, result } => context.runtime_call_end(stack_pointer, result),
+            EventKind::Raise {
+                activation,
+                entry,
+                code,
+                stack,
+                native_offset,
+                wasm_offset,
+            } => {
+                let word = code.as_deref().unwrap_or(activation::RAISED_BY_RUNTIME);
+                let span = context.trap_span(word, &stack, native_offset, wasm_offset);
+                context.raise(activation, entry, code.is_some(), span);
             }
             EventKind::ThreadExit => context.thread_exit(),
             _ => {}
@@ -351,6 +362,7 @@ impl Context<'_> {
         };
         if unwinding {
             activation.event_count += 1;
+            activation.unwind_runtime_call(at_ns);
         }
         let outcome = outcome(&activation, self.state.coverage, unwinding);
         let done = complete(activation, at_ns, Bound::Exact, outcome);
@@ -458,6 +470,7 @@ impl Context<'_> {
                 parent,
                 open_call: None,
                 open_frame: 0,
+                open_runtime_call: None,
                 failed_call: None,
                 trap: None,
                 last_ns: self.at_ns,

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::span::{Loss, Process};
+use crate::span::{InterruptionCause, Loss, Process};
 
 /// Number of a function defined earlier in the same stream.
 pub type FunctionId = u32;
@@ -128,7 +128,7 @@ pub enum EventKind {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         is_open: bool,
     },
-    /// A signal that the runtime turns into a trap.
+    /// A signal that the runtime turns into a trap, or a trap that guest code reports by a call.
     Trap {
         /// Activation it belongs to.
         activation: u64,
@@ -140,6 +140,53 @@ pub enum EventKind {
         stack: Vec<FunctionId>,
         /// As in [`crate::span::SpanKind::Trap`].
         native_offset: u64,
+        /// As in [`crate::span::SpanKind::Trap`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        wasm_offset: Option<u32>,
+    },
+    /// Guest code called the runtime for something that takes time or may fail.
+    RuntimeCall {
+        /// Activation it belongs to; 0 if unknown.
+        activation: u64,
+        /// Function through which that was entered.
+        entry: Option<FunctionId>,
+        /// For what.
+        call: RuntimeCall,
+        /// Stack pointer on entry: pairs it with its end, whatever thread that is on.
+        stack_pointer: u64,
+        /// Guest functions, innermost first.
+        stack: Vec<FunctionId>,
+        /// The stack is cut.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        truncated: bool,
+        /// Offset of the instruction after the call from the start of its function's machine code, bytes.
+        native_offset: u64,
+        /// Offset of the calling instruction in the wasm binary, bytes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        wasm_offset: Option<u32>,
+    },
+    /// A call of the runtime is about to return.
+    RuntimeCallEnd {
+        /// As in its begin.
+        stack_pointer: u64,
+        /// What comes of it.
+        result: RuntimeResult,
+    },
+    /// The runtime is about to unwind the guest: a call of a host function or of the runtime failed.
+    Raise {
+        /// Activation it belongs to; 0 if unknown.
+        activation: u64,
+        /// Function through which that was entered.
+        entry: Option<FunctionId>,
+        /// The trap, if what was called can fail in one way only.
+        code: Option<String>,
+        /// Guest functions, innermost first.
+        stack: Vec<FunctionId>,
+        /// As in [`crate::span::SpanKind::Trap`].
+        native_offset: u64,
+        /// As in [`crate::span::SpanKind::Trap`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        wasm_offset: Option<u32>,
     },
     /// The error of the activation that just ended is being made: it ended in a trap or host error.
     Unwind,
@@ -152,6 +199,49 @@ pub enum EventKind {
         /// What.
         loss: Loss,
     },
+}
+
+/// What guest code called the runtime for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "call")]
+pub enum RuntimeCall {
+    /// A larger memory.
+    MemoryGrow(WantedGrowth),
+    /// A larger table.
+    TableGrow(WantedGrowth),
+    /// It has used up its fuel or its time.
+    Interruption {
+        /// Which of the two.
+        cause: InterruptionCause,
+    },
+}
+
+/// As in [`crate::span::Growth`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "described there")]
+pub struct WantedGrowth {
+    pub instance: u64,
+    pub index: u32,
+    pub delta: u64,
+    pub page_bytes: Option<u64>,
+    pub maximum: Option<u64>,
+}
+
+/// What comes of a call of the runtime.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "result")]
+pub enum RuntimeResult {
+    /// The guest goes on.
+    Continued,
+    /// It has grown.
+    Grown {
+        /// Pages or elements before.
+        old: u64,
+    },
+    /// It has not grown, and the guest goes on.
+    Refused,
+    /// The guest is unwound.
+    Unwinds,
 }
 
 /// Which boundaries of a process are observed.
@@ -181,6 +271,9 @@ impl EventKind {
             Self::HostCallEnd { .. } => "host_call_end",
             Self::Syscall { .. } => "syscall",
             Self::Trap { .. } => "trap",
+            Self::RuntimeCall { .. } => "runtime_call",
+            Self::RuntimeCallEnd { .. } => "runtime_call_end",
+            Self::Raise { .. } => "raise",
             Self::Unwind => "unwind",
             Self::ThreadExit => "thread_exit",
             Self::ProcessGone => "process_gone",

@@ -5,6 +5,7 @@ mod definitions;
 mod helpers;
 mod in_flight;
 mod marks;
+mod runtime_calls;
 mod watching;
 
 use std::{
@@ -395,7 +396,7 @@ impl Pipeline {
             Record::Trap(trap) => {
                 let entry = self.function(pid, trap.entry_handler, events);
                 let stack = self.stack(pid, record.frames(), events);
-                let (code, native_offset) = self.trap(pid, trap.instruction_pointer, trap.signal);
+                let (code, place) = self.trap(pid, trap.instruction_pointer, trap.signal);
                 events.push(Event {
                     at_ns,
                     pid,
@@ -405,7 +406,8 @@ impl Pipeline {
                         entry,
                         code,
                         stack,
-                        native_offset,
+                        native_offset: place.native_offset,
+                        wasm_offset: place.wasm_offset,
                     },
                 });
             }

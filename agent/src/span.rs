@@ -122,9 +122,64 @@ pub enum SpanKind {
         code: String,
         /// Guest function that trapped.
         function: Option<Arc<Function>>,
-        /// Offset of the trapping instruction from the start of the function's machine code, bytes.
+        /// Offset of the trapping instruction from the start of the function's machine code, bytes. Where the trap was
+        /// reported by a call of the runtime: of the instruction after that call.
         native_offset: u64,
+        /// Offset of the trapping instruction in the wasm binary, bytes; `None` where the image does not tell.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        wasm_offset: Option<u32>,
     },
+    /// `memory.grow`.
+    MemoryGrow(Growth),
+    /// `table.grow`.
+    TableGrow(Growth),
+    /// The guest was stopped because its fuel or its time was used up, and went on later. One that did not go on is a
+    /// [`Self::Trap`] (`out_of_fuel`, `interrupt`).
+    Interruption(Interruption),
+}
+
+/// A guest's wish for a larger memory or table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Growth {
+    /// The runtime's address of the instance whose memory or table it is; used again when the instance is gone.
+    pub instance: u64,
+    /// Which of its memories or tables, as the runtime counts them.
+    pub index: u32,
+    /// By how much: pages or elements.
+    pub delta: u64,
+    /// Pages or elements before; known when the growth succeeded.
+    pub old: Option<u64>,
+    /// Pages or elements afterwards; known when the growth succeeded.
+    pub new: Option<u64>,
+    /// Bytes of a page; `None` for tables.
+    pub page_bytes: Option<u64>,
+    /// Most pages or elements that the module's own declaration allows, where that could be read.
+    pub maximum: Option<u64>,
+    /// The guest function that asked.
+    pub function: Option<Arc<Function>>,
+    /// Offset of the instruction in the wasm binary, bytes.
+    pub wasm_offset: Option<u32>,
+}
+
+/// A stop that the host had asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interruption {
+    /// Why.
+    pub cause: InterruptionCause,
+    /// The guest function that was stopped.
+    pub function: Option<Arc<Function>>,
+    /// Offset of the instruction in the wasm binary, bytes.
+    pub wasm_offset: Option<u32>,
+}
+
+/// Why a guest was stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InterruptionCause {
+    /// The fuel that it may use at once was used up.
+    Fuel,
+    /// It ran past its epoch deadline.
+    Epoch,
 }
 
 /// The roles by name, as they appear in attributes and labels.
@@ -136,6 +191,9 @@ pub enum Role {
     HostCall,
     Syscall,
     Trap,
+    MemoryGrow,
+    TableGrow,
+    Interruption,
 }
 
 /// How a span ended.
@@ -153,6 +211,8 @@ pub enum Outcome {
     HostError,
     /// The guest asked to exit (`proc_exit`).
     Exit,
+    /// A growth that failed: the guest was given -1.
+    Refused,
     /// A syscall that failed.
     Errno {
         /// Positive errno.
@@ -273,6 +333,9 @@ impl Span {
             SpanKind::HostCall { .. } => Role::HostCall,
             SpanKind::Syscall { .. } => Role::Syscall,
             SpanKind::Trap { .. } => Role::Trap,
+            SpanKind::MemoryGrow(_) => Role::MemoryGrow,
+            SpanKind::TableGrow(_) => Role::TableGrow,
+            SpanKind::Interruption(_) => Role::Interruption,
         }
     }
 
@@ -295,6 +358,44 @@ impl Role {
             Self::HostCall => "host_call",
             Self::Syscall => "syscall",
             Self::Trap => "trap",
+            Self::MemoryGrow => "memory_grow",
+            Self::TableGrow => "table_grow",
+            Self::Interruption => "interruption",
+        }
+    }
+}
+
+impl Growth {
+    /// Bytes before, of a memory.
+    pub fn old_bytes(&self) -> Option<u64> {
+        self.old?.checked_mul(self.page_bytes?)
+    }
+
+    /// Bytes afterwards, of a memory.
+    pub fn new_bytes(&self) -> Option<u64> {
+        self.new?.checked_mul(self.page_bytes?)
+    }
+
+    /// Most bytes, of a memory.
+    pub fn maximum_bytes(&self) -> Option<u64> {
+        self.maximum?.checked_mul(self.page_bytes?)
+    }
+}
+
+impl InterruptionCause {
+    /// The word used in attributes and labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Fuel => "fuel",
+            Self::Epoch => "epoch",
+        }
+    }
+
+    /// The trap that it is if the guest does not go on, in wasmtime's words.
+    pub fn trap_code(self) -> &'static str {
+        match self {
+            Self::Fuel => "out_of_fuel",
+            Self::Epoch => "interrupt",
         }
     }
 }
@@ -307,6 +408,7 @@ impl Outcome {
             Self::Trap { .. } => "trap",
             Self::HostError => "host_error",
             Self::Exit => "exit",
+            Self::Refused => "refused",
             Self::Errno { .. } => "errno",
             Self::Unfinished => "unfinished",
             Self::Unknown => "unknown",

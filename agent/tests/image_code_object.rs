@@ -314,6 +314,50 @@ fn a_component_has_the_functions_and_imports_of_each_of_its_modules() {
 }
 
 #[test]
+fn a_trap_is_at_the_same_wasm_offset_whatever_version_compiled_it() {
+    let of_version = |version: &str| -> BTreeSet<(String, u32)> {
+        let image = code_object(&format!("{version}/traps"));
+        (0..image.text_bytes())
+            .filter_map(|offset| Some((image.trap_code(offset)?.to_owned(), image.wasm_offset(offset)?)))
+            // Where the stack is checked moved with the shape of functions.
+            .filter(|(code, _)| code != "stack_overflow")
+            .collect()
+    };
+    let expected = of_version("48");
+    assert!(expected.len() >= 7, "{expected:?}");
+    for version in VERSIONS {
+        assert_eq!(of_version(version), expected, "{version}");
+    }
+}
+
+#[test]
+fn declared_limits_of_memories_are_read_where_the_format_is_known() {
+    for version in VERSIONS {
+        let is_known = version.parse::<u32>().expect("a number") >= 46;
+        for (name, memory, table, imports_growable) in [
+            ("traps", Some((1, None)), Some((3, None)), false),
+            // Its memory is imported.
+            ("host_calls", None, Some((2, None)), true),
+        ] {
+            let image = code_object(&format!("{version}/{name}"));
+            let limits = image.module(0).expect("names").limits.clone();
+            assert_eq!(limits.is_some(), is_known, "{version}/{name}");
+            let Some(limits) = limits else { continue };
+            let memories = limits.memories.iter();
+            let memories: Vec<_> = memories.map(|memory| (memory.minimum, memory.maximum)).collect();
+            let tables: Vec<_> = limits
+                .tables
+                .iter()
+                .map(|table| (table.minimum, table.maximum))
+                .collect();
+            assert_eq!(memories, Vec::from_iter(memory), "{version}/{name}");
+            assert_eq!(tables, Vec::from_iter(table), "{version}/{name}");
+            assert_eq!(limits.imports_growable, imports_growable, "{version}/{name}");
+        }
+    }
+}
+
+#[test]
 fn trap_codes_are_those_that_wasmtime_decodes() {
     let mut seen = BTreeSet::new();
     for name in all_images().filter(|name| name.starts_with("48/")) {

@@ -18,6 +18,8 @@ use crate::{
 
 /// `last_wasm_exit_trampoline_fp` in `VMStoreContext`: wasmtime 43 to 50, 38 to 42.
 const LIMITS_BASES: [u32; 2] = [0x30, 0x28];
+/// An entry trampoline's frame and the activation record are less than this apart.
+const MAX_ENTRY_BYTES: u64 = 16 << 10;
 /// Words of static TLS below the thread pointer that are searched.
 const TLS_WORDS: u64 = 768;
 /// Words that look like a slot judged per attempt; more are too many for the verifier.
@@ -196,6 +198,8 @@ fn looks_like_slot(word: u64, stack_pointer: u64) -> bool {
 fn accept(thread: *mut Thread, config: *const ProcessConfig, activation: u64, stack_pointer: u64) -> bool {
     // SAFETY: as in `calibrate`.
     let (thread, config) = unsafe { (&mut *thread, &*config) };
+    // Kept in the map, where the verifier does not follow it.
+    thread.store_offset = 0;
     let mut word = 1usize;
     while word < STORE_WORDS {
         let offset = word as u64 * 8;
@@ -214,23 +218,44 @@ fn accept(thread: *mut Thread, config: *const ProcessConfig, activation: u64, st
             if config.limits_base != 0 && config.limits_base != base {
                 continue;
             }
-            if read_user(&raw mut thread.limits, store + u64::from(base)) && plausible(thread, config, stack_pointer) {
+            if read_user(&raw mut thread.limits, store + u64::from(base))
+                && plausible(thread, config, activation, stack_pointer)
+            {
+                // The record has room for values that it does not use, where whatever was on the stack before remains:
+                // an old pointer to the store, too. Only the true one stands before what links the record to others.
+                if thread.store_offset != 0 && !is_linked(activation, offset) {
+                    if is_linked(activation, u64::from(thread.store_offset)) {
+                        continue;
+                    }
+                    thread.store_offset = 0;
+                    return false;
+                }
                 thread.store_offset = offset as u32;
                 thread.limits_base = base;
-                return true;
             }
         }
     }
-    false
+    thread.store_offset != 0
+}
+
+/// Whether the store pointer at `offset` is followed by the record before, if there is one, and the place on the stack where
+/// the store's fields are kept meanwhile: wasmtime 48 to 50.
+#[inline(never)]
+fn is_linked(activation: u64, offset: u64) -> bool {
+    let kept = read_user_word(activation + offset + 16).unwrap_or(0);
+    kept.wrapping_sub(activation).wrapping_add(MAX_ENTRY_BYTES) < 2 * MAX_ENTRY_BYTES
 }
 
 /// Whether `thread.limits` describes a live activation of published guest code on the stack in use.
 #[inline(always)]
-fn plausible(thread: &Thread, config: &ProcessConfig, stack_pointer: u64) -> bool {
+fn plausible(thread: &Thread, config: &ProcessConfig, activation: u64, stack_pointer: u64) -> bool {
     let limits = &thread.limits;
     let in_code = |address: u64| address >= config.code_start && address < config.code_end;
     let on_stack = |address: u64| address > stack_pointer && address - stack_pointer < MAX_STACK_BYTES;
     in_code(limits.entry_handler)
         && on_stack(limits.entry_fp)
+        // The record lies in the frames of the host code that called this entry trampoline, not that of another stack.
+        && limits.entry_fp < activation
+        && activation - limits.entry_fp < MAX_ENTRY_BYTES
         && (limits.exit_pc == 0 || (in_code(limits.exit_pc) && limits.exit_fp < limits.entry_fp))
 }

@@ -146,7 +146,7 @@ fn count(span: &Span, host_call: Option<&str>, counts: &mut Counts) {
                 add(counts.syscalls_by_host_call.entry(host_call).or_default(), name);
             }
         }
-        SpanKind::Trap { .. } => {}
+        SpanKind::Trap { .. } | SpanKind::MemoryGrow(_) | SpanKind::TableGrow(_) | SpanKind::Interruption(_) => {}
     }
     for child in &span.children {
         count(child, host_call.as_deref(), counts);
@@ -192,8 +192,10 @@ fn assert_well_formed(span: &Span) {
             span.end_ns
         );
         let fits = match span.role() {
-            Role::Invoke => matches!(child.role(), Role::HostCall | Role::Syscall | Role::Trap),
-            Role::HostCall => matches!(child.role(), Role::Invoke | Role::Syscall),
+            Role::Invoke => child.role() != Role::Invoke,
+            Role::HostCall | Role::MemoryGrow | Role::TableGrow | Role::Interruption => {
+                matches!(child.role(), Role::Invoke | Role::Syscall)
+            }
             Role::Syscall | Role::Trap => false,
         };
         assert!(fits, "{:?} in {:?}", child.kind, span.kind);

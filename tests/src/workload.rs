@@ -78,6 +78,19 @@ impl Workload {
         self.0.pid().to_string()
     }
 
+    /// As [`Self::run`], with what only its scenario counts.
+    pub fn run_with_notes(mut self) -> (Counts, Numbers) {
+        #[derive(Deserialize)]
+        struct Line {
+            notes: Numbers,
+        }
+        self.0.send_line();
+        let finished = self.0.finish().succeeded();
+        let line = finished.stdout.iter().find(|line| line.starts_with("{\"scenario\""));
+        let line: Line = serde_json::from_str(line.expect("the workload prints its counts")).expect("notes are JSON");
+        (Counts::of(&finished), line.notes)
+    }
+
     /// Lets it go, and waits for its counts and its end.
     pub fn run(mut self) -> Counts {
         self.0.send_line();

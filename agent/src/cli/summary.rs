@@ -58,7 +58,10 @@ impl Summary {
                 SpanKind::Invoke { .. } => self.invocation_count += 1,
                 SpanKind::HostCall { .. } => self.host_call_count += 1,
                 SpanKind::Syscall { .. } => self.syscall_count += 1,
-                SpanKind::Trap { .. } => {}
+                SpanKind::Trap { .. }
+                | SpanKind::MemoryGrow(_)
+                | SpanKind::TableGrow(_)
+                | SpanKind::Interruption(_) => {}
             }
         }
         let key = match &trace.root.kind {
@@ -108,7 +111,10 @@ impl Export {
         for span in root.walk() {
             match span.kind {
                 SpanKind::Invoke { .. } => self.guest_ns += span.self_ns(),
-                SpanKind::HostCall { .. } => self.host_ns += span.self_ns(),
+                SpanKind::HostCall { .. }
+                | SpanKind::MemoryGrow(_)
+                | SpanKind::TableGrow(_)
+                | SpanKind::Interruption(_) => self.host_ns += span.self_ns(),
                 SpanKind::Syscall { on_helper: false, .. } => self.kernel_ns += span.duration_ns(),
                 // The time of helper threads is that in which the guest waited for them.
                 SpanKind::Syscall { .. } | SpanKind::Trap { .. } => {}

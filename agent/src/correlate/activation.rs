@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use super::runtime_call::OpenRuntimeCall;
 use crate::{
     event::Coverage,
     span::{Bound, Import, Outcome, Span, SpanKind, Suspend},
@@ -13,6 +14,8 @@ pub const MAX_SPANS_PER_TRACE: u64 = 200_000;
 pub(super) const LIMITS: [&str; 2] = [TRACE_TOO_LARGE, SUSPEND_LIMIT];
 const TRACE_TOO_LARGE: &str = "trace_too_large";
 const SUSPEND_LIMIT: &str = "suspend_limit";
+/// Code of a trap of which nothing tells which it is.
+pub(super) const RAISED_BY_RUNTIME: &str = "raised_by_runtime";
 /// Suspensions kept per span.
 const MAX_SUSPENDS: usize = 4096;
 
@@ -24,6 +27,8 @@ pub(super) struct Activation {
     pub(super) open_call: Option<Span>,
     /// Stack pointer on entry of the host function that `open_call` is of; 0 if unknown.
     pub(super) open_frame: u64,
+    /// What the guest has called the runtime for, inside of which no host call of this activation is open.
+    pub(super) open_runtime_call: Option<OpenRuntimeCall>,
     /// The host call that ended last did not return to the guest; its import.
     pub(super) failed_call: Option<FailedCall>,
     pub(super) trap: Option<String>,
@@ -57,19 +62,27 @@ impl Activation {
             return;
         }
         self.span.suspends.push(suspend);
-        if let Some(call) = &mut self.open_call {
+        if let Some(call) = self.open_child() {
             call.suspends.push(suspend);
         }
     }
 
-    /// Adds a completed span where it belongs: to the host call that is running, else to the invocation.
+    /// What runs in it, if anything does.
+    fn open_child(&mut self) -> Option<&mut Span> {
+        match &mut self.open_runtime_call {
+            Some(call) => Some(&mut call.span),
+            None => self.open_call.as_mut(),
+        }
+    }
+
+    /// Adds a completed span where it belongs: to the call that is running, else to the invocation.
     pub(super) fn add(&mut self, span: Span) {
         if self.span_count >= MAX_SPANS_PER_TRACE {
             self.lose("correlate", TRACE_TOO_LARGE, 1);
             return;
         }
         self.span_count += 1;
-        let siblings = match &mut self.open_call {
+        let siblings = match self.open_child() {
             Some(call) => &mut call.children,
             None => &mut self.span.children,
         };
@@ -78,7 +91,9 @@ impl Activation {
         siblings.insert(after.map_or(0, |index| index + 1), span);
     }
 
+    /// Closes what is open in it.
     pub(super) fn close_call(&mut self, at_ns: u64, bound: Bound, outcome: Outcome) {
+        self.close_runtime_call(at_ns, bound, outcome.clone());
         if let Some(mut call) = self.open_call.take() {
             call.end_ns = at_ns.max(call.start_ns);
             call.end_bound = bound;
@@ -118,7 +133,7 @@ pub(super) fn outcome(activation: &Activation, coverage: Coverage, unwinding: bo
             }
         }
         None if unwinding => Outcome::Trap {
-            code: "raised_by_runtime".to_owned(),
+            code: RAISED_BY_RUNTIME.to_owned(),
         },
         _ if coverage.unwinds => Outcome::Ok,
         _ => Outcome::Unknown,
@@ -136,7 +151,7 @@ pub(super) fn complete(mut activation: Activation, end_ns: u64, bound: Bound, ou
             to_tid: None,
         };
         activation.span.suspends.push(suspend);
-        if let Some(call) = &mut activation.open_call {
+        if let Some(call) = activation.open_child() {
             call.suspends.push(suspend);
         }
     }

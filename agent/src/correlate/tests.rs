@@ -1,7 +1,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::span::Suspend;
+use crate::{
+    event::{RuntimeCall, RuntimeResult, WantedGrowth},
+    span::{InterruptionCause, Suspend},
+};
 
 const PID: u32 = 100;
 /// Stack pointer of code whose frame holds the record at `activation`.
@@ -268,6 +271,7 @@ fn a_trap_is_told_by_its_signal_and_a_host_error_by_its_unwinding() {
         code: "memory_out_of_bounds".to_owned(),
         stack: vec![1, 0],
         native_offset: 0x1c4,
+        wasm_offset: Some(0x2f),
     };
     let (traces, _) = run([
         (10, 1, swap(0, FIBER, below(FIBER))),
@@ -301,6 +305,193 @@ fn a_trap_is_told_by_its_signal_and_a_host_error_by_its_unwinding() {
     ]);
     let outcomes: Vec<_> = traces.iter().map(|trace| trace.root.outcome.as_str()).collect();
     assert_eq!(outcomes, ["trap", "host_error", "exit"]);
+}
+
+fn runtime_call(call: RuntimeCall) -> EventKind {
+    EventKind::RuntimeCall {
+        activation: FIBER,
+        entry: Some(0),
+        call,
+        stack_pointer: below(FIBER) - 64,
+        stack: vec![1, 0],
+        truncated: false,
+        native_offset: 9,
+        wasm_offset: Some(0x2f),
+    }
+}
+
+fn runtime_call_end(result: RuntimeResult) -> EventKind {
+    EventKind::RuntimeCallEnd {
+        stack_pointer: below(FIBER) - 64,
+        result,
+    }
+}
+
+const GROW: RuntimeCall = RuntimeCall::MemoryGrow(WantedGrowth {
+    instance: 0x5000,
+    index: 0,
+    delta: 3,
+    page_bytes: Some(65_536),
+    maximum: None,
+});
+const FUEL: RuntimeCall = RuntimeCall::Interruption {
+    cause: InterruptionCause::Fuel,
+};
+
+#[test]
+fn growth_holds_the_syscalls_that_it_made_and_its_sizes() {
+    let (traces, losses) = run([
+        (10, 1, swap(0, FIBER, below(FIBER))),
+        (20, 1, runtime_call(GROW)),
+        (22, 1, syscall(FIBER, 4)),
+        (30, 1, runtime_call_end(RuntimeResult::Grown { old: 2 })),
+        (40, 1, runtime_call(GROW)),
+        (50, 1, runtime_call_end(RuntimeResult::Refused)),
+        (60, 1, swap(FIBER, 0, below(FIBER))),
+    ]);
+    assert_eq!(losses, []);
+    let [grown, refused] = traces[0].root.children.as_slice() else {
+        panic!("{:?}", traces[0].root)
+    };
+    let SpanKind::MemoryGrow(growth) = &grown.kind else {
+        panic!("{grown:?}")
+    };
+    assert_eq!(
+        (growth.old, growth.new, growth.new_bytes()),
+        (Some(2), Some(5), Some(327_680))
+    );
+    assert_eq!(
+        growth.function.as_ref().map(|function| function.name.as_str()),
+        Some("parse_rule")
+    );
+    assert_eq!(
+        (grown.end_ns, grown.end_bound, grown.children.len()),
+        (30, Bound::Exact, 1)
+    );
+    assert_eq!(refused.outcome, Outcome::Refused);
+    assert_eq!(traces[0].event_count, 7);
+}
+
+#[test]
+fn an_interruption_on_two_threads_is_one_span() {
+    let (traces, losses) = run([
+        (10, 1, swap(0, FIBER, below(FIBER))),
+        (20, 1, runtime_call(FUEL)),
+        (25, 1, swap(FIBER, 0, WORKER_STACK)),
+        (30, 2, swap(0, FIBER, WORKER_STACK)),
+        (35, 2, runtime_call_end(RuntimeResult::Continued)),
+        (60, 2, swap(FIBER, 0, below(FIBER))),
+    ]);
+    assert_eq!(losses, []);
+    let root = &traces[0].root;
+    assert_eq!((root.outcome.as_str(), root.children.len()), ("ok", 1));
+    let stop = &root.children[0];
+    assert_eq!(
+        (stop.role().as_str(), stop.start_ns, stop.end_ns),
+        ("interruption", 20, 35)
+    );
+    assert_eq!(stop.suspends, root.suspends);
+    assert_eq!(stop.suspends.len(), 1);
+}
+
+#[test]
+fn an_interruption_that_unwinds_is_a_trap_whether_or_not_it_returns_first() {
+    for end in [Some(runtime_call_end(RuntimeResult::Unwinds)), None] {
+        let events = [
+            Some((10, 1, swap(0, FIBER, below(FIBER)))),
+            Some((20, 1, runtime_call(FUEL))),
+            end.map(|end| (30, 1, end)),
+            Some((40, 1, swap(FIBER, 0, below(FIBER)))),
+            Some((41, 1, EventKind::Unwind)),
+        ];
+        let (traces, losses) = run(events.into_iter().flatten());
+        assert_eq!(losses, []);
+        let root = &traces[0].root;
+        let code = "out_of_fuel".to_owned();
+        assert_eq!(root.outcome, Outcome::Trap { code });
+        assert_eq!(root.children.len(), 1);
+        let SpanKind::Trap {
+            wasm_offset,
+            native_offset,
+            ..
+        } = root.children[0].kind
+        else {
+            panic!("{root:?}")
+        };
+        assert_eq!((wasm_offset, native_offset), (Some(0x2f), 9));
+    }
+}
+
+#[test]
+fn an_invocation_dropped_while_it_paused_did_not_run_out_of_fuel() {
+    let (traces, _) = run([
+        (10, 1, swap(0, FIBER, below(FIBER))),
+        (20, 1, runtime_call(FUEL)),
+        (25, 1, swap(FIBER, 0, WORKER_STACK)),
+        (30, 1, swap(0, FIBER, WORKER_STACK)),
+        (35, 1, runtime_call_end(RuntimeResult::Unwinds)),
+        (60, 1, swap(FIBER, 0, below(FIBER))),
+        (61, 1, EventKind::Unwind),
+    ]);
+    assert_eq!(traces[0].root.outcome, Outcome::HostError);
+    assert_eq!(traces[0].root.children[0].outcome, Outcome::HostError);
+}
+
+#[test]
+fn a_growth_that_unwinds_its_guest_is_not_left_open() {
+    for end in [Some(runtime_call_end(RuntimeResult::Unwinds)), None] {
+        let events = [
+            Some((10, 1, swap(0, FIBER, below(FIBER)))),
+            Some((20, 1, runtime_call(GROW))),
+            end.map(|end| (30, 1, end)),
+            Some((40, 1, swap(FIBER, 0, below(FIBER)))),
+            Some((41, 1, EventKind::Unwind)),
+        ];
+        let (traces, _) = run(events.into_iter().flatten());
+        let root = &traces[0].root;
+        assert_eq!(root.outcome, Outcome::HostError);
+        assert_eq!(root.children[0].outcome, Outcome::HostError);
+        assert_ne!(root.children[0].end_bound, Bound::Open);
+    }
+}
+
+#[test]
+fn what_is_raised_is_a_trap_unless_a_host_call_failed() {
+    let raise = |code: Option<&str>| EventKind::Raise {
+        activation: FIBER,
+        entry: Some(0),
+        code: code.map(str::to_owned),
+        stack: vec![1, 0],
+        native_offset: 9,
+        wasm_offset: Some(0x2f),
+    };
+    let ended = |before: Vec<EventKind>| {
+        let mut events = vec![(10, 1, swap(0, FIBER, below(FIBER)))];
+        events.extend(before.into_iter().map(|kind| (20, 1, kind)));
+        events.push((40, 1, swap(FIBER, 0, below(FIBER))));
+        events.push((41, 1, EventKind::Unwind));
+        let (traces, _) = run(events);
+        traces[0].root.clone()
+    };
+    let trap = |code: &str| Outcome::Trap { code: code.to_owned() };
+    let known = ended(vec![raise(Some("memory_out_of_bounds"))]);
+    assert_eq!((known.outcome, known.children.len()), (trap("memory_out_of_bounds"), 1));
+    let unknown = ended(vec![raise(None)]);
+    assert_eq!(
+        (unknown.outcome, unknown.children.len()),
+        (trap("raised_by_runtime"), 1)
+    );
+    let failed = ended(vec![
+        host_call(FIBER, 0),
+        EventKind::HostCallEnd {
+            frame: 0,
+            succeeded: false,
+        },
+        raise(None),
+    ]);
+    assert_eq!((failed.outcome, failed.children.len()), (Outcome::HostError, 1));
+    let unseen = ended(vec![host_call(FIBER, 0), raise(None)]);
+    assert_eq!((unseen.outcome, unseen.children.len()), (Outcome::HostError, 1));
 }
 
 #[test]

@@ -318,6 +318,7 @@ impl<'t> Drawing<'_, 't> {
             Outcome::HostError => (Arrow::Failed, Some("host error".into())),
             Outcome::Exit if is_invoke => (Arrow::Return, Some("exited".into())),
             Outcome::Exit => (Arrow::Return, Some("exit: does not return to the guest".into())),
+            Outcome::Refused => (Arrow::Return, Some("refused: -1".into())),
             Outcome::Errno { errno } => (Arrow::Return, Some(syscall::error(*errno))),
             Outcome::Unknown => (Arrow::Return, Some("ended, not seen how".into())),
         };

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 
-use crate::span::{Bound, Function, Import, Outcome, SpanKind};
+use crate::span::{Bound, Function, Import, InterruptionCause, Outcome, Role, SpanKind};
 
 use super::timeline::{NodeId, Timeline, What};
 
@@ -59,6 +59,8 @@ enum Callee<'t> {
     HostCall(Option<&'t Import>),
     Syscall { name: &'t str, on_helper: bool },
     Trap(&'t str, Option<&'t Function>),
+    Grow(Role, u64, u32),
+    Interruption(InterruptionCause),
     Suspend,
 }
 
@@ -187,6 +189,10 @@ impl<'t> Key<'t> {
                         on_helper: *on_helper,
                     },
                     SpanKind::Trap { code, function, .. } => Callee::Trap(code, function.as_deref()),
+                    SpanKind::MemoryGrow(growth) | SpanKind::TableGrow(growth) => {
+                        Callee::Grow(span.role(), growth.instance, growth.index)
+                    }
+                    SpanKind::Interruption(interruption) => Callee::Interruption(interruption.cause),
                 },
                 outcome: Some(&span.outcome),
                 is_open: span.start_bound == Bound::Open || span.end_bound == Bound::Open,

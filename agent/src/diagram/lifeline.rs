@@ -1,6 +1,6 @@
 //! The lifelines of a diagram: which call belongs to which, and what is written on top of them.
 
-use crate::span::{Module, Span, SpanKind};
+use crate::span::{Interruption, Module, Span, SpanKind};
 
 use super::draw::Drawing;
 use super::label::visible;
@@ -80,13 +80,15 @@ impl<'t> Drawing<'_, 't> {
     }
 }
 
-/// Where a call goes; traps stay with the host, which handles them.
+/// Where a call goes; traps and what the runtime does for guests stay with the host that it is part of.
 pub(super) fn lifeline_of(span: &Span) -> Lifeline<'_> {
     match &span.kind {
         SpanKind::Invoke { function } => Lifeline::Guest(function.as_ref().map(|function| &*function.module)),
         SpanKind::HostCall { import } => Lifeline::Interface(import.as_ref().map(|import| import.module.as_str())),
         SpanKind::Syscall { .. } => Lifeline::Kernel,
-        SpanKind::Trap { .. } => Lifeline::Host,
+        SpanKind::Trap { .. } | SpanKind::MemoryGrow(_) | SpanKind::TableGrow(_) | SpanKind::Interruption(_) => {
+            Lifeline::Host
+        }
     }
 }
 
@@ -101,5 +103,8 @@ pub(super) fn callee_name(span: &Span) -> &str {
         SpanKind::HostCall { import: None } => "unnamed host call",
         SpanKind::Syscall { name, .. } => name,
         SpanKind::Trap { .. } => "trap",
+        SpanKind::MemoryGrow(_) => "memory.grow",
+        SpanKind::TableGrow(_) => "table.grow",
+        SpanKind::Interruption(Interruption { cause, .. }) => super::runtime::interruption(*cause),
     }
 }

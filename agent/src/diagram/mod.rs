@@ -14,6 +14,7 @@ pub(crate) mod label;
 mod lifeline;
 pub mod mermaid;
 mod model;
+mod runtime;
 mod select;
 mod summary;
 mod syscall;

@@ -132,7 +132,7 @@ pub struct Totals {
     pub duration_ns: u64,
     /// In guests: own time of invocations.
     pub guest_ns: u64,
-    /// In the host: own time of host calls.
+    /// In the host: own time of host calls, and of what guests call the runtime for.
     pub host_ns: u64,
     /// In syscalls.
     pub kernel_ns: u64,
@@ -142,7 +142,7 @@ pub struct Totals {
     pub helper_ns: u64,
     /// How many of those there were.
     pub helper_count: u64,
-    /// Calls in the trace: invocations, host calls, syscalls. `drawn + repeated + folded = call`.
+    /// Calls in the trace: invocations, host calls, syscalls, growth, interruptions. `drawn + repeated + folded = call`.
     pub call_count: u64,
     /// Calls drawn one by one; one of each loop is.
     pub drawn_count: u64,

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use crate::span::{
-    Bound, Capture, Function, Import, Loss, Module, Outcome, Process, Span, SpanKind, Suspend, Trace, TraceId,
+    Bound, Capture, Function, Growth, Import, Interruption, InterruptionCause, Loss, Module, Outcome, Process, Span,
+    SpanKind, Suspend, Trace, TraceId,
 };
 
 pub(super) const US: u64 = 1_000;
@@ -94,6 +95,7 @@ pub(super) fn trap(at_ns: u64, code: &str, function: &Arc<Function>) -> Span {
         code: code.into(),
         function: Some(Arc::clone(function)),
         native_offset: 0x1c4,
+        wasm_offset: Some(0x2f),
     };
     span(at_ns, 0, kind, Vec::new())
 }
@@ -292,6 +294,14 @@ fn any_function() -> impl Strategy<Value = Option<Arc<Function>>> {
     )
 }
 
+prop_compose! {
+    fn growth()(instance in 0..3_u64, index in 0..2_u32, delta in any::<u64>(), old in any::<Option<u64>>(), new in any::<Option<u64>>(),
+        page_bytes in prop::sample::select(vec![None, Some(65_536), Some(1)]), maximum in any::<Option<u64>>(), function in any_function(),
+        wasm_offset in any::<Option<u32>>()) -> Growth {
+        Growth { instance, index, delta, old, new, page_bytes, maximum, function, wasm_offset }
+    }
+}
+
 fn kind() -> impl Strategy<Value = SpanKind> {
     prop_oneof![
         2 => any_function().prop_map(|function| SpanKind::Invoke { function }),
@@ -300,8 +310,13 @@ fn kind() -> impl Strategy<Value = SpanKind> {
         4 => (any::<u64>(), prop_oneof![Just("read".to_owned()), Just("openat".to_owned()), Just("futex".to_owned()), name()],
             any::<[u64; 3]>(), any::<i64>(), any::<bool>())
             .prop_map(|(number, name, args, result, on_helper)| SpanKind::Syscall { number, name, args, result, on_helper }),
-        1 => (name(), any_function(), any::<u64>())
-            .prop_map(|(code, function, native_offset)| SpanKind::Trap { code, function, native_offset }),
+        1 => (name(), any_function(), any::<u64>(), any::<Option<u32>>()).prop_map(|(code, function, native_offset, wasm_offset)| {
+            SpanKind::Trap { code, function, native_offset, wasm_offset }
+        }),
+        1 => growth().prop_map(SpanKind::MemoryGrow),
+        1 => growth().prop_map(SpanKind::TableGrow),
+        1 => (prop::sample::select(vec![InterruptionCause::Fuel, InterruptionCause::Epoch]), any_function(), any::<Option<u32>>())
+            .prop_map(|(cause, function, wasm_offset)| SpanKind::Interruption(Interruption { cause, function, wasm_offset })),
     ]
 }
 
@@ -311,6 +326,7 @@ fn outcome() -> impl Strategy<Value = Outcome> {
         1 => name().prop_map(|code| Outcome::Trap { code }),
         1 => Just(Outcome::HostError),
         1 => Just(Outcome::Exit),
+        1 => Just(Outcome::Refused),
         2 => any::<u16>().prop_map(|errno| Outcome::Errno { errno }),
         1 => Just(Outcome::Unfinished),
         1 => Just(Outcome::Unknown),

@@ -184,7 +184,7 @@ fn largest(timeline: &Timeline) -> Option<String> {
         let what = match role {
             None => format!("suspended in {name}"),
             Some(Role::Invoke) => format!("{name} itself"),
-            Some(Role::HostCall | Role::Syscall | Role::Trap) => name,
+            Some(_) => name,
         };
         format!("{what} {}", duration(*time))
     });

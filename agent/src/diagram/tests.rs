@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::span::{Bound, Capture, Loss, Outcome, Process, Span, SpanKind, Suspend, Trace};
+use crate::span::{
+    Bound, Capture, Growth, Interruption, InterruptionCause, Loss, Outcome, Process, Span, SpanKind, Suspend, Trace,
+};
 
 use super::model::Step;
 use super::samples::{
@@ -152,6 +154,59 @@ fn a_trap_in_a_nested_guest_unwinds_both() {
     let mut root = invoke(0, 300 * US, &function("main.wasm", "start"), vec![dispatch]);
     root.outcome = Outcome::HostError;
     assert_drawn!("nested_trap", trace(root), capture());
+}
+
+#[test]
+fn growth_and_interruptions_go_to_the_host() {
+    let asker = function("image.wasm", "resize");
+    let of_memory = Growth {
+        instance: 0x7f00,
+        index: 0,
+        delta: 16,
+        old: Some(1),
+        new: Some(17),
+        page_bytes: Some(65_536),
+        maximum: Some(20),
+        function: Some(Arc::clone(&asker)),
+        wasm_offset: Some(0x63),
+    };
+    let refused = Growth {
+        old: None,
+        new: None,
+        ..of_memory.clone()
+    };
+    let of_table = Growth {
+        page_bytes: None,
+        maximum: None,
+        ..of_memory.clone()
+    };
+    let protect = syscall(11 * US, 4 * US, "mprotect", [0, 0, 0], 0);
+    let mut refused = span(30 * US, 2 * US, SpanKind::MemoryGrow(refused), vec![]);
+    refused.outcome = Outcome::Refused;
+    let interruption = Interruption {
+        cause: InterruptionCause::Epoch,
+        function: Some(Arc::clone(&asker)),
+        wasm_offset: Some(0x70),
+    };
+    let mut stop = span(50 * US, 40 * US, SpanKind::Interruption(interruption), vec![]);
+    stop.suspends = vec![suspend(52 * US, 36 * US, 11, 12)];
+    let mut root = invoke(
+        0,
+        100 * US,
+        &function("image.wasm", "handle"),
+        vec![
+            span(10 * US, 8 * US, SpanKind::MemoryGrow(of_memory), vec![protect]),
+            refused,
+            span(40 * US, 2 * US, SpanKind::TableGrow(of_table), vec![]),
+            stop,
+            trap(99 * US, "out_of_fuel", &asker),
+        ],
+    );
+    root.suspends = vec![suspend(52 * US, 36 * US, 11, 12)];
+    root.outcome = Outcome::Trap {
+        code: "out_of_fuel".into(),
+    };
+    assert_drawn!("growth_and_interruptions", trace(root), capture());
 }
 
 #[test]

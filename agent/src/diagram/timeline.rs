@@ -172,7 +172,7 @@ impl<'t> Timeline<'t> {
             self.nodes[index].own_ns = own_ns;
             *match span.role() {
                 Role::Invoke | Role::Trap => &mut self.totals.guest_ns,
-                Role::HostCall => &mut self.totals.host_ns,
+                Role::HostCall | Role::MemoryGrow | Role::TableGrow | Role::Interruption => &mut self.totals.host_ns,
                 Role::Syscall => &mut self.totals.kernel_ns,
             } += own_ns;
         }

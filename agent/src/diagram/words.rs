@@ -5,6 +5,7 @@ use crate::span::{Bound, Function, Outcome, Role, Span, SpanKind, Suspend};
 use super::draw::{Drawing, Scope, departs};
 use super::label::{Spread, bytes, duration, grouped, visible};
 use super::lifeline::Lifeline;
+use super::runtime;
 use super::select::ItemId;
 use super::syscall;
 use super::timeline::What;
@@ -30,7 +31,7 @@ impl<'t> Drawing<'_, 't> {
         let how = match &root.outcome {
             _ if departs(root) => " · never returned".into(),
             _ if root.end_bound == Bound::Open => " · still running".into(),
-            Outcome::Ok | Outcome::Unknown => String::new(),
+            Outcome::Ok | Outcome::Refused | Outcome::Unknown => String::new(),
             Outcome::Trap { .. } => format!(" · {}", self.trap_words(0)),
             Outcome::HostError => " · host error".into(),
             Outcome::Exit => " · exited".into(),
@@ -83,6 +84,8 @@ impl<'t> Drawing<'_, 't> {
                 }
             }
             SpanKind::Trap { .. } => String::new(),
+            SpanKind::MemoryGrow(_) | SpanKind::TableGrow(_) => self.growth_wanted(item),
+            SpanKind::Interruption(interruption) => runtime::interruption(interruption.cause).into(),
         };
         if scope.role == Some(Role::Invoke)
             && let Some(caller) = self.changed_caller(item, scope)
@@ -164,8 +167,14 @@ impl<'t> Drawing<'_, 't> {
         common.unwrap_or_default()
     }
 
-    /// What syscalls returned: the same for all, or the sum of what they moved.
+    /// What syscalls returned: the same for all, or the sum of what they moved; what growth came to.
     pub(super) fn result(&self, item: ItemId) -> Option<String> {
+        let role = self.spans(item).next()?.role();
+        match role {
+            Role::MemoryGrow | Role::TableGrow => return self.growth_result(item),
+            Role::Interruption => return Some("goes on".into()),
+            _ => {}
+        }
         let mut results = self.spans(item).filter_map(|span| match &span.kind {
             SpanKind::Syscall { name, result, .. } => Some((name.as_str(), *result)),
             _ => None,
@@ -191,7 +200,13 @@ impl<'t> Drawing<'_, 't> {
         // The trap itself, or the one that the invocation ended with.
         let traps = self.selection.members(item).iter().filter_map(|node| {
             let node = self.timeline.node(*node);
-            let last = node.children().next_back().map(|child| self.timeline.node(child).what);
+            // Building the error comes after it, and may make syscalls.
+            let is_trap = |what: &What| matches!(what, What::Span(span) if span.role() == Role::Trap);
+            let last = node
+                .children()
+                .rev()
+                .map(|child| self.timeline.node(child).what)
+                .find(is_trap);
             [Some(node.what), last]
                 .into_iter()
                 .flatten()
@@ -202,9 +217,10 @@ impl<'t> Drawing<'_, 't> {
                                 code,
                                 function,
                                 native_offset,
+                                wasm_offset,
                             },
                         ..
-                    }) => Some((code, function.as_deref(), *native_offset)),
+                    }) => Some((code, function.as_deref(), *native_offset, *wasm_offset)),
                     _ => None,
                 })
         });
@@ -225,10 +241,13 @@ impl<'t> Drawing<'_, 't> {
             _ => "unknown",
         };
         let mut words = format!("trap: {}", self.name(&code.replace('_', " ")));
-        if let Some((_, Some(function), offset)) = place {
+        if let Some((_, Some(function), native_offset, wasm_offset)) = place {
             words = format!("{words} in {}", self.name(&function.name));
             if is_one_place {
-                words = format!("{words} +{offset:#x}");
+                words = format!("{words} +{native_offset:#x}");
+                if let Some(wasm_offset) = wasm_offset {
+                    words = format!("{words} (wasm {wasm_offset:#x})");
+                }
             }
         }
         words

@@ -11,9 +11,12 @@ use sha2::{Digest, Sha256};
 pub use super::component::{ComponentImport, ComponentNames};
 pub use super::elf::ElfError as ImageError;
 pub use super::info::{ItemKind, ModuleExport, ModuleImport, ModuleNames};
+pub use super::limits::{MemoryLimits, ModuleLimits, TableLimits};
 pub use super::symbols::{Symbol, SymbolEntry};
 use super::{
-    MAX_NAME_BYTES, ReadAt, bounded_name, component,
+    MAX_NAME_BYTES, ReadAt,
+    address_map::AddressMap,
+    bounded_name, component,
     elf::{E, Elf, SectionHeader, Sym, read_header, read_section},
     hex,
     info::{self, FunctionKey, Layout},
@@ -32,6 +35,8 @@ pub const MAX_HASHED_BYTES: u64 = 256 << 20;
 const MAX_SYMBOL_NAMES_BYTES: u64 = 64 << 20;
 const MAX_INFO_BYTES: u64 = 64 << 20;
 const MAX_TRAPS_BYTES: u64 = 32 << 20;
+/// Two to eight bytes for every instruction that comes from the guest's own.
+const MAX_ADDRESS_MAP_BYTES: u64 = 64 << 20;
 const MAX_FUNCTION_NAMES_BYTES: u64 = 64 << 20;
 
 /// `e_ident[EI_OSABI]` of wasmtime's artifacts.
@@ -91,6 +96,7 @@ pub struct CodeObject {
     modules: Vec<Result<ModuleNames, Unavailable>>,
     component: Result<ComponentNames, Unavailable>,
     traps: Result<TrapTable, Unavailable>,
+    address_map: Result<AddressMap, Unavailable>,
     hashed_sections: Vec<SectionHeader>,
 }
 
@@ -184,6 +190,10 @@ impl CodeObject {
             optional_section(reader, &elf, b".wasmtime.traps", MAX_TRAPS_BYTES)
                 .map(|bytes| TrapTable::new(bytes, major))
         });
+        let address_map = known_major.ok_or_else(unknown_version).and_then(|major| {
+            optional_section(reader, &elf, b".wasmtime.addrmap", MAX_ADDRESS_MAP_BYTES)
+                .map(|bytes| AddressMap::new(bytes, major))
+        });
         let hashed = [b".text".as_slice(), b".wasmtime.info", b".rodata.wasm", b".name.wasm"];
         let hashed_sections = hashed.iter().filter_map(|name| elf.section(name).copied()).collect();
         let is_pulley = flags & FLAGS_PULLEY != 0;
@@ -198,6 +208,7 @@ impl CodeObject {
             modules,
             component,
             traps,
+            address_map,
             hashed_sections,
         })
     }
@@ -320,6 +331,17 @@ impl CodeObject {
     /// The trap raised by the instruction at exactly this offset of the text, in wasmtime's words (`unreachable_code_reached`).
     pub fn trap_code(&self, text_offset: u64) -> Option<&'static str> {
         self.traps.as_ref().ok()?.lookup(text_offset)
+    }
+
+    /// The trap that has this number in this version of wasmtime.
+    pub fn trap_name(&self, code: u8) -> Option<&'static str> {
+        self.traps.as_ref().ok()?.name(code)
+    }
+
+    /// Which byte of the wasm binary the instruction that contains this offset of the text was compiled from. For a
+    /// component, counted from the start of the component.
+    pub fn wasm_offset(&self, text_offset: u64) -> Option<u32> {
+        self.address_map.as_ref().ok()?.lookup(text_offset)
     }
 
     /// Why [`Self::trap_code`] has no answers at all, if so.

@@ -56,8 +56,10 @@ pub struct HostSymbols {
     pub memory_grow: Vec<HostFunction>,
     /// `table.grow`.
     pub table_grow: Vec<HostFunction>,
-    /// A host error or trap is raised in a guest's caller.
+    /// A host error or trap is raised in a guest's caller. Argument 0: caller context.
     pub raise: Vec<HostFunction>,
+    /// Guest code compiled without signals reports a trap. Arguments: caller context, the trap's code.
+    pub reported_trap: Vec<HostFunction>,
     /// The epoch deadline was reached.
     pub new_epoch: Vec<HostFunction>,
     /// Fuel ran out.
@@ -360,6 +362,11 @@ const KINDS: &[Kind] = &[
         fragment: b"3raw5raise",
         paths: &["wasmtime::runtime::vm::libcalls::raw::raise"],
         list: |symbols| &mut symbols.raise,
+    },
+    Kind {
+        fragment: b"3raw4trap",
+        paths: &["wasmtime::runtime::vm::libcalls::raw::trap"],
+        list: |symbols| &mut symbols.reported_trap,
     },
     Kind {
         fragment: b"3raw9new_epoch",

@@ -7,7 +7,10 @@
 
 use std::{ops::Range, sync::Arc};
 
-use super::bounded_name;
+use super::{
+    bounded_name,
+    limits::{ModuleLimits, decode_limits},
+};
 
 /// Items of one sequence: functions (a large guest has 100,000), imports, exports.
 const MAX_ITEMS: u64 = 1_000_000;
@@ -27,6 +30,8 @@ pub(super) struct Layout {
     has_module_index: bool,
     /// Strings are interned before everything else.
     has_string_pool: bool,
+    /// What lies between the exports and the types of memories and tables is as in wasmtime 46 to 50.
+    has_known_limits: bool,
 }
 
 impl Layout {
@@ -36,14 +41,17 @@ impl Layout {
             24..=37 => Self {
                 has_module_index: false,
                 has_string_pool: false,
+                has_known_limits: false,
             },
             38..=42 => Self {
                 has_module_index: true,
                 has_string_pool: false,
+                has_known_limits: false,
             },
             43..=50 => Self {
                 has_module_index: true,
                 has_string_pool: true,
+                has_known_limits: major >= 46,
             },
             _ => return None,
         })
@@ -105,6 +113,8 @@ pub struct ModuleNames {
     pub imports: Vec<ModuleImport>,
     /// In the module's order.
     pub exports: Vec<ModuleExport>,
+    /// Declared limits of memories and tables; `None` where they cannot be read.
+    pub limits: Option<ModuleLimits>,
     /// Positions in `imports` of the functions: the n-th is function n of the module.
     function_imports: Vec<u32>,
     /// (function index, position in `exports`), sorted, the first export of each function only.
@@ -149,8 +159,10 @@ impl ModuleNames {
 /// The names of the only core module of a module artifact, and where they lie in `info`.
 pub(super) fn module_names(info: &[u8], layout: Layout) -> Option<(ModuleNames, Range<usize>)> {
     let mut cursor = Cursor::new(info);
-    let names = decode_module(&mut cursor, layout, 0)?.index();
-    Some((names, 0..info.len() - cursor.bytes.len()))
+    let mut names = decode_module(&mut cursor, layout, 0)?.index();
+    let end = info.len() - cursor.bytes.len();
+    names.limits = module_limits(&mut cursor, layout, &names);
+    Some((names, 0..end))
 }
 
 /// The names of each core module of a component, and where they lie in `info`.
@@ -189,6 +201,8 @@ pub(super) fn component_modules(
             continue;
         }
         let range = start..info.len() - cursor.bytes.len();
+        let mut names = names;
+        names.limits = module_limits(&mut cursor, layout, &names);
         let slot = index as usize;
         if certainties[slot].is_better(range.len()) {
             found[slot] = Some((names, range));
@@ -225,6 +239,10 @@ impl Certainty {
     fn is_certain(self) -> bool {
         self.long_count == 1 || (self.long_count == 0 && self.short_count == 1)
     }
+}
+
+fn module_limits(cursor: &mut Cursor<'_>, layout: Layout, names: &ModuleNames) -> Option<ModuleLimits> {
+    layout.has_known_limits.then(|| decode_limits(cursor, names))?
 }
 
 fn decode_module(cursor: &mut Cursor<'_>, layout: Layout, module_index: u32) -> Option<ModuleNames> {
@@ -518,6 +536,18 @@ impl<'a> Cursor<'a> {
             value |= u64::from(byte & 0x7f) << shift;
             if byte & 0x80 == 0 {
                 return u32::try_from(value).ok();
+            }
+        }
+        None
+    }
+
+    pub(super) fn varint_u64(&mut self) -> Option<u64> {
+        let mut value = 0u128;
+        for shift in (0..70).step_by(7) {
+            let byte = self.byte()?;
+            value |= u128::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return u64::try_from(value).ok();
             }
         }
         None

@@ -4,6 +4,7 @@
 
 use std::{borrow::Cow, fmt::Write as _, fs::File, io, os::unix::fs::FileExt};
 
+mod address_map;
 pub mod call_sites;
 pub mod code_object;
 mod component;
@@ -11,6 +12,7 @@ mod elf;
 pub mod gates;
 pub mod host;
 mod info;
+mod limits;
 pub mod prologue;
 pub mod returns;
 mod symbol_path;

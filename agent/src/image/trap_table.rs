@@ -109,6 +109,11 @@ impl TrapTable {
         code_name(code, self.major)
     }
 
+    /// The trap that has this number.
+    pub(super) fn name(&self, code: u8) -> Option<&'static str> {
+        code_name(code, self.major)
+    }
+
     /// Up to wasmtime 46: count, that many sorted offsets, that many codes.
     fn lookup_flat(&self, text_offset: u32) -> Option<u8> {
         let count = word(&self.bytes, 0)? as usize;

@@ -210,6 +210,59 @@ impl Labels for TrapLabels {
     }
 }
 
+/// A module, for what belongs to its instances.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ModuleLabels {
+    #[prometheus(flatten)]
+    pub(super) workload: Workload,
+    pub(super) module: Value,
+}
+
+impl Labels for ModuleLabels {
+    fn other(&self) -> Self {
+        Self {
+            workload: Workload::other(),
+            module: Value::other(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct GrowLabels {
+    #[prometheus(flatten)]
+    pub(super) module: ModuleLabels,
+    /// `ok`, `refused`, `host_error`, `unfinished` or `unknown`.
+    pub(super) outcome: &'static str,
+}
+
+impl Labels for GrowLabels {
+    fn other(&self) -> Self {
+        Self {
+            module: self.module.other(),
+            ..*self
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct InterruptionLabels {
+    #[prometheus(flatten)]
+    pub(super) export: ExportLabels,
+    /// `fuel` or `epoch`.
+    pub(super) kind: &'static str,
+    /// `ok` where the guest went on, `trap` where it did not.
+    pub(super) outcome: &'static str,
+}
+
+impl Labels for InterruptionLabels {
+    fn other(&self) -> Self {
+        Self {
+            export: self.export.other(),
+            ..*self
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct LossLabels {
     pub(super) layer: Value,

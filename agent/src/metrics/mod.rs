@@ -20,13 +20,14 @@ use prometheus_client::registry::Registry;
 
 use self::bounded::{BoundedFamily, Labels};
 use self::labels::{
-    ExportLabels, FamilyLabels, HostCallLabels, ImportLabels, InvocationLabels, IoLabels, KindLabels, LossLabels,
-    PhaseLabels, SyscallLabels, SyscallTimeLabels, TrapLabels, Value, Workload,
+    ExportLabels, FamilyLabels, GrowLabels, HostCallLabels, ImportLabels, InterruptionLabels, InvocationLabels,
+    IoLabels, KindLabels, LossLabels, ModuleLabels, PhaseLabels, SyscallLabels, SyscallTimeLabels, TrapLabels, Value,
+    Workload,
 };
 use crate::errno;
 use wasmscope_common::SyscallStats;
 
-use crate::span::{Bound, Function, Loss, Outcome, Process, Span, SpanKind, Trace};
+use crate::span::{Bound, Function, Growth, InterruptionCause, Loss, Outcome, Process, Span, SpanKind, Trace};
 
 /// Series of one family of counters, those of `other` aside.
 pub const MAX_COUNTER_SERIES: usize = 2_000;
@@ -83,6 +84,10 @@ pub struct Metrics {
     cold_start_time: BoundedFamily<PhaseLabels, Histogram>,
     traps: BoundedFamily<TrapLabels, Counter>,
     suspended_time: BoundedFamily<ExportLabels, SecondsCounter>,
+    interruptions: BoundedFamily<InterruptionLabels, Counter>,
+    memory_grows: BoundedFamily<GrowLabels, Counter>,
+    table_grows: BoundedFamily<GrowLabels, Counter>,
+    memory_bytes: BoundedFamily<ModuleLabels, Gauge<u64, AtomicU64>>,
     events: BoundedFamily<KindLabels, Counter>,
     losses: BoundedFamily<LossLabels, Counter>,
     symbol_coverage: Gauge<f64, AtomicU64>,
@@ -140,6 +145,16 @@ impl Metrics {
             suspended_time: families.counters(
                 "wasm_suspended_seconds",
                 "Time invocations spent off every thread, waiting for the host",
+            ),
+            interruptions: families.counters(
+                "wasm_interruptions",
+                "Times that guests were stopped because their fuel or time was used up",
+            ),
+            memory_grows: families.counters("wasm_memory_grows", "memory.grow of guests"),
+            table_grows: families.counters("wasm_table_grows", "table.grow of guests"),
+            memory_bytes: families.counters(
+                "wasm_memory_bytes",
+                "Largest linear memory that an instance was seen to have after a memory.grow of the module's code; memories never shrink, and those that never grow are not seen",
             ),
             events: families.counters("wasmscope_events", "Kernel records handled"),
             losses: families.counters("wasmscope_events_lost", "What the agent knows it missed or dropped"),
@@ -297,8 +312,35 @@ impl Metrics {
                     );
                 }
             }
-            SpanKind::Trap { .. } => {}
+            SpanKind::MemoryGrow(growth) => {
+                let labels = grow_labels(growth, span, export);
+                self.memory_grows.with(&labels, increment);
+                if let Some(bytes) = growth.new_bytes() {
+                    self.memory_bytes.with(&labels.module, |gauge| {
+                        gauge.inner().fetch_max(bytes, Ordering::Relaxed);
+                    });
+                }
+            }
+            SpanKind::TableGrow(growth) => self.table_grows.with(&grow_labels(growth, span, export), increment),
+            SpanKind::Interruption(interruption) => {
+                self.observe_interruption(interruption.cause, span.outcome.as_str(), export);
+            }
+            SpanKind::Trap { code, .. } => {
+                let causes = [InterruptionCause::Fuel, InterruptionCause::Epoch];
+                if let Some(cause) = causes.into_iter().find(|cause| cause.trap_code() == code) {
+                    self.observe_interruption(cause, "trap", export);
+                }
+            }
         }
+    }
+
+    fn observe_interruption(&self, cause: InterruptionCause, outcome: &'static str, export: &ExportLabels) {
+        let labels = InterruptionLabels {
+            export: export.clone(),
+            kind: cause.as_str(),
+            outcome,
+        };
+        self.interruptions.with(&labels, increment);
     }
 
     /// A trap is counted where it was seen as such; an invocation that ended in one counts only when no call below it saw one.
@@ -362,6 +404,20 @@ fn export_labels(workload: &Workload, function: Option<&Function>) -> ExportLabe
         workload: workload.clone(),
         module: function.map_or_else(Value::unknown, |function| Value::new(&function.module.name)),
         export: function.map_or_else(Value::unknown, |function| Value::new(&function.name)),
+    }
+}
+
+/// The module whose code asked, which is the memory's own unless that is imported.
+fn grow_labels(growth: &Growth, span: &Span, export: &ExportLabels) -> GrowLabels {
+    GrowLabels {
+        module: ModuleLabels {
+            workload: export.workload.clone(),
+            module: growth
+                .function
+                .as_ref()
+                .map_or_else(|| export.module.clone(), |function| Value::new(&function.module.name)),
+        },
+        outcome: span.outcome.as_str(),
     }
 }
 

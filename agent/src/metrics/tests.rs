@@ -2,8 +2,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::*;
-use crate::sink::testing::{host_call, invoke, process, syscall, trace, trap};
-use crate::span::{Module, Suspend};
+use crate::sink::testing::{growth, host_call, interruption, invoke, process, syscall, trace, trap};
+use crate::span::{InterruptionCause, Module, Suspend};
 
 /// A strict reader of the parts of `OpenMetrics` that the agent writes: series by name and label set.
 fn parse(text: &str) -> HashMap<String, f64> {
@@ -149,6 +149,52 @@ fn a_call_that_was_still_open_is_counted_but_not_timed() {
         Some(&1.0)
     );
     assert!(!series.contains_key(&format!("wasm_invocation_duration_seconds_count{{{RUN}}}")));
+}
+
+#[test]
+fn growth_and_interruptions_are_counted_by_how_they_ended() {
+    let mut refused = growth(None, 40);
+    refused.outcome = Outcome::Refused;
+    let mut root = invoke("run", 0, 100);
+    root.outcome = Outcome::Trap {
+        code: "out_of_fuel".to_owned(),
+    };
+    root.children = vec![
+        growth(Some(1), 10),
+        growth(Some(3), 20),
+        refused,
+        interruption(InterruptionCause::Fuel, 50),
+        interruption(InterruptionCause::Epoch, 60),
+        trap("out_of_fuel", 99),
+    ];
+    let mut before = invoke("run", 0, 100);
+    before.children = vec![growth(Some(9), 10)];
+    let metrics = Metrics::new();
+    metrics.observe_trace(&trace(before));
+    metrics.observe_trace(&trace(root));
+    let series = series(&metrics);
+    let module = "process=\"edge-host\",module=\"policy.wasm\"";
+    for (name, expected) in [
+        (format!("wasm_memory_grows_total{{{module},outcome=\"ok\"}}"), 3.0),
+        (format!("wasm_memory_grows_total{{{module},outcome=\"refused\"}}"), 1.0),
+        // 9 + 2 pages, not the 3 + 2 that came later.
+        (format!("wasm_memory_bytes{{{module}}}"), 11.0 * 65_536.0),
+        (
+            format!("wasm_interruptions_total{{{RUN},kind=\"fuel\",outcome=\"ok\"}}"),
+            1.0,
+        ),
+        (
+            format!("wasm_interruptions_total{{{RUN},kind=\"fuel\",outcome=\"trap\"}}"),
+            1.0,
+        ),
+        (
+            format!("wasm_interruptions_total{{{RUN},kind=\"epoch\",outcome=\"ok\"}}"),
+            1.0,
+        ),
+        (format!("wasm_traps_total{{{RUN},code=\"out_of_fuel\"}}"), 1.0),
+    ] {
+        assert_eq!(series.get(&name), Some(&expected), "{name}");
+    }
 }
 
 #[test]

@@ -7,8 +7,16 @@ use crate::{decode::Record, event::Event};
 
 impl Pipeline {
     /// A marked function was entered. `record` is the same, with its frames.
-    pub(super) fn mark(&mut self, mark: &Mark, _record: &Record, _events: &mut Vec<Event>) {
-        match u8::try_from(mark.site_kind).ok().and_then(SiteKind::from_u8) {
+    pub(super) fn mark(&mut self, mark: &Mark, record: &Record, events: &mut Vec<Event>) {
+        match kind(mark.site_kind) {
+            Some(
+                kind @ (SiteKind::MemoryGrow
+                | SiteKind::TableGrow
+                | SiteKind::OutOfFuel
+                | SiteKind::EpochDeadline
+                | SiteKind::ReportedTrap
+                | SiteKind::Raise),
+            ) => self.runtime_call(kind, mark, record, events),
             Some(SiteKind::Plain | SiteKind::HelperSpawn | SiteKind::HelperRun | SiteKind::HelperRest) | None => {
                 self.lose("decode", "unknown_site");
             }
@@ -16,11 +24,26 @@ impl Pipeline {
     }
 
     /// A marked function is about to return.
-    pub(super) fn mark_end(&mut self, end: &MarkEnd, _events: &mut Vec<Event>) {
-        match u8::try_from(end.site_kind).ok().and_then(SiteKind::from_u8) {
-            Some(SiteKind::Plain | SiteKind::HelperSpawn | SiteKind::HelperRun | SiteKind::HelperRest) | None => {
+    pub(super) fn mark_end(&mut self, end: &MarkEnd, events: &mut Vec<Event>) {
+        match kind(end.site_kind) {
+            Some(
+                kind @ (SiteKind::MemoryGrow | SiteKind::TableGrow | SiteKind::OutOfFuel | SiteKind::EpochDeadline),
+            ) => super::runtime_calls::runtime_call_end(kind, end, events),
+            Some(
+                SiteKind::Plain
+                | SiteKind::HelperSpawn
+                | SiteKind::HelperRun
+                | SiteKind::HelperRest
+                | SiteKind::ReportedTrap
+                | SiteKind::Raise,
+            )
+            | None => {
                 self.lose("decode", "unknown_site");
             }
         }
     }
+}
+
+fn kind(site_kind: u64) -> Option<SiteKind> {
+    u8::try_from(site_kind).ok().and_then(SiteKind::from_u8)
 }

@@ -23,7 +23,7 @@ const MAX_PROCESSES: usize = 4096;
 
 /// A process that is being watched.
 pub(super) struct Watched {
-    memory: ProcessMemory,
+    pub(super) memory: ProcessMemory,
     pub(super) guests: Guests,
     host: Option<SharedHost>,
     facts: describe::ProcessFacts,
@@ -490,16 +490,6 @@ impl Pipeline {
     ) -> Option<ImportId> {
         let import = self.processes.get_mut(&pid)?.guests.trampoline_import(return_address)?;
         Some(self.definitions.import(import, events))
-    }
-
-    pub(super) fn trap(&mut self, pid: u32, address: u64, signal: u64) -> (String, u64) {
-        self.processes
-            .get_mut(&pid)
-            .and_then(|watched| watched.guests.trap(address))
-            .map_or_else(
-                || (format!("signal_{signal}"), 0),
-                |(code, offset)| (code.to_owned(), offset),
-            )
     }
 }
 

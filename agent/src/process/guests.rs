@@ -13,7 +13,7 @@ use super::memory::ProcessMemory;
 use crate::{
     image::{
         CodeObject, ImageError, ReadAt,
-        code_object::{CodeKind, Symbol},
+        code_object::{CodeKind, ModuleLimits, Symbol},
         vmcontext::{ImportLayout, import_ordinal},
     },
     span::{Function, Import, Module},
@@ -25,6 +25,9 @@ pub const MAX_OBJECTS: usize = 1024;
 const MAX_CALLEES: usize = 16_384;
 /// The header page of a code object precedes its text.
 const PAGE_BYTES: u64 = 4096;
+/// x86-64 `call` to an address relative to the next instruction, as guest code calls the runtime's functions.
+const CALL_OPCODE: u8 = 0xe8;
+const CALL_BYTES: usize = 5;
 
 /// A code object at its place.
 #[derive(Debug)]
@@ -42,6 +45,8 @@ pub struct Guests {
     /// By start of text.
     objects: BTreeMap<u64, Loaded>,
     functions: HashMap<u64, Option<Arc<Function>>>,
+    /// By return address: the runtime's function that guest code calls there.
+    builtins: HashMap<u64, Option<Arc<str>>>,
     callees: HashMap<u64, CallSite>,
     callee_count: usize,
     /// By return address in the trampoline.
@@ -68,6 +73,15 @@ impl ReadAt for At<'_> {
             .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
         self.memory.read(address, buffer)
     }
+}
+
+/// A place in guest code.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Bytes from the start of the function's machine code.
+    pub native_offset: u64,
+    /// Bytes from the start of the wasm binary.
+    pub wasm_offset: Option<u32>,
 }
 
 /// What adding a code object did.
@@ -125,6 +139,7 @@ impl Guests {
         }
         if added == Added::Replaced {
             self.functions.clear();
+            self.builtins.clear();
             self.callees.clear();
             self.callee_count = 0;
             self.trampolines.clear();
@@ -198,16 +213,70 @@ impl Guests {
         found
     }
 
-    /// The kind of trap that the instruction at `address` raises, and its offset from the start of its function.
-    pub fn trap(&mut self, address: u64) -> Option<(&'static str, u64)> {
+    /// The kind of trap that the instruction at `address` raises.
+    pub fn trap_code(&mut self, address: u64) -> Option<&'static str> {
+        let loaded = self.loaded(address)?;
+        loaded.object.trap_code(address - loaded.text.start)
+    }
+
+    /// The trap that has this number in the version that compiled the code at `address`.
+    pub fn trap_name(&mut self, address: u64, code: u8) -> Option<&'static str> {
+        self.loaded(address)?.object.trap_name(code)
+    }
+
+    /// Where in its function and in its wasm binary the instruction that contains `address` is.
+    pub fn place(&mut self, address: u64) -> Option<Place> {
         let loaded = self.loaded(address)?;
         let offset = address - loaded.text.start;
-        let code = loaded.object.trap_code(offset)?;
         let start = loaded
             .object
             .lookup(offset)
             .map_or(offset, |entry| u64::from(entry.start));
-        Some((code, offset - start))
+        Some(Place {
+            native_offset: offset - start,
+            wasm_offset: loaded.object.wasm_offset(offset),
+        })
+    }
+
+    /// What the module whose code contains `address` declares of its own memories and tables.
+    pub fn declared_limits(&mut self, address: u64) -> Option<&ModuleLimits> {
+        let loaded = self.loaded(address)?;
+        let module_index = loaded.module_index(address)?;
+        loaded.object.module(module_index).ok()?.limits.as_ref()
+    }
+
+    /// The runtime's function (`memory_fill`) that guest code calls right before `return_address`; `None` if what it
+    /// calls there is none, or if the code is gone.
+    pub fn builtin(&mut self, memory: &ProcessMemory, return_address: u64) -> Option<Arc<str>> {
+        if let Some(known) = self.builtins.get(&return_address) {
+            return known.clone();
+        }
+        let found = self.find_builtin(memory, return_address);
+        if self.builtins.len() >= MAX_CALLEES {
+            self.builtins.clear();
+        }
+        self.builtins.insert(return_address, found.clone());
+        found
+    }
+
+    fn find_builtin(&mut self, memory: &ProcessMemory, return_address: u64) -> Option<Arc<str>> {
+        let call_at = return_address.checked_sub(CALL_BYTES as u64)?;
+        let loaded = self.loaded(call_at)?;
+        let mut code = [0; CALL_BYTES];
+        if memory.read(call_at, &mut code).ok()? != CALL_BYTES {
+            return None;
+        }
+        let [CALL_OPCODE, distance @ ..] = code else {
+            return None;
+        };
+        let target = return_address.checked_add_signed(i64::from(i32::from_le_bytes(distance)))?;
+        if !loaded.text.contains(&target) {
+            return None;
+        }
+        match loaded.symbol(target)? {
+            Symbol::Builtin(name) if !name.is_empty() => Some(Arc::from(name)),
+            _ => None,
+        }
     }
 
     /// Learns from the import table of a caller which import a callee is; `false` if that cannot be told.

@@ -10,7 +10,7 @@ use crate::{
     image::{
         HostImage, ReadAt,
         gates::{GateResult, gates},
-        host::{HostFunction, TlsModel, looks_like_wasmtime},
+        host::{HostFunction, HostSymbols, TlsModel, looks_like_wasmtime},
         prologue::{self, ArgLocation},
         returns::return_points,
     },
@@ -54,6 +54,7 @@ impl RuntimeAdapter for Wasmtime {
         for function in &symbols.from_runtime_box {
             plan.enter(SiteProgram::Unwind, function, file, 0);
         }
+        plan.runtime_calls(symbols, file);
         let host_functions: Vec<_> = symbols.array_call_trampolines.iter().take(MAX_HOST_FUNCTIONS).collect();
         let mut without_end = 0;
         for function in &host_functions {
@@ -89,6 +90,25 @@ impl RuntimeAdapter for Wasmtime {
 }
 
 impl ProbePlan {
+    /// Plans what guest code calls the runtime for.
+    fn runtime_calls(&mut self, symbols: &HostSymbols, file: &dyn ReadAt) {
+        for (functions, kind, returns) in [
+            (&symbols.memory_grow, SiteKind::MemoryGrow, true),
+            (&symbols.table_grow, SiteKind::TableGrow, true),
+            (&symbols.out_of_gas, SiteKind::OutOfFuel, true),
+            (&symbols.new_epoch, SiteKind::EpochDeadline, true),
+            (&symbols.reported_trap, SiteKind::ReportedTrap, false),
+            (&symbols.raise, SiteKind::Raise, false),
+        ] {
+            for function in functions {
+                if !self.mark(kind, function, file, returns) {
+                    self.limits
+                        .push(format!("{}: its returns cannot be probed", function.path));
+                }
+            }
+        }
+    }
+
     /// Plans the cheapest entry probe of a function at which its first `argument_count` arguments are known.
     fn enter(&mut self, program: SiteProgram, function: &HostFunction, file: &dyn ReadAt, argument_count: usize) {
         let code = read_code(function, file);
@@ -138,7 +158,6 @@ impl ProbePlan {
 
     /// Plans a probe on the first instruction of a function that is called seldom, where its arguments are in their
     /// registers, and, if `with_end`, on its returns; `false` if those are wanted and not every way out is known.
-    #[expect(dead_code, reason = "sites of this kind come next")]
     fn mark(&mut self, kind: SiteKind, function: &HostFunction, file: &dyn ReadAt, with_end: bool) -> bool {
         let code = read_code(function, file);
         let first_will_do = prologue::entry_point(&code, function.address, [true; prologue::ARGUMENT_COUNT]);

@@ -9,6 +9,7 @@
 //! A sink never blocks the traced processes or the ring: what it cannot take it counts as lost, by reason.
 
 pub(crate) mod fold;
+mod growth;
 pub mod json;
 pub mod otlp;
 pub mod otlp_json;

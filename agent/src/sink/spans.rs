@@ -19,6 +19,7 @@ use opentelemetry_sdk::resource::{EnvResourceDetector, ResourceDetector, Telemet
 use opentelemetry_sdk::trace::{SpanData, SpanEvents};
 
 use super::fold::{self, Limits, Node};
+use super::growth::{growth_attributes, wasm_offset};
 use super::text::{bounded, bounded_line};
 use crate::clock::ClockAnchor;
 use crate::errno;
@@ -41,6 +42,8 @@ const MAX_LOSS_ATTRIBUTES: usize = 32;
 /// Timestamps, ids and the attributes with bounded values, on the wire.
 const FIXED_SPAN_BYTES: usize = 500;
 const EVENT_BYTES: usize = 120;
+/// Numbers and where they were asked for.
+const GROWTH_BYTES: usize = 400;
 
 const LIMITS: Limits = Limits {
     max_nodes: MAX_SPANS_PER_TRACE,
@@ -230,6 +233,9 @@ fn name(span: &Span) -> String {
         SpanKind::HostCall { import: None } => "wasm host call".to_owned(),
         SpanKind::Syscall { name, .. } => text(name),
         SpanKind::Trap { code, .. } => format!("trap {}", text(code)),
+        SpanKind::MemoryGrow(_) => "memory.grow".to_owned(),
+        SpanKind::TableGrow(_) => "table.grow".to_owned(),
+        SpanKind::Interruption(interruption) => format!("interrupted {}", interruption.cause.as_str()),
     }
 }
 
@@ -245,6 +251,7 @@ fn cost_bytes(span: &Span) -> usize {
             .map_or(0, |import| 2 * (import.module.len() + import.name.len())),
         SpanKind::Syscall { name, .. } => name.len(),
         SpanKind::Trap { code, function, .. } => 3 * code.len() + function.as_deref().map_or(0, function_bytes),
+        SpanKind::MemoryGrow(_) | SpanKind::TableGrow(_) | SpanKind::Interruption(_) => GROWTH_BYTES,
     };
     let caller = span.stack.first().map_or(0, |function| function_bytes(function));
     let frames: usize = span
@@ -286,6 +293,12 @@ fn span_attributes(span: &Span) -> Vec<KeyValue> {
             if span.is_on_helper() {
                 attributes.push(KeyValue::new("wasmscope.helper_thread", true));
             }
+        }
+        SpanKind::MemoryGrow(growth) => attributes.extend(growth_attributes("wasm.memory", growth)),
+        SpanKind::TableGrow(growth) => attributes.extend(growth_attributes("wasm.table", growth)),
+        SpanKind::Interruption(interruption) => {
+            attributes.push(KeyValue::new("wasm.interruption.cause", interruption.cause.as_str()));
+            attributes.extend(wasm_offset("wasm.instruction.offset", interruption.wasm_offset));
         }
         _ => {}
     }
@@ -378,6 +391,7 @@ fn trap_attributes(trap: &Span) -> Vec<KeyValue> {
         code,
         function,
         native_offset,
+        wasm_offset: offset,
     } = &trap.kind
     else {
         return Vec::new();
@@ -388,6 +402,7 @@ fn trap_attributes(trap: &Span) -> Vec<KeyValue> {
         KeyValue::new("exception.message", format!("wasm trap: {code}")),
     ];
     attributes.push(KeyValue::new("wasm.trap.code", code));
+    attributes.extend(wasm_offset("wasm.trap.offset", *offset));
     attributes.push(KeyValue::new(
         "wasmscope.native_offset",
         i64::try_from(*native_offset).unwrap_or(i64::MAX),
@@ -422,7 +437,7 @@ fn status(node: &Node<'_>, attributes: &mut Vec<KeyValue>) -> Status {
                 status
             }
         }
-        Outcome::Ok | Outcome::Exit | Outcome::Unfinished | Outcome::Unknown => {
+        Outcome::Ok | Outcome::Exit | Outcome::Refused | Outcome::Unfinished | Outcome::Unknown => {
             match node.traps.first().map(|trap| &trap.kind) {
                 Some(SpanKind::Trap { code, .. }) if *outcome != Outcome::Ok => trapped(&text(code), attributes),
                 _ => Status::Unset,
@@ -443,8 +458,8 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::sink::testing::{function, host_call, invoke, process, syscall, trace, trap};
-    use crate::span::{Loss, Suspend};
+    use crate::sink::testing::{function, growth, host_call, interruption, invoke, process, syscall, trace, trap};
+    use crate::span::{InterruptionCause, Loss, Suspend};
 
     fn convert(root: Span) -> Vec<SpanData> {
         converter().spans(&trace(root)).spans
@@ -466,6 +481,46 @@ mod tests {
 
     fn string(span: &SpanData, key: &str) -> Option<String> {
         value(span, key).map(|value| value.as_str().into_owned())
+    }
+
+    #[test]
+    fn growth_and_interruptions_say_how_much_and_where() {
+        let mut root = invoke("run", 0, 100);
+        root.children = vec![
+            growth(Some(1), 10),
+            interruption(InterruptionCause::Epoch, 20),
+            trap("interrupt", 90),
+        ];
+        root.outcome = Outcome::Trap {
+            code: "interrupt".to_owned(),
+        };
+        let spans = convert(root);
+        let number = |span: &SpanData, key: &str| match value(span, key) {
+            Some(Value::I64(number)) => Some(*number),
+            _ => None,
+        };
+        let grown = spans.iter().find(|span| span.name == "memory.grow").expect("a span");
+        for (key, expected) in [
+            ("wasm.memory.delta_pages", 2),
+            ("wasm.memory.old_pages", 1),
+            ("wasm.memory.new_bytes", 3 * 65_536),
+            ("wasm.memory.maximum_bytes", 20 * 65_536),
+            ("wasm.instruction.offset", 0x63),
+        ] {
+            assert_eq!(number(grown, key), Some(expected), "{key}");
+        }
+        let stop = spans
+            .iter()
+            .find(|span| span.name == "interrupted epoch")
+            .expect("a span");
+        assert_eq!(value(stop, "wasm.interruption.cause"), Some(&Value::from("epoch")));
+        let root = spans.iter().find(|span| span.name.ends_with("run")).expect("a span");
+        let event = &root.events.events[0];
+        let offset = event
+            .attributes
+            .iter()
+            .find(|attribute| attribute.key.as_str() == "wasm.trap.offset");
+        assert_eq!(offset.map(|attribute| &attribute.value), Some(&Value::I64(0x2f)));
     }
 
     #[test]

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::span::{Bound, Function, Import, Module, Outcome, Process, Span, SpanKind, Trace, TraceId};
+use crate::span::{
+    Bound, Function, Growth, Import, Interruption, InterruptionCause, Module, Outcome, Process, Span, SpanKind, Trace,
+    TraceId,
+};
 
 pub(crate) fn process() -> Arc<Process> {
     Arc::new(Process {
@@ -98,8 +101,34 @@ pub(crate) fn trap(code: &str, at_ns: u64) -> Span {
             code: code.to_owned(),
             function: Some(function("parse_rule")),
             native_offset: 0x1c4,
+            wasm_offset: Some(0x2f),
         },
         at_ns,
         at_ns,
     )
+}
+
+/// `memory.grow` by two pages.
+pub(crate) fn growth(old: Option<u64>, at_ns: u64) -> Span {
+    let growth = Growth {
+        instance: 0x7f00,
+        index: 0,
+        delta: 2,
+        old,
+        new: old.map(|old| old + 2),
+        page_bytes: Some(65_536),
+        maximum: Some(20),
+        function: Some(function("resize")),
+        wasm_offset: Some(0x63),
+    };
+    span(SpanKind::MemoryGrow(growth), at_ns, at_ns + 5)
+}
+
+pub(crate) fn interruption(cause: InterruptionCause, at_ns: u64) -> Span {
+    let interruption = Interruption {
+        cause,
+        function: Some(function("resize")),
+        wasm_offset: Some(0x70),
+    };
+    span(SpanKind::Interruption(interruption), at_ns, at_ns + 5)
 }

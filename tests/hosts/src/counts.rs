@@ -108,6 +108,8 @@ pub struct Counts {
     pub resumes: Counter,
     /// Resumes on another thread than the one that the fiber had left.
     pub moves: Counter,
+    /// What only some scenario has, in its own words.
+    pub notes: Group,
     syscalls: Mutex<BTreeMap<String, Arc<Group>>>,
 }
 
@@ -140,6 +142,7 @@ impl Counts {
             suspends: self.suspends.get(),
             resumes: self.resumes.get(),
             moves: self.moves.get(),
+            notes: self.notes.snapshot(),
         }
     }
 }
@@ -165,6 +168,8 @@ pub struct Snapshot {
     pub resumes: u64,
     /// [`Counts::moves`].
     pub moves: u64,
+    /// [`Counts::notes`].
+    pub notes: BTreeMap<String, u64>,
 }
 
 /// The counters of one host function.

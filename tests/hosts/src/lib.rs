@@ -5,6 +5,7 @@
 pub mod counts;
 pub mod edge;
 pub mod host;
+pub mod limiter;
 pub mod nap;
 pub mod options;
 pub mod report;

@@ -32,7 +32,7 @@ pub fn run(options: &Options) -> Result<()> {
     );
     let setup = setup(options)?;
     let counts = setup.counts.clone();
-    let engine = engine(options)?;
+    let engine = engine(Some(scenario), options)?;
 
     let before = match (options.wait, options.compile_after_wait) {
         (true, false) => Some((scenario.guests)(&engine)?),
@@ -64,7 +64,7 @@ pub fn run(options: &Options) -> Result<()> {
 /// The same for a scenario whose guest is a component.
 fn run_component(scenario: &ComponentScenario, options: &Options) -> Result<()> {
     let setup = setup(options)?;
-    let engine = engine(options)?;
+    let engine = engine(None, options)?;
     let before = match (options.wait, options.compile_after_wait) {
         (true, false) => Some((scenario.guest)(&engine)?),
         _ => None,
@@ -91,15 +91,20 @@ fn setup(options: &Options) -> Result<Setup> {
     })
 }
 
-fn engine(options: &Options) -> Result<Engine> {
+fn engine(scenario: Option<&Scenario>, options: &Options) -> Result<Engine> {
     let mut config = Config::new();
+    if let Some(scenario) = scenario {
+        scenario.configure(&mut config);
+    }
     if options.pooling {
         let instances = u32::from(options.tasks).saturating_mul(4).max(100);
         let mut pool = PoolingAllocationConfig::new();
         pool.total_core_instances(instances)
             .total_memories(instances)
             .total_tables(instances)
-            .total_stacks(instances);
+            .total_stacks(instances)
+            .max_memories_per_module(2)
+            .total_memories(instances.saturating_mul(2));
         config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     }
     Ok(Engine::new(&config)?)

@@ -8,6 +8,7 @@ use wasmtime::{AsContextMut, Instance, InstancePre, Store, Trap, TypedFunc, Wasm
 use wasmtime_wasi::p1::WasiP1Ctx;
 
 use crate::counts::{Counter, Counts};
+use crate::limiter::{Limiter, SlowLimiter};
 use crate::nap::Bed;
 use crate::options::Mode;
 
@@ -19,6 +20,10 @@ pub struct State {
     pub instances: Vec<Instance>,
     /// For scenarios that use WASI.
     pub wasi: Option<WasiP1Ctx>,
+    /// What keeps the store's memories and tables from growing, in scenarios that use it.
+    pub limiter: Limiter,
+    /// The same, with time to think.
+    pub slow_limiter: SlowLimiter,
 }
 
 /// Calls that are counted, in either mode.
@@ -118,11 +123,16 @@ impl Session {
         let mut store = Store::new(
             engine,
             State {
+                slow_limiter: SlowLimiter { bed: bed.clone() },
+                limiter: Limiter::default(),
                 bed,
                 instances: Vec::new(),
                 wasi: None,
             },
         );
+        // Where the engine counts fuel or epochs at all, none of either is used up before a scenario says how much there is.
+        let _ = store.set_fuel(u64::MAX);
+        store.set_epoch_deadline(1 << 40);
         let mut module_names = Vec::new();
         for module in modules {
             let instance = match mode {
@@ -150,9 +160,19 @@ impl Session {
         self.store.data_mut()
     }
 
-    /// Where its calls are counted.
+    /// The task's store.
+    pub fn store(&mut self) -> &mut Store<State> {
+        &mut self.store
+    }
+
+    /// Where the task counts.
     pub fn counts(&self) -> &Counts {
         &self.invoker.counts
+    }
+
+    /// Counts something that only its scenario has.
+    pub fn note(&self, what: &str) {
+        self.counts().notes.counter(what).add_one();
     }
 
     /// Calls `export` of the module at `index`. In sync mode the future is ready when first polled.

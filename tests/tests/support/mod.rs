@@ -125,6 +125,7 @@ pub(crate) fn sample_trace(id: u8) -> Trace {
         code: "unreachable".to_owned(),
         function: Some(function("parse_rule")),
         native_offset: 0x1c4,
+        wasm_offset: Some(0x2f),
     };
     let trap = span(kind, 5_011_000, 5_011_000, &[]);
 

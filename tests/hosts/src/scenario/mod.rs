@@ -7,11 +7,14 @@ mod crossings;
 mod cwasm;
 mod departures;
 mod forever;
+mod grow;
 mod hostile;
+mod interruptions;
 mod nested;
 mod spin;
 mod stall;
 mod steady;
+mod trap_kinds;
 mod traps;
 mod writes;
 
@@ -23,7 +26,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::builder::PossibleValue;
 use tempfile::TempPath;
-use wasmtime::{Engine, Linker, Module};
+use wasmtime::{Config, Engine, Linker, Module};
 
 use crate::counts::Counts;
 use crate::options::Options;
@@ -99,7 +102,33 @@ pub const SCENARIOS: &[Scenario] = &[
     blocking::IN_PLACE,
     blocking::DETACHED,
     stall::SCENARIO,
+    trap_kinds::SCENARIO,
+    trap_kinds::REPORTED,
+    interruptions::FUEL,
+    interruptions::EPOCH,
+    grow::SCENARIO,
 ];
+
+impl Scenario {
+    /// Sets what its guests must be compiled with.
+    pub fn configure(&self, config: &mut Config) {
+        match self.name {
+            "trap-kinds" => {
+                config.wasm_gc(true);
+            }
+            "trap-kinds-reported" => {
+                config.wasm_gc(true).signals_based_traps(false);
+            }
+            "fuel" => {
+                config.consume_fuel(true);
+            }
+            "epoch" => {
+                config.epoch_interruption(true);
+            }
+            _ => {}
+        }
+    }
+}
 
 /// The scenario called `name`.
 pub fn find(name: &str) -> Option<&'static Scenario> {
