@@ -21,6 +21,10 @@ pub const SLOT_UNKNOWN: u8 = 2;
 /// trampoline of the lowered import, which names the host function.
 pub const COMPONENT_CALL: u8 = 4;
 
+/// Header flag of an [`ImportTable`]: it was sent by a breakpoint on a guest's way to host functions, to learn where those
+/// are; no host call was recorded.
+pub const HOST_FUNCTIONS_SOUGHT: u8 = 8;
+
 /// What a record is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -86,7 +90,7 @@ impl RecordKind {
 pub struct RecordHeader {
     /// A [`RecordKind`].
     pub kind: u8,
-    /// [`STACK_TRUNCATED`], [`SLOT_UNKNOWN`] and [`COMPONENT_CALL`], as far as they apply.
+    /// [`STACK_TRUNCATED`], [`SLOT_UNKNOWN`], [`COMPONENT_CALL`] and [`HOST_FUNCTIONS_SOUGHT`], as far as they apply.
     pub flags: u8,
     /// Frames at the end of the record.
     pub frame_count: u16,

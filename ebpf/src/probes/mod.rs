@@ -1,6 +1,7 @@
 //! Entry points, one file per thing that happens.
 
 mod activation;
+mod breakpoint;
 mod host_call;
 mod mark;
 mod process;
