@@ -11,9 +11,10 @@ mod state;
 
 pub use counters::{COUNTER_SLOTS, Counter};
 pub use records::{
-    ActivationSwap, COMPONENT_CALL, Calibrated, CodePublished, DOES_NOT_RETURN, HelperSyscall, HostCall, HostCallEnd,
-    IMPORT_TABLE_BYTES, IMPORT_TABLE_CHUNK_BYTES, ImportTable, MARK_ARGUMENTS, MAX_FRAMES, MAX_RECORD_BYTES, Mark,
-    MarkEnd, ProcessEvent, RecordHeader, RecordKind, SLOT_UNKNOWN, STACK_TRUNCATED, Syscall, Trap, Unwind,
+    ActivationSwap, COMPONENT_CALL, Calibrated, CodePublished, DOES_NOT_RETURN, HOST_FUNCTIONS_SOUGHT, HelperSyscall,
+    HostCall, HostCallEnd, IMPORT_TABLE_BYTES, IMPORT_TABLE_CHUNK_BYTES, ImportTable, MARK_ARGUMENTS, MAX_FRAMES,
+    MAX_RECORD_BYTES, Mark, MarkEnd, ProcessEvent, RecordHeader, RecordKind, SLOT_UNKNOWN, STACK_TRUNCATED, Syscall,
+    Trap, Unwind,
 };
 pub use site::{ArgumentLocation, SiteCookie, SiteKind};
 pub use state::{

@@ -23,6 +23,9 @@ pub const COMPONENT_CALL: u8 = 4;
 
 /// Header flag of a [`Syscall`] or [`HelperSyscall`]: recorded when it was entered, as it does not return.
 pub const DOES_NOT_RETURN: u8 = 8;
+/// Header flag of an [`ImportTable`]: it was sent by a breakpoint on a guest's way to host functions, to learn where those
+/// are; no host call was recorded.
+pub const HOST_FUNCTIONS_SOUGHT: u8 = 16;
 
 /// What a record is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +95,8 @@ impl RecordKind {
 pub struct RecordHeader {
     /// A [`RecordKind`].
     pub kind: u8,
-    /// [`STACK_TRUNCATED`], [`SLOT_UNKNOWN`], [`COMPONENT_CALL`] and [`DOES_NOT_RETURN`], as far as they apply.
+    /// [`STACK_TRUNCATED`], [`SLOT_UNKNOWN`], [`COMPONENT_CALL`], [`DOES_NOT_RETURN`] and [`HOST_FUNCTIONS_SOUGHT`], as
+    /// far as they apply.
     pub flags: u8,
     /// Frames at the end of the record.
     pub frame_count: u16,

@@ -4,8 +4,10 @@ mod aggregate;
 mod definitions;
 mod helpers;
 mod in_flight;
+mod learning;
 mod marks;
 mod runtime_calls;
+mod swap_check;
 mod watching;
 
 use std::{
@@ -20,9 +22,9 @@ pub use self::{
     aggregate::SyscallRow,
     watching::{WatchError, WatchReport, WatchedHost},
 };
-use self::{definitions::Definitions, watching::Watched};
+use self::{definitions::Definitions, learning::Learning, swap_check::SwapCheck, watching::Watched};
 use crate::{
-    bpf::{Kernel, LoadError, LoadOptions, Ring, SiteLinks},
+    bpf::{Kernel, LoadError, LoadOptions, Ring, SiteLinks, SiteProgram},
     clock,
     correlate::{Correlator, SETTLE_NS},
     decode::{Record, decode},
@@ -85,10 +87,12 @@ pub struct Pipeline {
     ring: Ring,
     options: Options,
     hosts: Hosts,
-    links: HashMap<FileId, (Coverage, Vec<SiteLinks>)>,
+    links: HashMap<FileId, FileLinks>,
     processes: HashMap<u32, Watched>,
     /// Processes that may be about to be gone.
     departing: HashSet<u32>,
+    learning: Learning,
+    swap_checks: HashMap<FileId, SwapCheck>,
     definitions: Definitions,
     correlator: Correlator,
     counted: BTreeMap<&'static str, u64>,
@@ -120,6 +124,8 @@ impl Pipeline {
             links: HashMap::new(),
             processes: HashMap::new(),
             departing: HashSet::new(),
+            learning: Learning::default(),
+            swap_checks: HashMap::new(),
             definitions: Definitions::default(),
             correlator: Correlator::new(),
             counted: BTreeMap::new(),
@@ -170,6 +176,7 @@ impl Pipeline {
             // All that they have left behind has been handled.
             self.bury(gone, &mut output.events);
         }
+        self.rotate_breakpoints();
         self.count_losses(&mut output);
         self.correlate(&mut output);
         output
@@ -178,6 +185,7 @@ impl Pipeline {
     /// Stops watching, handles what is left, and ends what is open.
     pub fn finish(&mut self) -> (Output, Capture) {
         self.is_finishing = true;
+        self.learning.disarm();
         for pid in self.processes.keys() {
             self.kernel.unwatch(*pid);
         }
@@ -325,8 +333,11 @@ impl Pipeline {
                 }
             }
             Record::Calibrated(found) => tracing::debug!(pid, ?found, "activations found"),
-            Record::ImportTable(table) => self.learn_callee(pid, table),
+            Record::ImportTable(table) => self.learn_callee(pid, table, events),
             Record::ActivationSwap(swap) => {
+                if !self.believes(pid, tid, swap, events) {
+                    return;
+                }
                 let entry = self.function(pid, swap.entry_handler, events);
                 let known = header.flags & wasmscope_common::SLOT_UNKNOWN == 0;
                 events.push(Event {
@@ -433,7 +444,7 @@ impl Drop for Pipeline {
             .into_values()
             .flat_map(|(_, links)| links)
         {
-            self.kernel.detach(links);
+            self.kernel.detach(links.1);
         }
     }
 }
@@ -442,6 +453,9 @@ impl Drop for Pipeline {
 pub fn kernel_release() -> String {
     rustix::system::uname().release().to_string_lossy().into_owned()
 }
+
+/// What is attached to a file, and what is observed through it.
+type FileLinks = (Coverage, Vec<(SiteProgram, SiteLinks)>);
 
 /// What is kept per host, shared by its processes.
 type SharedHost = Arc<crate::process::hosts::Host>;

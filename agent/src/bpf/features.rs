@@ -5,6 +5,7 @@ use std::path::Path;
 use rustix::thread::{CapabilitySet, capabilities};
 
 use super::{
+    breakpoint,
     kernel_types::{VMLINUX_BTF, task_offsets},
     load::{Kernel, LoadError, LoadOptions},
     multi,
@@ -86,6 +87,18 @@ pub fn probe() -> Vec<Finding> {
             severity: Severity::Degraded,
             detail: error.to_string(),
             remedy: "needs the capabilities above",
+        },
+    });
+    findings.push(match breakpoint::supported() {
+        Ok(()) => fine(
+            "hardware breakpoints",
+            "host functions of stripped programs can be learnt",
+        ),
+        Err(error) => Finding {
+            name: "hardware breakpoints",
+            severity: Severity::Degraded,
+            detail: error.to_string(),
+            remedy: "host calls of stripped programs stay unseen: end what else uses breakpoints, or keep symbols",
         },
     });
     findings.push(load());

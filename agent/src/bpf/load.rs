@@ -12,6 +12,7 @@ use zerocopy::FromBytes as _;
 
 use super::{
     attach::Attacher,
+    breakpoint,
     kernel_types::{KernelTypesError, task_offsets},
     multi::{self, MultiError},
     ring::Ring,
@@ -144,6 +145,7 @@ impl Kernel {
             .load(OBJECT)
             .map_err(object_error)?;
         let attacher = Attacher::load(OBJECT, &mut ebpf)?;
+        breakpoint::load(&mut ebpf);
         #[cfg(debug_assertions)]
         forward_messages(&mut ebpf);
         let ring = ebpf.take_map("EVENTS").ok_or_else(|| missing("EVENTS"))?;

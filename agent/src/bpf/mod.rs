@@ -2,6 +2,7 @@
 //! the agent that may be unsafe.
 
 mod attach;
+mod breakpoint;
 #[cfg(target_arch = "x86_64")]
 pub mod cost;
 pub mod features;
@@ -13,6 +14,7 @@ mod ring;
 pub use aya::maps::MapError;
 
 pub use attach::{AttachError, SiteLinks, SiteProgram, UprobeSite};
+pub use breakpoint::{Breakpoint, MAX_BREAKPOINTS};
 pub use kernel_types::KernelTypesError;
 pub use load::{CounterValues, Kernel, LoadError, LoadOptions};
 pub use ring::Ring;

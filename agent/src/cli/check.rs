@@ -124,7 +124,10 @@ fn processes() {
                 } else {
                     "tier 0"
                 };
-                let limits = host.plan.limits.join("; ");
+                let mut limits = host.plan.limits.join("; ");
+                if host.plan.learns_host_functions {
+                    limits.push_str("; stripped: host functions are learnt while they are called");
+                }
                 format!(
                     "{} · {tier} · {} sites {limits}",
                     host.plan.runtime_name,

@@ -15,9 +15,11 @@ mod info;
 mod limits;
 pub mod prologue;
 pub mod returns;
+pub mod swap;
 mod symbol_path;
 mod symbols;
 mod trap_table;
+pub mod unwind_table;
 pub mod vmcontext;
 
 pub use code_object::{CodeObject, ImageError};
@@ -30,6 +32,24 @@ pub const MAX_NAME_BYTES: usize = 256;
 pub trait ReadAt {
     /// Reads up to `buffer.len()` bytes at `offset`; zero means the end, short reads are allowed.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
+}
+
+/// Where the functions of a file are, as its symbols or its unwind table tell.
+pub trait Functions {
+    /// Size of the function that begins at a virtual address, bytes.
+    fn function_size(&self, address: u64) -> Option<u64>;
+    /// Where the byte at a virtual address is in the file.
+    fn file_offset(&self, address: u64) -> Option<u64>;
+}
+
+impl Functions for HostImage {
+    fn function_size(&self, address: u64) -> Option<u64> {
+        Self::function_size(self, address)
+    }
+
+    fn file_offset(&self, address: u64) -> Option<u64> {
+        Self::file_offset(self, address)
+    }
 }
 
 impl ReadAt for [u8] {

@@ -113,6 +113,57 @@ pub fn import_ordinal(
     found.map(|ordinal| ordinal as u32)
 }
 
+/// Addresses (`array_call`) of the imported functions of a calling instance, in order, as far as its context was read. The
+/// arguments are those of [`import_ordinal`], and so is the care: `None` if it cannot be told where the array starts.
+pub fn imported_functions(
+    vmcontext: &[u8],
+    layout: ImportLayout,
+    import_count: u32,
+    callee_vmctx: u64,
+    is_code: impl Fn(u64) -> bool,
+) -> Option<Vec<u64>> {
+    let ordinal = import_ordinal(vmcontext, layout, import_count, callee_vmctx, &is_code)? as usize;
+    let stride = layout.entry_bytes() / 8;
+    let array_call = match layout {
+        ImportLayout::ThreeWords => 1,
+        ImportLayout::FourWords => 0,
+    };
+    let words: Vec<u64> = vmcontext
+        .as_chunks::<8>()
+        .0
+        .iter()
+        .take(MAX_VMCONTEXT_BYTES / 8)
+        .map(|word| u64::from_le_bytes(*word))
+        .collect();
+    let mut found = None;
+    for (place, entry) in words.windows(stride).enumerate() {
+        if entry[stride - 1] != callee_vmctx || !is_code(entry[0]) || !is_code(entry[1]) {
+            continue;
+        }
+        let Some(array) = place
+            .checked_sub(ordinal * stride)
+            .filter(|start| *start >= FIXED_BYTES / 8)
+            .and_then(|start| words.get(start..))
+        else {
+            continue;
+        };
+        let functions: Vec<u64> = array
+            .chunks_exact(stride)
+            .take(import_count as usize)
+            .map_while(|entry| (is_code(entry[0]) && is_code(entry[1])).then_some(entry[array_call]))
+            .collect();
+        let is_cut = functions.len() == array.len() / stride;
+        if functions.len() < import_count as usize && !is_cut {
+            continue;
+        }
+        if found.is_some() {
+            return None;
+        }
+        found = Some(functions);
+    }
+    found
+}
+
 /// What lies from a place of the context on, entry after entry.
 #[derive(Clone, Copy, Default)]
 struct Run {
@@ -154,6 +205,19 @@ mod tests {
         }
         words.extend([0x7f40_0000, 0x7f41_0000, 0, 0, 0, 0]);
         words.iter().flat_map(|word| word.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn all_imported_functions_are_listed_by_one_of_them() {
+        for layout in [ImportLayout::ThreeWords, ImportLayout::FourWords] {
+            let vmcontext = context(layout, 2, &[0x100, 0x200, 0x300]);
+            for callee in [0x100, 0x200, 0x300] {
+                let found = imported_functions(&vmcontext, layout, 3, callee, is_code);
+                assert_eq!(found, Some(vec![HOST_CODE; 3]), "{layout:?} {callee:#x}");
+            }
+            assert_eq!(imported_functions(&vmcontext, layout, 3, 0x400, is_code), None);
+            assert_eq!(imported_functions(&vmcontext, layout, 4, 0x200, is_code), None);
+        }
     }
 
     #[test]
@@ -230,6 +294,7 @@ mod tests {
             bytes.extend(tail);
             for layout in [ImportLayout::ThreeWords, ImportLayout::FourWords] {
                 import_ordinal(&bytes, layout, count, 0x0808_0808_0808_0808, |address| address != 0);
+                imported_functions(&bytes, layout, count, 0x0808_0808_0808_0808, |address| address != 0);
             }
         }
     }

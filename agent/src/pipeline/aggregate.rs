@@ -35,10 +35,13 @@ impl Pipeline {
 
     /// Names the rows of one process while that is still possible, and takes them out of the kernel's table.
     pub(super) fn collect_aggregate(&mut self, pid: u32) {
+        let Some(watched) = self.processes.get(&pid) else {
+            return;
+        };
+        let process = Arc::new(self.process_of(pid, watched));
         let Some(watched) = self.processes.get_mut(&pid) else {
             return;
         };
-        let process = Arc::new(watched.describe(pid));
         for (key, stats) in self.kernel.take_syscall_stats(pid) {
             self.aggregate.push(SyscallRow {
                 process: process.clone(),

@@ -30,8 +30,8 @@ impl Pipeline {
         let call_site = record.frames().first().copied();
         let place = self.place_of_call(pid, call_site);
         let call = match kind {
-            SiteKind::MemoryGrow => RuntimeCall::MemoryGrow(self.wanted(pid, call_site, kind, mark)),
-            SiteKind::TableGrow => RuntimeCall::TableGrow(self.wanted(pid, call_site, kind, mark)),
+            SiteKind::MemoryGrow => RuntimeCall::MemoryGrow(self.wanted_growth(pid, call_site, kind, mark)),
+            SiteKind::TableGrow => RuntimeCall::TableGrow(self.wanted_growth(pid, call_site, kind, mark)),
             SiteKind::OutOfFuel => RuntimeCall::Interruption {
                 cause: InterruptionCause::Fuel,
             },
@@ -114,7 +114,7 @@ impl Pipeline {
 
     /// `index` is among the memories or tables that `instance` does not import. Where the asking module imports what
     /// grows, `instance` is another one, of which nothing is known here.
-    fn wanted(&mut self, pid: u32, call_site: Option<u64>, kind: SiteKind, mark: &Mark) -> WantedGrowth {
+    fn wanted_growth(&mut self, pid: u32, call_site: Option<u64>, kind: SiteKind, mark: &Mark) -> WantedGrowth {
         let [instance, first, second, _] = mark.arguments;
         let (index, delta) = match kind {
             SiteKind::MemoryGrow => (second as u32, first),

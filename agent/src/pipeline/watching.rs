@@ -1,10 +1,10 @@
 //! Processes come, load guests, fork, replace themselves and go; this keeps the programs' tables and the names in step.
 
-use std::{io, ops::Range, path::Path};
+use std::{collections::HashSet, io, ops::Range, path::Path};
 
-use wasmscope_common::{ImportTable, KEEP_TLS_ON_EXEC, ProcessConfig, TLS_SEARCH, TLS_UNKNOWN};
+use wasmscope_common::{HOST_FUNCTIONS_SOUGHT, ImportTable, KEEP_TLS_ON_EXEC, ProcessConfig, TLS_SEARCH, TLS_UNKNOWN};
 
-use super::{Detail, Pipeline, SharedHost};
+use super::{Detail, FileLinks, Pipeline, SharedHost};
 use crate::{
     bpf::{MapError, SiteProgram, UprobeSite},
     clock,
@@ -15,6 +15,7 @@ use crate::{
         maps::{self, ExecutableMapping},
         memory::ProcessMemory,
     },
+    runtime::ProbePlan,
     span::Process,
 };
 
@@ -25,11 +26,13 @@ const MAX_PROCESSES: usize = 4096;
 pub(super) struct Watched {
     pub(super) memory: ProcessMemory,
     pub(super) guests: Guests,
-    host: Option<SharedHost>,
+    pub(super) host: Option<SharedHost>,
     facts: describe::ProcessFacts,
     /// Executable ranges, to tell code from data.
-    code: Vec<Range<u64>>,
-    coverage: Coverage,
+    pub(super) code: Vec<Range<u64>>,
+    pub(super) coverage: Coverage,
+    /// Addresses of imported functions that have been looked at.
+    pub(super) known_functions: HashSet<u64>,
 }
 
 /// Why a process cannot be watched.
@@ -78,9 +81,9 @@ impl Pipeline {
         self.add_process(pid, &mut events)?;
         let watched = self.processes.get(&pid).ok_or(WatchError::TooMany)?;
         let report = WatchReport {
-            process: watched.describe(pid),
+            process: self.process_of(pid, watched),
             module_count: watched.guests.len(),
-            site_count: watched.host.as_ref().map_or(0, |host| host.plan.sites.len()),
+            site_count: watched.host.as_ref().map_or(0, |host| self.site_count(host)),
             coverage: watched.coverage,
         };
         for event in &events {
@@ -116,9 +119,9 @@ impl Pipeline {
         let coverage = self.attach(&host);
         Ok(Some(WatchedHost {
             runtime_name: host.plan.runtime_name,
-            site_count: host.plan.sites.len(),
+            site_count: self.site_count(&host),
             coverage,
-            limits: host.plan.limits.clone(),
+            limits: self.limits_of(&host),
         }))
     }
 
@@ -163,6 +166,7 @@ impl Pipeline {
             facts,
             code: Vec::new(),
             coverage: Coverage::default(),
+            known_functions: HashSet::new(),
         };
         // Guests first: they are gone with the process, which may be short, while its host binary stays.
         let lost = watched.scan(&mappings);
@@ -183,6 +187,7 @@ impl Pipeline {
             self.lose("symbols", "image_unreadable");
         }
         self.describe(pid, events);
+        self.seek_host_functions();
         Ok(())
     }
 
@@ -219,7 +224,7 @@ impl Pipeline {
         Ok(())
     }
 
-    fn describe(&mut self, pid: u32, events: &mut Vec<Event>) {
+    pub(super) fn describe(&mut self, pid: u32, events: &mut Vec<Event>) {
         let Some(watched) = self.processes.get(&pid) else {
             return;
         };
@@ -228,7 +233,7 @@ impl Pipeline {
             pid,
             tid: pid,
             kind: EventKind::Process {
-                process: watched.describe(pid),
+                process: self.process_of(pid, watched),
                 coverage: watched.coverage,
             },
         });
@@ -242,12 +247,19 @@ impl Pipeline {
         if let Some((coverage, _)) = self.links.get(&host.file_id) {
             return *coverage;
         }
+        let (coverage, links) = self.attach_plan(host, &host.plan);
+        self.links.insert(host.file_id, (coverage, links));
+        self.recall(host)
+    }
+
+    /// Attaches the sites of a plan; answers with what is observed through them.
+    pub(super) fn attach_plan(&mut self, host: &SharedHost, plan: &ProbePlan) -> FileLinks {
         let path = host.path();
         let mut links = Vec::new();
-        let mut coverage = host.plan.coverage;
+        let mut coverage = plan.coverage;
         for program in SiteProgram::ALL {
             let mut sites = Vec::new();
-            for site in host.plan.sites.iter().filter(|site| site.program == program) {
+            for site in plan.sites.iter().filter(|site| site.program == program) {
                 sites.push(UprobeSite {
                     file_offset: site.file_offset,
                     cookie: site.cookie().0,
@@ -257,10 +269,10 @@ impl Pipeline {
                 continue;
             }
             match self.kernel.attach_sites(&path, program, &sites) {
-                Ok(link) => links.push(link),
+                Ok(link) => links.push((program, link)),
                 Err(error) => {
                     tracing::warn!(
-                        function = sites_of(host, program),
+                        function = sites_of(plan, program),
                         error = &error as &dyn std::error::Error,
                         "sites not attached"
                     );
@@ -274,8 +286,7 @@ impl Pipeline {
                 }
             }
         }
-        self.links.insert(host.file_id, (coverage, links));
-        coverage
+        (coverage, links)
     }
 
     /// Says which module became executable, and when, so that its cold start can be told.
@@ -303,6 +314,7 @@ impl Pipeline {
         }
         if self.add_process(pid, events).is_err() {
             self.kernel.unwatch(pid);
+            self.seek_host_functions();
             self.lose("symbols", "process_gone");
         }
     }
@@ -351,11 +363,13 @@ impl Pipeline {
         if first {
             self.describe(pid, events);
         }
+        self.seek_host_functions();
     }
 
     pub(super) fn process_replaced(&mut self, pid: u32, events: &mut Vec<Event>) {
         // It was the main thread of the image that is gone.
         self.departing.remove(&pid);
+        self.forget_swaps(pid, None);
         self.collect_aggregate(pid);
         self.processes.remove(&pid);
         // Nothing that was found out about the image before holds for this one.
@@ -383,6 +397,7 @@ impl Pipeline {
     }
 
     pub(super) fn thread_exited(&mut self, pid: u32, tid: u32) {
+        self.forget_swaps(pid, Some(tid));
         if pid != tid {
             return;
         }
@@ -421,9 +436,11 @@ impl Pipeline {
 
     fn process_gone(&mut self, pid: u32, tid: u32, at_ns: u64, events: &mut Vec<Event>) {
         self.departing.remove(&pid);
+        self.forget_swaps(pid, None);
         self.collect_aggregate(pid);
         self.kernel.unwatch(pid);
         if self.processes.remove(&pid).is_some() {
+            self.seek_host_functions();
             events.push(Event {
                 at_ns,
                 pid,
@@ -433,7 +450,11 @@ impl Pipeline {
         }
     }
 
-    pub(super) fn learn_callee(&mut self, pid: u32, table: &ImportTable) {
+    pub(super) fn learn_callee(&mut self, pid: u32, table: &ImportTable, events: &mut Vec<Event>) {
+        self.learn_host_functions(pid, table, events);
+        if table.header.flags & HOST_FUNCTIONS_SOUGHT != 0 {
+            return;
+        }
         let Some(watched) = self.processes.get_mut(&pid) else {
             return;
         };
@@ -520,7 +541,7 @@ impl Watched {
             .count()
     }
 
-    pub(super) fn describe(&self, pid: u32) -> Process {
+    pub(super) fn describe(&self, pid: u32, limits: Vec<String>) -> Process {
         let plan = self.host.as_ref().map(|host| &host.plan);
         Process {
             pid,
@@ -528,21 +549,14 @@ impl Watched {
             command: self.facts.command.clone(),
             runtime_name: plan.map_or("wasmtime", |plan| plan.runtime_name).to_owned(),
             runtime_version: self.guests.engine_version().map(str::to_owned),
-            limits: plan
-                .map_or_else(
-                    || vec!["no host binary recognised: only what makes syscalls is seen".to_owned()],
-                    |plan| plan.limits.clone(),
-                )
-                .into_iter()
-                .chain(self.guests.limits())
-                .collect(),
+            limits: limits.into_iter().chain(self.guests.limits()).collect(),
         }
     }
 }
 
 /// A function that the program is attached to in this host.
-fn sites_of(host: &SharedHost, program: SiteProgram) -> &'static str {
-    let mut sites = host.plan.sites.iter();
+fn sites_of(plan: &ProbePlan, program: SiteProgram) -> &'static str {
+    let mut sites = plan.sites.iter();
     sites
         .find(|site| site.program == program)
         .map_or("", |site| site.function)

@@ -14,7 +14,7 @@ use crate::{
     image::{
         CodeObject, ImageError, ReadAt,
         code_object::{CodeKind, ModuleLimits, Symbol},
-        vmcontext::{ImportLayout, import_ordinal},
+        vmcontext::{ImportLayout, import_ordinal, imported_functions},
     },
     span::{Function, Import, Module},
 };
@@ -23,6 +23,8 @@ use crate::{
 pub const MAX_OBJECTS: usize = 1024;
 /// Callees remembered of one process.
 const MAX_CALLEES: usize = 16_384;
+/// Types of imported functions looked at of one module.
+const MAX_WAYS_OUT: usize = 256;
 /// The header page of a code object precedes its text.
 const PAGE_BYTES: u64 = 4096;
 /// x86-64 `call` to an address relative to the next instruction, as guest code calls the runtime's functions.
@@ -306,6 +308,37 @@ impl Guests {
             module: module.to_owned(),
             name: name.to_owned(),
         }))
+    }
+
+    /// The ways of every wanted module to the functions it imports: its hash, and the addresses that are passed, one for
+    /// each type of function.
+    pub fn ways_out(&self, is_wanted: impl Fn(&str) -> bool) -> impl Iterator<Item = (&str, Vec<u64>)> {
+        self.objects
+            .values()
+            .filter(move |loaded| !loaded.object.is_pulley() && is_wanted(&loaded.hash))
+            .map(|loaded| {
+                let ways = loaded
+                    .object
+                    .symbols()
+                    .filter(|entry| matches!(entry.symbol, Symbol::WasmToArray { .. }))
+                    .map(|entry| loaded.text.start.saturating_add(u64::from(entry.start)));
+                (loaded.hash.as_str(), ways.take(MAX_WAYS_OUT).collect())
+            })
+    }
+
+    /// Hash of the module that a caller is an instance of, and the addresses of the functions it imports.
+    pub fn imported_functions(
+        &mut self,
+        table: &ImportTable,
+        is_code: impl Fn(u64) -> bool,
+    ) -> Option<(String, Vec<u64>)> {
+        let loaded = self.loaded(table.call_site)?;
+        let layout = ImportLayout::of_major(loaded.object.engine_major()?)?;
+        let module_index = loaded.module_index(table.call_site)?;
+        let count = loaded.object.function_import_count(module_index)?;
+        let length = usize::try_from(table.length).ok()?.min(table.vmcontext.len());
+        let functions = imported_functions(&table.vmcontext[..length], layout, count, table.callee, is_code)?;
+        Some((loaded.hash.clone(), functions))
     }
 
     /// The import called from `call_site` with this callee.

@@ -11,13 +11,14 @@ use std::{
 
 use rustix::fs::{Mode, OFlags};
 
-use super::maps::ExecutableMapping;
+use super::{maps::ExecutableMapping, memory::ProcessMemory};
 use crate::{
     image::{
-        HostImage,
-        host::{HostError, looks_like_wasmtime},
+        HostImage, ReadAt as _,
+        host::{HostError, HostFunction, looks_like_wasmtime},
+        unwind_table::UnwindTable,
     },
-    runtime::{self, ProbePlan},
+    runtime::{self, PlannedSite, ProbePlan},
 };
 
 /// Host images remembered.
@@ -43,12 +44,77 @@ pub struct Host {
     file: File,
     /// What to probe.
     pub plan: ProbePlan,
+    /// Where its functions are, if some are to be learnt.
+    functions: Option<UnwindTable>,
 }
+
+/// Bytes of a function compared to tell whether it is the one in the file.
+const COMPARED_BYTES: u64 = 64;
+/// What a debugger or another tracer puts in the place of an instruction.
+const BREAKPOINT_INSTRUCTION: u8 = 0xcc;
 
 impl Host {
     /// A path to the file that was examined, good while this lives.
     pub fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    }
+
+    /// The function that starts at an address of a process, if it is one of this file. `mappings` are the process's; an
+    /// error says that it cannot be looked at, as when it is gone.
+    pub fn function_in(
+        &self,
+        address: u64,
+        mappings: &[ExecutableMapping],
+        memory: &ProcessMemory,
+        path: &'static str,
+    ) -> io::Result<Option<HostFunction>> {
+        let mapping = mappings
+            .iter()
+            .find(|mapping| mapping.range.contains(&address))
+            .ok_or(io::ErrorKind::NotFound)?;
+        let file_offset = mapping.file_offset.checked_add(address - mapping.range.start);
+        let function = file_offset
+            .filter(|_| mapping.file.is_some())
+            .and_then(|file_offset| self.function_from(file_offset, path));
+        let Some(function) = function else { return Ok(None) };
+        // A mapping of another file can have a function at the same place, but not the same one.
+        let here = self.first_bytes(&function);
+        let mut there = vec![0; here.len()];
+        let length = memory.read(address, &mut there)?;
+        if length == 0 {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let is_same = length == here.len()
+            && here
+                .iter()
+                .zip(&there)
+                .all(|(here, there)| here == there || *there == BREAKPOINT_INSTRUCTION);
+        Ok(is_same.then_some(function))
+    }
+
+    /// The function of this file that starts at an offset.
+    pub fn function_from(&self, file_offset: u64, path: &'static str) -> Option<HostFunction> {
+        let found = self.functions.as_ref()?.function_from(&self.file, file_offset)?;
+        Some(HostFunction {
+            address: found.address,
+            size: found.size,
+            file_offset: found.file_offset,
+            path,
+        })
+    }
+
+    /// How a function begins.
+    pub fn first_bytes(&self, function: &HostFunction) -> Vec<u8> {
+        let mut bytes = vec![0; function.size.min(COMPARED_BYTES) as usize];
+        let length = self.file.read_at(function.file_offset, &mut bytes).unwrap_or(0);
+        bytes.truncate(length);
+        bytes
+    }
+
+    /// Plans probes on functions that have been learnt, beside those that are `known`.
+    pub fn plan_learnt(&self, known: Vec<PlannedSite>, functions: &[HostFunction]) -> Option<ProbePlan> {
+        let all = self.functions.as_ref()?.functions(&self.file);
+        runtime::learnt(self.plan.runtime_name, known, functions, &all, &self.file)
     }
 }
 
@@ -117,7 +183,18 @@ fn examine(file: File, file_id: FileId) -> io::Result<Option<Arc<Host>>> {
         return Ok(None);
     };
     let plan = runtime::plan(&image, &file);
-    Ok(plan.map(|plan| Arc::new(Host { file_id, file, plan })))
+    Ok(plan.map(|plan| {
+        let functions = plan
+            .learns_host_functions
+            .then(|| UnwindTable::read(&file, &image).ok())
+            .flatten();
+        Arc::new(Host {
+            file_id,
+            file,
+            plan,
+            functions,
+        })
+    }))
 }
 
 /// `None` for what is malformed, and will be the next time; an error for what may be readable then.

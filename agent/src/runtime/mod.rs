@@ -13,7 +13,7 @@ use wasmscope_common::{
 use crate::{
     bpf::SiteProgram,
     event::Coverage,
-    image::{HostImage, ReadAt},
+    image::{Functions, HostImage, ReadAt, host::HostFunction},
 };
 
 /// Every runtime that is known, in order of priority.
@@ -26,6 +26,16 @@ pub trait RuntimeAdapter: Send + Sync {
 
     /// `Ok(None)`: not mine. A plan without sites is fine: syscalls are attributed without any.
     fn plan(&self, image: &HostImage, file: &dyn ReadAt) -> Option<ProbePlan>;
+
+    /// Plans the begins and ends of host functions that were learnt from a process, as far as they can be probed. `known`
+    /// are the sites of those that were learnt before, and not in the plan.
+    fn learnt(
+        &self,
+        known: Vec<PlannedSite>,
+        functions: &[HostFunction],
+        all: &dyn Functions,
+        file: &dyn ReadAt,
+    ) -> ProbePlan;
 }
 
 /// What to probe in one host image, and how to find activations in processes that run it.
@@ -41,6 +51,12 @@ pub struct ProbePlan {
     pub coverage: Coverage,
     /// What will not be, in words for a person.
     pub limits: Vec<String>,
+    /// The host functions are not known from the file, and are to be learnt from processes that run it.
+    pub learns_host_functions: bool,
+    /// The function that swaps activations was recognised by what it does, which remains to be seen.
+    pub recognises_swap: bool,
+    /// The file's build id.
+    pub build_id: Option<String>,
 }
 
 /// One site.
@@ -103,4 +119,16 @@ impl TlsPlan {
 /// The plan of the first adapter that recognises the image.
 pub fn plan(image: &HostImage, file: &dyn ReadAt) -> Option<ProbePlan> {
     ADAPTERS.iter().find_map(|adapter| adapter.plan(image, file))
+}
+
+/// The plan for host functions that were learnt, as in [`RuntimeAdapter::learnt`].
+pub fn learnt(
+    runtime_name: &str,
+    known: Vec<PlannedSite>,
+    functions: &[HostFunction],
+    all: &dyn Functions,
+    file: &dyn ReadAt,
+) -> Option<ProbePlan> {
+    let adapter = ADAPTERS.iter().find(|adapter| adapter.name() == runtime_name)?;
+    Some(adapter.learnt(known, functions, all, file))
 }

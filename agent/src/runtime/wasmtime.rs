@@ -8,11 +8,13 @@ use crate::{
     bpf::SiteProgram,
     event::Coverage,
     image::{
-        HostImage, ReadAt,
+        Functions, HostImage, ReadAt,
         gates::{GateResult, gates},
         host::{HostFunction, HostSymbols, TlsModel, looks_like_wasmtime},
         prologue::{self, ArgLocation},
         returns::return_points,
+        swap,
+        unwind_table::UnwindTable,
     },
 };
 
@@ -36,9 +38,17 @@ impl RuntimeAdapter for Wasmtime {
             looks_like_wasmtime(file).ok().flatten()?;
         }
         let symbols = &image.symbols;
+        let recognised = if symbols.tls_replace.is_empty() {
+            let table = UnwindTable::read(file, image).ok();
+            table.and_then(|table| swap::find(file, image, &table))
+        } else {
+            None
+        };
         let mut plan = ProbePlan {
             runtime_name: self.name(),
-            tls: match symbols.tls_slot {
+            build_id: image.build_id.clone(),
+            recognises_swap: recognised.is_some(),
+            tls: match symbols.tls_slot.or(recognised.as_ref().map(|swap| swap.slot)) {
                 Some(slot) => match slot.model {
                     TlsModel::LocalExec { thread_pointer_offset } => TlsPlan::ThreadPointer(thread_pointer_offset),
                     TlsModel::Dynamic => TlsPlan::Block(slot.block_offset as i64),
@@ -48,7 +58,11 @@ impl RuntimeAdapter for Wasmtime {
             },
             ..ProbePlan::default()
         };
-        for function in &symbols.tls_replace {
+        let swaps = symbols
+            .tls_replace
+            .iter()
+            .chain(recognised.as_ref().map(|swap| &swap.function));
+        for function in swaps.clone() {
             plan.enter(SiteProgram::ActivationSwap, function, file, 1);
         }
         for function in &symbols.from_runtime_box {
@@ -56,15 +70,7 @@ impl RuntimeAdapter for Wasmtime {
         }
         plan.runtime_calls(symbols, file);
         let host_functions: Vec<_> = symbols.array_call_trampolines.iter().take(MAX_HOST_FUNCTIONS).collect();
-        let mut without_end = 0;
-        for function in &host_functions {
-            plan.enter(SiteProgram::HostCall, function, file, 2);
-            if !plan.leave_through_gates(function, image, file)
-                && !plan.leave(SiteProgram::HostCallEnd, SiteKind::Plain, function, file)
-            {
-                without_end += 1;
-            }
-        }
+        let mut without_end = plan.host_functions(host_functions.iter().copied(), image, file);
         let component_functions: Vec<_> = symbols.cabi_entrypoints.iter().take(MAX_HOST_FUNCTIONS).collect();
         for function in &component_functions {
             plan.enter_from_component(function, file);
@@ -76,18 +82,42 @@ impl RuntimeAdapter for Wasmtime {
         }
         let has_host_functions = !host_functions.is_empty() || !component_functions.is_empty();
         plan.coverage = Coverage {
-            activations: !symbols.tls_replace.is_empty(),
+            activations: swaps.count() > 0,
             host_calls: has_host_functions,
             host_call_ends: has_host_functions && without_end == 0,
             unwinds: !symbols.from_runtime_box.is_empty(),
         };
+        plan.learns_host_functions = host_functions.is_empty() && !image.has_symbol_table;
         plan.explain(image, without_end);
         if plan.coverage.activations {
             plan.follow_helpers(symbols, file);
         }
         Some(plan)
     }
+
+    fn learnt(
+        &self,
+        known: Vec<PlannedSite>,
+        functions: &[HostFunction],
+        all: &dyn Functions,
+        file: &dyn ReadAt,
+    ) -> ProbePlan {
+        let known_count = known.len();
+        let mut plan = ProbePlan {
+            runtime_name: self.name(),
+            sites: known,
+            ..ProbePlan::default()
+        };
+        let without_end = plan.host_functions(functions.iter().take(MAX_HOST_FUNCTIONS), all, file);
+        plan.sites.drain(..known_count);
+        plan.coverage.host_calls = !functions.is_empty();
+        plan.coverage.host_call_ends = !functions.is_empty() && without_end == 0;
+        plan
+    }
 }
+
+/// Path of the functions that call host functions.
+pub const ARRAY_CALL: &str = "wasmtime::runtime::func::HostFunc::array_call_trampoline";
 
 impl ProbePlan {
     /// Plans what guest code calls the runtime for.
@@ -107,6 +137,25 @@ impl ProbePlan {
                 }
             }
         }
+    }
+
+    /// Plans begin and end of host calls; returns for how many functions there is no end.
+    fn host_functions<'a>(
+        &mut self,
+        functions: impl IntoIterator<Item = &'a HostFunction>,
+        all: &dyn Functions,
+        file: &dyn ReadAt,
+    ) -> usize {
+        let mut without_end = 0;
+        for function in functions {
+            self.enter(SiteProgram::HostCall, function, file, 2);
+            if !self.leave_through_gates(function, all, file)
+                && !self.leave(SiteProgram::HostCallEnd, SiteKind::Plain, function, file)
+            {
+                without_end += 1;
+            }
+        }
+        without_end
     }
 
     /// Plans the cheapest entry probe of a function at which its first `argument_count` arguments are known.
@@ -176,10 +225,10 @@ impl ProbePlan {
 
     /// Plans probes that every return of a host function passes and that are cheap on the usual path; `false` if there are
     /// none.
-    fn leave_through_gates(&mut self, function: &HostFunction, image: &HostImage, file: &dyn ReadAt) -> bool {
+    fn leave_through_gates(&mut self, function: &HostFunction, all: &dyn Functions, file: &dyn ReadAt) -> bool {
         let read = |address| {
-            let size = image.function_size(address)?;
-            let file_offset = image.file_offset(address)?;
+            let size = all.function_size(address)?;
+            let file_offset = all.file_offset(address)?;
             Some(read_code(
                 &HostFunction {
                     address,
@@ -203,7 +252,7 @@ impl ProbePlan {
                 Some(PlannedSite {
                     program: SiteProgram::HostCallEnd,
                     kind: SiteKind::Plain,
-                    file_offset: image.file_offset(gate.address)?,
+                    file_offset: all.file_offset(gate.address)?,
                     arguments: [result, ArgumentLocation::Lost],
                     frame_bytes: gate.frame_bytes,
                     condition: gate.condition,
@@ -257,15 +306,21 @@ impl ProbePlan {
         let mut limit = |words: String| self.limits.push(words);
         if !self.coverage.activations {
             let why = if image.has_symbol_table {
-                "not found"
+                "symbols not found"
             } else {
-                "stripped"
+                "stripped, and the function that swaps activations is not recognised"
             };
             limit(format!(
-                "symbols {why}: invocations and host calls are seen only as far as they make syscalls"
+                "{why}: invocations are seen only as far as they make syscalls or host calls"
             ));
-        } else if !self.coverage.host_calls {
+        } else if !self.coverage.unwinds {
+            limit("stripped: of invocations that fail, only traps and failing host calls are told".to_owned());
+        }
+        if !self.coverage.host_calls && !self.learns_host_functions {
             limit("no host call trampolines found: only host calls that make syscalls are seen".to_owned());
+        }
+        if self.learns_host_functions {
+            limit("stripped: of host calls of components, only their syscalls are seen".to_owned());
         }
         if without_end > 0 {
             limit(format!(

@@ -1,10 +1,14 @@
 //! Host functions called by guests: entry, with the guest's stack, and return.
 
-use aya_ebpf::{bindings::BPF_RB_NO_WAKEUP, macros::uprobe, programs::ProbeContext};
+use aya_ebpf::{
+    bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    macros::uprobe,
+    programs::ProbeContext,
+};
 use wasmscope_common::{
-    ArgumentLocation, COMPONENT_CALL, Counter, EMIT_HOST_CALLS, HostCall, HostCallEnd, IMPORT_TABLE_BYTES,
-    IMPORT_TABLE_CHUNK_BYTES, ImportTable, MAX_TABLES_PER_CALL_SITE, RecordHeader, RecordKind, STACK_TRUNCATED,
-    SeenCallSite, SeenCallee,
+    ArgumentLocation, COMPONENT_CALL, Counter, EMIT_HOST_CALLS, HOST_FUNCTIONS_SOUGHT, HostCall, HostCallEnd,
+    IMPORT_TABLE_BYTES, IMPORT_TABLE_CHUNK_BYTES, ImportTable, MAX_TABLES_PER_CALL_SITE, RecordHeader, RecordKind,
+    STACK_TRUNCATED, SeenCallSite, SeenCallee,
 };
 
 use crate::{
@@ -163,10 +167,19 @@ fn announce_callee(head: &RecordHeader, call_site: u64, callee: u64, caller: u64
         }
         sent = seen.sent;
     }
+    if send_table(head, call_site, callee, caller, 0) {
+        // A failure means that it will be sent again.
+        let _ = CALL_SITES.insert(&key, &SeenCallee { callee, sent: sent + 1 }, 0);
+    }
+}
+
+/// Sends the caller's import table, as far as it can be read; `false` if there was no room.
+#[inline(always)]
+pub fn send_table(head: &RecordHeader, call_site: u64, callee: u64, caller: u64, flags: u8) -> bool {
     count(Counter::Emitted);
     let Some(mut entry) = EVENTS.reserve::<ImportTable>(0) else {
         count(Counter::RingFull);
-        return;
+        return false;
     };
     let table = entry.as_mut_ptr();
     // SAFETY: the reservation is as large and as aligned as the record.
@@ -174,6 +187,7 @@ fn announce_callee(head: &RecordHeader, call_site: u64, callee: u64, caller: u64
         (*table).header = *head;
         (*table).header.kind = RecordKind::ImportTable as u8;
         (*table).header.frame_count = 0;
+        (*table).header.flags = flags;
         (*table).callee = callee;
         (*table).caller = caller;
         (*table).call_site = call_site;
@@ -190,7 +204,11 @@ fn announce_callee(head: &RecordHeader, call_site: u64, callee: u64, caller: u64
     }
     // SAFETY: as above.
     unsafe { (*table).length = length as u64 };
-    entry.submit(u64::from(BPF_RB_NO_WAKEUP));
-    // A failure means that it will be sent again.
-    let _ = CALL_SITES.insert(&key, &SeenCallee { callee, sent: sent + 1 }, 0);
+    let wake = if flags & HOST_FUNCTIONS_SOUGHT == 0 {
+        BPF_RB_NO_WAKEUP
+    } else {
+        BPF_RB_FORCE_WAKEUP
+    };
+    entry.submit(u64::from(wake));
+    true
 }

@@ -1,6 +1,7 @@
 //! Entry points, one file per thing that happens.
 
 mod activation;
+mod breakpoint;
 mod helper;
 mod host_call;
 mod mark;

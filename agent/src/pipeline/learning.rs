@@ -1,0 +1,389 @@
+//! Host functions of programs without symbols: where they are is learnt from the first host call of each module, and
+//! remembered per file and build, so that the next process is probed from its first call.
+//!
+//! A hardware breakpoint waits on the module's ways out. Its one hit brings the caller's import table, which holds the
+//! address of every function that the module imports. What is learnt is checked against the file: only the beginning of
+//! a function of the very file that is going to be probed is taken.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    ops::Range,
+    time::{Duration, Instant},
+};
+
+use wasmscope_common::{HOST_FUNCTIONS_SOUGHT, ImportTable};
+
+use super::{Detail, Pipeline, SharedHost, watching::Watched};
+use crate::{
+    bpf::{Breakpoint, MAX_BREAKPOINTS},
+    event::{Coverage, Event},
+    image::host::HostFunction,
+    process::{hosts::FileId, maps},
+    runtime::{PlannedSite, wasmtime::ARRAY_CALL},
+    span::Process,
+};
+
+/// How long a breakpoint waits while others want its place, at first and at most: modules that do nothing are not to cost
+/// anything.
+const PATIENCE: Range<Duration> = Duration::from_millis(50)..Duration::from_secs(5);
+/// Tables of a module that say nothing before it is given up.
+const MAX_ATTEMPTS: u32 = 16;
+/// Host functions learnt of one file. wasmtime's command line has 963.
+const MAX_FUNCTIONS: usize = 4096;
+/// Modules remembered per file.
+const MAX_MODULES: usize = 4096;
+/// Builds remembered.
+const MAX_BUILDS: usize = 4096;
+/// Addresses looked at per import table.
+const MAX_IMPORTS: usize = 256;
+
+/// All that has been learnt, and what is being sought.
+#[derive(Debug, Default)]
+pub(super) struct Learning {
+    armed: Vec<Armed>,
+    /// Which of what is wanted gets the next free breakpoint.
+    next: usize,
+    /// More is wanted than there are breakpoints.
+    is_crowded: bool,
+    /// How much is wanted.
+    wanted_count: usize,
+    /// Doubled whenever nothing has been learnt in it.
+    patience: Duration,
+    /// When breakpoints were changed last.
+    changed: Option<Instant>,
+    /// Why there are no breakpoints, if so.
+    refused: Option<String>,
+    files: HashMap<FileId, Learnt>,
+    /// Host functions by build id, with how each begins: a build id alone is a claim.
+    builds: HashMap<String, Vec<(HostFunction, Vec<u8>)>>,
+}
+
+/// A breakpoint and what it is for.
+#[derive(Debug)]
+struct Armed {
+    way: Way,
+    _breakpoint: Breakpoint,
+}
+
+/// A module's way to functions it imports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Way {
+    pid: u32,
+    file_id: FileId,
+    module_hash: String,
+    address: u64,
+}
+
+/// What has been learnt of one file.
+#[derive(Debug, Default)]
+struct Learnt {
+    /// By file offset.
+    functions: BTreeSet<u64>,
+    sites: Vec<PlannedSite>,
+    /// Modules whose imports are known, by hash.
+    modules: HashSet<String>,
+    attempts: HashMap<String, u32>,
+}
+
+impl Learning {
+    /// Takes all breakpoints away.
+    pub(super) fn disarm(&mut self) {
+        self.armed.clear();
+    }
+
+    fn wants(&self, file_id: FileId, module_hash: &str) -> bool {
+        self.files.get(&file_id).is_none_or(|learnt| {
+            !learnt.modules.contains(module_hash)
+                && learnt.attempts.get(module_hash).copied().unwrap_or(0) < MAX_ATTEMPTS
+        })
+    }
+}
+
+impl Pipeline {
+    /// Sites attached in a host, those that have been learnt included.
+    pub(super) fn site_count(&self, host: &SharedHost) -> usize {
+        let learnt = self.learning.files.get(&host.file_id);
+        host.plan.sites.len() + learnt.map_or(0, |learnt| learnt.sites.len())
+    }
+
+    /// What is not observed of a host's processes, in words for a person.
+    pub(super) fn limits_of(&self, host: &SharedHost) -> Vec<String> {
+        let mut limits = host.plan.limits.clone();
+        if self.distrusts_swap(host.file_id) {
+            limits.push(
+                "the function taken for the swap of activations is another: invocations are seen only as far as they make \
+                 syscalls or host calls"
+                    .to_owned(),
+            );
+        }
+        if !host.plan.learns_host_functions {
+            return limits;
+        }
+        let known = self
+            .learning
+            .files
+            .get(&host.file_id)
+            .map_or(0, |learnt| learnt.functions.len());
+        limits.push(match (&self.learning.refused, known) {
+            (Some(reason), 0) => format!("stripped, and no breakpoint to learn host functions with: {reason}"),
+            (_, 0) => "stripped: host calls are seen once their functions have been learnt from the first".to_owned(),
+            (_, known) => {
+                format!("stripped: {known} host functions learnt, others are not seen until their module calls one")
+            }
+        });
+        limits
+    }
+
+    /// The description of a process, with what has been learnt so far.
+    pub(super) fn process_of(&self, pid: u32, watched: &Watched) -> Process {
+        let limits = watched.host.as_ref().map_or_else(
+            || vec!["no host binary recognised: only what makes syscalls is seen".to_owned()],
+            |host| self.limits_of(host),
+        );
+        watched.describe(pid, limits)
+    }
+
+    /// Arms breakpoints for modules whose imports are not known, and disarms those that nobody needs any more.
+    pub(super) fn seek_host_functions(&mut self) {
+        if self.is_finishing || self.options.detail != Detail::Boundary {
+            return;
+        }
+        let wanted = self.wanted();
+        self.learning.armed.retain(|armed| wanted.contains(&armed.way));
+        self.learning.is_crowded = wanted.len() > MAX_BREAKPOINTS;
+        if wanted.len() != self.learning.wanted_count {
+            self.learning.wanted_count = wanted.len();
+            self.learning.patience = PATIENCE.start;
+        }
+        self.learning.changed = Some(Instant::now());
+        for step in 0..wanted.len() {
+            if self.learning.armed.len() >= MAX_BREAKPOINTS {
+                break;
+            }
+            let way = &wanted[(self.learning.next + step) % wanted.len()];
+            if self.learning.armed.iter().any(|armed| armed.way == *way) {
+                continue;
+            }
+            match self.kernel.break_at(way.address) {
+                Ok(breakpoint) => {
+                    tracing::debug!(pid = way.pid, module = way.module_hash, "host functions are sought");
+                    self.learning.refused = None;
+                    self.learning.armed.push(Armed {
+                        way: way.clone(),
+                        _breakpoint: breakpoint,
+                    });
+                }
+                Err(error) => {
+                    if self.learning.armed.is_empty() && self.learning.refused.is_none() {
+                        tracing::warn!(
+                            error = &error as &dyn std::error::Error,
+                            "no breakpoint to learn host functions with"
+                        );
+                        self.learning.refused = Some(error.to_string());
+                    }
+                    // Somebody else's may go away.
+                    self.learning.is_crowded = true;
+                    break;
+                }
+            }
+        }
+        if !wanted.is_empty() {
+            self.learning.next = (self.learning.next + MAX_BREAKPOINTS) % wanted.len();
+        }
+    }
+
+    /// Gives others a turn at the few breakpoints there are.
+    pub(super) fn rotate_breakpoints(&mut self) {
+        let patience = self.learning.patience;
+        let is_due = self
+            .learning
+            .changed
+            .is_some_and(|changed| changed.elapsed() >= patience);
+        if self.learning.is_crowded && is_due {
+            self.learning.patience = (patience * 2).min(PATIENCE.end);
+            self.learning.armed.clear();
+            self.seek_host_functions();
+        }
+    }
+
+    fn wanted(&self) -> Vec<Way> {
+        let mut wanted = Vec::new();
+        for (pid, watched) in &self.processes {
+            let Some(host) = watched.host.as_ref().filter(|host| host.plan.learns_host_functions) else {
+                continue;
+            };
+            let is_wanted = |hash: &str| self.learning.wants(host.file_id, hash);
+            for (hash, addresses) in watched.guests.ways_out(is_wanted) {
+                wanted.extend(addresses.into_iter().map(|address| Way {
+                    pid: *pid,
+                    file_id: host.file_id,
+                    module_hash: hash.to_owned(),
+                    address,
+                }));
+            }
+        }
+        wanted.sort_by_key(|way| (way.pid, way.address));
+        wanted
+    }
+
+    /// Learns from an import table where host functions are.
+    pub(super) fn learn_host_functions(&mut self, pid: u32, table: &ImportTable, events: &mut Vec<Event>) {
+        let Some(watched) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        let Some(host) = watched.host.clone().filter(|host| host.plan.learns_host_functions) else {
+            return;
+        };
+        let code = &watched.code;
+        let is_code = |address: u64| code.iter().any(|range| range.contains(&address));
+        let imported = watched.guests.imported_functions(table, is_code);
+        let is_news = imported.as_ref().is_some_and(|(_, addresses)| {
+            let mut addresses = addresses.iter().take(MAX_IMPORTS);
+            addresses.any(|address| !watched.known_functions.contains(address))
+        });
+        let mappings = if is_news {
+            maps::executable_mappings(pid).unwrap_or_default()
+        } else {
+            Vec::new()
+        };
+        let learnt = self.learning.files.entry(host.file_id).or_default();
+        let mut functions = Vec::new();
+        let mut is_understood = false;
+        if let Some((module, addresses)) = imported {
+            is_understood = true;
+            for address in addresses.into_iter().take(MAX_IMPORTS) {
+                if watched.known_functions.contains(&address) {
+                    continue;
+                }
+                match host.function_in(address, &mappings, &watched.memory, ARRAY_CALL) {
+                    Ok(function) => {
+                        functions.extend(function);
+                        if watched.known_functions.len() < MAX_FUNCTIONS {
+                            watched.known_functions.insert(address);
+                        }
+                    }
+                    // The process is gone, or going: another's call has to tell.
+                    Err(_) => is_understood = false,
+                }
+            }
+            if is_understood {
+                if learnt.modules.len() >= MAX_MODULES {
+                    // They are learnt again.
+                    learnt.modules.clear();
+                }
+                learnt.modules.insert(module);
+            }
+        }
+        if table.header.flags & HOST_FUNCTIONS_SOUGHT != 0 {
+            // The one hit is spent.
+            let (spent, armed): (Vec<_>, _) = std::mem::take(&mut self.learning.armed)
+                .into_iter()
+                .partition(|armed| armed.way.pid == pid);
+            self.learning.armed = armed;
+            if !is_understood {
+                let modules: BTreeSet<_> = spent.into_iter().map(|armed| armed.way.module_hash).collect();
+                if learnt.attempts.len() >= MAX_MODULES {
+                    learnt.attempts.clear();
+                }
+                for module in modules {
+                    *learnt.attempts.entry(module).or_default() += 1;
+                }
+            }
+            self.seek_host_functions();
+        }
+        self.take_host_functions(&host, &functions, events);
+    }
+
+    /// What is known of a build, for a file that is looked at for the first time.
+    pub(super) fn recall(&mut self, host: &SharedHost) -> Coverage {
+        let known = host
+            .plan
+            .build_id
+            .as_ref()
+            .filter(|_| host.plan.learns_host_functions)
+            .and_then(|build_id| self.learning.builds.get(build_id));
+        let functions: Vec<_> = known
+            .into_iter()
+            .flatten()
+            .filter(|(function, first_bytes)| {
+                host.function_from(function.file_offset, ARRAY_CALL).as_ref() == Some(function)
+                    && host.first_bytes(function) == *first_bytes
+            })
+            .map(|(function, _)| function.clone())
+            .collect();
+        if !functions.is_empty() {
+            self.take_host_functions(host, &functions, &mut Vec::new());
+            tracing::info!(
+                count = functions.len(),
+                "host functions known from another file of this build"
+            );
+        }
+        self.links
+            .get(&host.file_id)
+            .map_or_else(Coverage::default, |(coverage, _)| *coverage)
+    }
+
+    /// Attaches those of `functions` that are new, and says so.
+    fn take_host_functions(&mut self, host: &SharedHost, functions: &[HostFunction], events: &mut Vec<Event>) {
+        let learnt = self.learning.files.entry(host.file_id).or_default();
+        let room = MAX_FUNCTIONS.saturating_sub(learnt.functions.len());
+        let functions: Vec<_> = functions
+            .iter()
+            .filter(|function| !learnt.functions.contains(&function.file_offset))
+            .take(room)
+            .cloned()
+            .collect();
+        if functions.is_empty() {
+            return;
+        }
+        let is_first = learnt.functions.is_empty();
+        learnt
+            .functions
+            .extend(functions.iter().map(|function| function.file_offset));
+        let known = learnt.sites.clone();
+        let Some(plan) = host.plan_learnt(known, &functions) else {
+            return;
+        };
+        let (seen, links) = self.attach_plan(host, &plan);
+        let Some((coverage, all_links)) = self.links.get_mut(&host.file_id) else {
+            return;
+        };
+        all_links.extend(links);
+        coverage.host_calls |= seen.host_calls;
+        // One function whose end is not seen makes all ends uncertain.
+        coverage.host_call_ends = seen.host_call_ends && (is_first || coverage.host_call_ends);
+        let coverage = *coverage;
+        tracing::info!(count = functions.len(), "host functions learnt");
+        if let Some(learnt) = self.learning.files.get_mut(&host.file_id) {
+            learnt.sites.extend(plan.sites);
+        }
+        if let Some(build_id) = &host.plan.build_id
+            && (self.learning.builds.len() < MAX_BUILDS || self.learning.builds.contains_key(build_id))
+        {
+            let known = self.learning.builds.entry(build_id.clone()).or_default();
+            for function in functions {
+                if known.len() < MAX_FUNCTIONS && !known.iter().any(|(known, _)| *known == function) {
+                    let first_bytes = host.first_bytes(&function);
+                    known.push((function, first_bytes));
+                }
+            }
+        }
+        self.cover(host.file_id, coverage, events);
+    }
+
+    /// Tells the processes of a file what is observed from now on.
+    pub(super) fn cover(&mut self, file_id: FileId, coverage: Coverage, events: &mut Vec<Event>) {
+        let pids: Vec<_> = self
+            .processes
+            .iter_mut()
+            .filter(|(_, watched)| watched.host.as_ref().is_some_and(|host| host.file_id == file_id))
+            .map(|(pid, watched)| {
+                watched.coverage = coverage;
+                *pid
+            })
+            .collect();
+        for pid in pids {
+            self.describe(pid, events);
+        }
+    }
+}
