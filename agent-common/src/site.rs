@@ -51,11 +51,49 @@ impl ArgumentLocation {
 pub enum SiteKind {
     /// The program says it all.
     Plain = 0,
+    /// Makes a module or component from wasm.
+    Compile = 1,
+    /// Makes one from machine code that was kept: in memory, in a file.
+    Deserialize = 2,
+    /// Gets that code from where it was kept into memory of its own.
+    ReadCode = 3,
+    /// Makes it a code object.
+    LoadCode = 4,
+    /// Makes a code object executable.
+    Publish = 5,
+    /// Makes a module or component of a code object.
+    Assemble = 6,
+    /// Makes one core module of a code object; returns the pointer that stands for it.
+    MakeModule = 7,
+    /// Tells a store of a module or component. The third argument is the
+    /// pointer that stands for it, or points to that.
+    RegisterModule = 8,
+    /// Makes an instance.
+    MakeInstance = 9,
+    /// Runs what an instance runs before anybody may call it.
+    StartInstance = 10,
 }
 
 impl SiteKind {
     /// Every kind, in order of its number.
-    pub const ALL: [Self; 1] = [Self::Plain];
+    pub const ALL: [Self; 11] = [
+        Self::Plain,
+        Self::Compile,
+        Self::Deserialize,
+        Self::ReadCode,
+        Self::LoadCode,
+        Self::Publish,
+        Self::Assemble,
+        Self::MakeModule,
+        Self::RegisterModule,
+        Self::MakeInstance,
+        Self::StartInstance,
+    ];
+
+    /// Whether it is a step of getting a module ready for its first call.
+    pub const fn is_of_cold_start(self) -> bool {
+        self as u8 >= Self::Compile as u8 && self as u8 <= Self::StartInstance as u8
+    }
 
     /// The kind that `value` stands for.
     pub fn from_u8(value: u8) -> Option<Self> {

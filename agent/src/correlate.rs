@@ -8,6 +8,7 @@
 //! activation that was on top, sets a thread right again.
 
 mod activation;
+mod cold;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,7 +19,7 @@ pub use self::activation::MAX_SPANS_PER_TRACE;
 use self::activation::{Activation, FailedCall, complete, outcome};
 use crate::{
     event::{Coverage, Event, EventKind, FunctionId, ImportId},
-    span::{Bound, Function, Import, Loss, Module, Outcome, Process, Span, SpanKind, Trace, TraceId},
+    span::{Bound, Function, Import, Loss, Module, Outcome, Process, Span, SpanKind, Starts, Trace, TraceId},
     syscalls,
 };
 
@@ -49,6 +50,7 @@ struct ProcessState {
     coverage: Coverage,
     threads: HashMap<u32, ThreadState>,
     activations: HashMap<u64, Activation>,
+    modules: cold::Modules,
 }
 
 #[derive(Debug, Default)]
@@ -88,7 +90,11 @@ impl Correlator {
                 self.imports.insert(id, Arc::new(Import { module, name }));
             }
             EventKind::Lost { loss } => self.lost(&loss),
-            EventKind::ModulePublished { .. } => {}
+            kind @ (EventKind::ModulePublished { .. } | EventKind::Phase { .. }) => {
+                if let Some(state) = self.processes.get_mut(&pid) {
+                    state.module_event(at_ns, tid, kind);
+                }
+            }
             EventKind::ProcessGone => {
                 self.close_process(pid, at_ns);
                 self.processes.remove(&pid);
@@ -165,6 +171,7 @@ impl Correlator {
                         coverage,
                         threads: HashMap::new(),
                         activations: HashMap::new(),
+                        modules: cold::Modules::default(),
                     },
                 );
             }
@@ -272,6 +279,7 @@ impl Correlator {
                 context.trap(activation, entry, code, span);
             }
             EventKind::ThreadExit => context.thread_exit(),
+            EventKind::FirstCall { activation, image } => context.first_call(activation, image),
             _ => {}
         }
     }
@@ -444,6 +452,8 @@ impl Context<'_> {
                 event_count: 1,
                 span_count: 1,
                 losses: BTreeMap::new(),
+                cold: Vec::new(),
+                is_warm: false,
             },
         );
     }
@@ -550,6 +560,7 @@ impl Context<'_> {
             && function.is_none()
         {
             *function = Some(found.clone());
+            self.state.modules.judge(activation);
         }
     }
 
@@ -662,6 +673,7 @@ fn place(
         for ((layer, reason), count) in &done.losses {
             parent.lose(layer, reason, *count);
         }
+        parent.cold.extend(done.cold);
         parent.add(done.span);
         return;
     }
@@ -675,6 +687,10 @@ fn place(
             .map(|((layer, reason), count)| Loss { layer, reason, count })
             .collect(),
         event_count: done.event_count,
+        starts: Starts {
+            cold: done.cold,
+            is_warm: done.is_warm,
+        },
     });
 }
 

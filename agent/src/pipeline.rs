@@ -1,6 +1,7 @@
 //! The event task: decides what to watch, turns ring records into resolved events, and feeds the correlator.
 
 mod aggregate;
+mod cold;
 mod definitions;
 mod marks;
 mod watching;
@@ -248,6 +249,9 @@ impl Pipeline {
         for (counter, value) in self.kernel.counters().iter() {
             let before = self.counted.insert(counter.name(), value).unwrap_or(0);
             if counter.is_loss() && value > before {
+                for watched in self.processes.values_mut() {
+                    watched.loads.forget();
+                }
                 let layer = if counter == Counter::RingFull { "ring" } else { "kernel" };
                 losses.push(Loss {
                     layer: layer.to_owned(),
@@ -296,8 +300,8 @@ impl Pipeline {
         match record {
             Record::CodePublished(published) => {
                 let range = published.address..published.address.saturating_add(published.length);
-                self.code_published(pid, range, events);
-                self.tell_published(pid, tid, at_ns, published.address, events);
+                self.code_published(pid, range.clone(), events);
+                self.tell_published((pid, tid, at_ns), range, events);
             }
             Record::Exec(_) => {
                 if self.processes.contains_key(&pid) {
@@ -318,6 +322,11 @@ impl Pipeline {
             Record::ImportTable(table) => self.learn_callee(pid, table),
             Record::ActivationSwap(swap) => {
                 let entry = self.function(pid, swap.entry_handler, events);
+                // Before the activation is gone.
+                self.tell_first_call((pid, tid, at_ns), swap.old, swap.entry_handler, events);
+                if let Some(watched) = self.processes.get_mut(&pid) {
+                    watched.loads.swapped(tid, swap.new);
+                }
                 let known = header.flags & wasmscope_common::SLOT_UNKNOWN == 0;
                 events.push(Event {
                     at_ns,
@@ -356,6 +365,7 @@ impl Pipeline {
                         truncated: record.is_truncated(),
                     },
                 });
+                self.tell_first_call((pid, tid, at_ns), call.activation, call.entry_handler, events);
             }
             Record::HostCallEnd(end) => push(EventKind::HostCallEnd {
                 frame: end.frame,
@@ -379,6 +389,7 @@ impl Pipeline {
                         truncated: record.is_truncated(),
                     },
                 });
+                self.tell_first_call((pid, tid, at_ns), syscall.activation, syscall.entry_handler, events);
             }
             Record::Trap(trap) => {
                 let entry = self.function(pid, trap.entry_handler, events);
@@ -396,6 +407,7 @@ impl Pipeline {
                         native_offset,
                     },
                 });
+                self.tell_first_call((pid, tid, at_ns), trap.activation, trap.entry_handler, events);
             }
             Record::Unwind(_) => push(EventKind::Unwind),
             Record::Mark(mark) => self.mark(mark, record, events),

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
     event::Coverage,
-    span::{Bound, Import, Outcome, Span, SpanKind, Suspend},
+    span::{Bound, ColdStart, Import, Outcome, Span, SpanKind, Suspend},
 };
 
 /// Spans kept of one trace; what comes later is counted as lost and told in the trace.
@@ -32,6 +32,10 @@ pub(super) struct Activation {
     pub(super) event_count: u64,
     pub(super) span_count: u64,
     pub(super) losses: BTreeMap<(String, String), u64>,
+    /// It, or one made below it, was the first call of a module.
+    pub(super) cold: Vec<ColdStart>,
+    /// Its module had been called before.
+    pub(super) is_warm: bool,
 }
 
 /// A host call that unwound its guest.

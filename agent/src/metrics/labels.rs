@@ -179,17 +179,33 @@ impl Labels for IoLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct PhaseLabels {
+pub(super) struct ModuleLabels {
     #[prometheus(flatten)]
     pub(super) workload: Workload,
+    pub(super) module: Value,
+}
+
+impl Labels for ModuleLabels {
+    fn other(&self) -> Self {
+        Self {
+            workload: Workload::other(),
+            module: Value::other(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct PhaseLabels {
+    #[prometheus(flatten)]
+    pub(super) module: ModuleLabels,
     pub(super) phase: &'static str,
 }
 
 impl Labels for PhaseLabels {
     fn other(&self) -> Self {
         Self {
-            workload: Workload::other(),
-            ..*self
+            module: self.module.other(),
+            phase: self.phase,
         }
     }
 }

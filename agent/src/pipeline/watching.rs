@@ -4,7 +4,7 @@ use std::{io, ops::Range, path::Path};
 
 use wasmscope_common::{ImportTable, KEEP_TLS_ON_EXEC, ProcessConfig, TLS_SEARCH, TLS_UNKNOWN};
 
-use super::{Detail, Pipeline, SharedHost};
+use super::{Detail, Pipeline, SharedHost, cold::Loads};
 use crate::{
     bpf::{MapError, SiteProgram, UprobeSite},
     clock,
@@ -25,6 +25,7 @@ const MAX_PROCESSES: usize = 4096;
 pub(super) struct Watched {
     memory: ProcessMemory,
     pub(super) guests: Guests,
+    pub(super) loads: Loads,
     host: Option<SharedHost>,
     facts: describe::ProcessFacts,
     /// Executable ranges, to tell code from data.
@@ -159,6 +160,7 @@ impl Pipeline {
         let mut watched = Watched {
             memory,
             guests: Guests::default(),
+            loads: Loads::default(),
             host: None,
             facts,
             code: Vec::new(),
@@ -279,11 +281,19 @@ impl Pipeline {
     }
 
     /// Says which module became executable, and when, so that its cold start can be told.
-    pub(super) fn tell_published(&mut self, pid: u32, tid: u32, at_ns: u64, address: u64, events: &mut Vec<Event>) {
+    pub(super) fn tell_published(
+        &mut self,
+        (pid, tid, at_ns): (u32, u32, u64),
+        text: Range<u64>,
+        events: &mut Vec<Event>,
+    ) {
         let Some(watched) = self.processes.get_mut(&pid) else {
             return;
         };
-        if let Some(module) = watched.guests.module_at(address) {
+        if let Some(module) = watched.guests.module_of(text.start, 0) {
+            let is_component = watched.guests.is_component(text.start);
+            let image = text.start;
+            watched.loads.published(tid, text, is_component);
             events.push(Event {
                 at_ns,
                 pid,
@@ -291,6 +301,7 @@ impl Pipeline {
                 kind: EventKind::ModulePublished {
                     module: module.name.clone(),
                     hash: module.hash.clone(),
+                    image,
                 },
             });
         }
@@ -383,6 +394,9 @@ impl Pipeline {
     }
 
     pub(super) fn thread_exited(&mut self, pid: u32, tid: u32) {
+        if let Some(watched) = self.processes.get_mut(&pid) {
+            watched.loads.thread_gone(tid);
+        }
         if pid != tid {
             return;
         }

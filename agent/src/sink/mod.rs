@@ -12,6 +12,7 @@ pub(crate) mod fold;
 pub mod json;
 pub mod otlp;
 pub mod otlp_json;
+mod phases;
 mod rejections;
 pub(crate) mod spans;
 pub(crate) mod text;

@@ -4,7 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use wasmtime::{AsContextMut, Instance, InstancePre, Store, Trap, TypedFunc, WasmParams, WasmResults};
+use wasmtime::{AsContextMut, Engine, Instance, InstancePre, Store, Trap, TypedFunc, WasmParams, WasmResults};
 
 use crate::counts::{Counter, Counts};
 use crate::nap::Bed;
@@ -140,6 +140,16 @@ impl Session {
     /// Takes down what an invocation answered.
     pub fn answer(&self, text: &str) {
         self.invoker.counts.answers.counter(text).add_one();
+    }
+
+    /// The engine of its modules.
+    pub fn engine(&self) -> Engine {
+        self.store.engine().clone()
+    }
+
+    /// What counts calls of the export called `name` (`module/export`) in stores of other makes.
+    pub fn invoker(&self, name: &str) -> (&Invoker, Counter) {
+        (&self.invoker, self.invoker.counts.invocations.counter(name))
     }
 
     /// Calls `export` of the module at `index`. In sync mode the future is ready when first polled.

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
 
 mod calls;
+mod cold_start;
 mod command_line;
 mod components;
 mod departures;

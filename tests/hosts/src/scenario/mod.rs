@@ -1,6 +1,7 @@
 //! The table of scenarios, and what each consists of.
 
 mod calls;
+mod coldstart;
 pub mod components;
 mod crossings;
 mod cwasm;
@@ -93,6 +94,7 @@ pub const SCENARIOS: &[Scenario] = &[
     departures::EXEC,
     departures::EXIT,
     cwasm::SCENARIO,
+    coldstart::SCENARIO,
 ];
 
 /// The scenario called `name`.
