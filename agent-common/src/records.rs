@@ -165,7 +165,8 @@ pub struct Mark {
     pub entry_handler: u64,
     /// User stack pointer on entry, where the return address is: the same as in the [`MarkEnd`] of this call.
     pub stack_pointer: u64,
-    /// The first integer arguments.
+    /// The first integer arguments. Of a [`crate::SiteKind::RegisterModule`], the last is what the third points to; 0 if
+    /// that cannot be read.
     pub arguments: [u64; MARK_ARGUMENTS],
     /// Guest return addresses, innermost first; none where the runtime was not called by guest code.
     pub frames: [u64; MAX_FRAMES],
@@ -183,6 +184,8 @@ pub struct MarkEnd {
     pub stack_pointer: u64,
     /// What it returns.
     pub result: u64,
+    /// The second register of what it returns, if that takes two.
+    pub second_result: u64,
 }
 
 /// A host function is about to return to its guest.

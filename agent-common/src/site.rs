@@ -69,11 +69,32 @@ pub enum SiteKind {
     ReportedTrap = 8,
     /// The runtime is about to unwind a guest that called it.
     Raise = 9,
+    /// Makes a module or component from wasm.
+    Compile = 10,
+    /// Makes one from machine code that was kept: in memory, in a file.
+    Deserialize = 11,
+    /// Gets that code from where it was kept into memory of its own.
+    ReadCode = 12,
+    /// Makes it a code object.
+    LoadCode = 13,
+    /// Makes a code object executable.
+    Publish = 14,
+    /// Makes a module or component of a code object.
+    Assemble = 15,
+    /// Makes one core module of a code object; returns the pointer that stands for it.
+    MakeModule = 16,
+    /// Tells a store of a module or component. The third argument is the
+    /// pointer that stands for it, or points to that.
+    RegisterModule = 17,
+    /// Makes an instance.
+    MakeInstance = 18,
+    /// Runs what an instance runs before anybody may call it.
+    StartInstance = 19,
 }
 
 impl SiteKind {
     /// Every kind, in order of its number.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 20] = [
         Self::Plain,
         Self::HelperSpawn,
         Self::HelperRun,
@@ -84,7 +105,22 @@ impl SiteKind {
         Self::EpochDeadline,
         Self::ReportedTrap,
         Self::Raise,
+        Self::Compile,
+        Self::Deserialize,
+        Self::ReadCode,
+        Self::LoadCode,
+        Self::Publish,
+        Self::Assemble,
+        Self::MakeModule,
+        Self::RegisterModule,
+        Self::MakeInstance,
+        Self::StartInstance,
     ];
+
+    /// Whether it is a step of getting a module ready for its first call.
+    pub const fn is_of_cold_start(self) -> bool {
+        self as u8 >= Self::Compile as u8 && self as u8 <= Self::StartInstance as u8
+    }
 
     /// The kind that `value` stands for.
     pub fn from_u8(value: u8) -> Option<Self> {

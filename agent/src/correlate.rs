@@ -8,6 +8,7 @@
 //! activation that was on top, sets a thread right again.
 
 mod activation;
+mod cold;
 mod helpers;
 mod runtime_call;
 
@@ -20,7 +21,7 @@ pub use self::activation::MAX_SPANS_PER_TRACE;
 use self::activation::{Activation, FailedCall, complete, outcome};
 use crate::{
     event::{Coverage, Event, EventKind, FunctionId, ImportId},
-    span::{Bound, Function, Import, Loss, Module, Outcome, Process, Span, SpanKind, Trace, TraceId},
+    span::{Bound, Function, Import, Loss, Module, Outcome, Process, Span, SpanKind, Starts, Trace, TraceId},
     syscalls,
 };
 
@@ -51,6 +52,7 @@ struct ProcessState {
     coverage: Coverage,
     threads: HashMap<u32, ThreadState>,
     activations: HashMap<u64, Activation>,
+    modules: cold::Modules,
 }
 
 #[derive(Debug, Default)]
@@ -90,7 +92,11 @@ impl Correlator {
                 self.imports.insert(id, Arc::new(Import { module, name }));
             }
             EventKind::Lost { loss } => self.lost(&loss),
-            EventKind::ModulePublished { .. } => {}
+            kind @ (EventKind::ModulePublished { .. } | EventKind::Phase { .. }) => {
+                if let Some(state) = self.processes.get_mut(&pid) {
+                    state.module_event(at_ns, tid, kind);
+                }
+            }
             EventKind::ProcessGone => {
                 self.close_process(pid, at_ns);
                 self.processes.remove(&pid);
@@ -167,6 +173,7 @@ impl Correlator {
                         coverage,
                         threads: HashMap::new(),
                         activations: HashMap::new(),
+                        modules: cold::Modules::default(),
                     },
                 );
             }
@@ -304,6 +311,7 @@ impl Correlator {
                 context.raise(activation, entry, code.is_some(), span);
             }
             EventKind::ThreadExit => context.thread_exit(),
+            EventKind::FirstCall { activation, image } => context.first_call(activation, image),
             _ => {}
         }
     }
@@ -478,6 +486,8 @@ impl Context<'_> {
                 event_count: 1,
                 span_count: 1,
                 losses: BTreeMap::new(),
+                cold: Vec::new(),
+                is_warm: false,
             },
         );
     }
@@ -584,6 +594,7 @@ impl Context<'_> {
             && function.is_none()
         {
             *function = Some(found.clone());
+            self.state.modules.judge(activation);
         }
     }
 
@@ -696,6 +707,7 @@ fn place(
         for ((layer, reason), count) in &done.losses {
             parent.lose(layer, reason, *count);
         }
+        parent.cold.extend(done.cold);
         parent.add(done.span);
         return;
     }
@@ -709,6 +721,10 @@ fn place(
             .map(|((layer, reason), count)| Loss { layer, reason, count })
             .collect(),
         event_count: done.event_count,
+        starts: Starts {
+            cold: done.cold,
+            is_warm: done.is_warm,
+        },
     });
 }
 

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::span::{InterruptionCause, Loss, Process};
+use crate::span::{InterruptionCause, Loss, PhaseKind, Process};
 
 /// Number of a function defined earlier in the same stream.
 pub type FunctionId = u32;
@@ -65,6 +65,33 @@ pub enum EventKind {
         module: String,
         /// Its hash.
         hash: String,
+        /// Where its code is; 0 in recordings that do not say.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        image: u64,
+    },
+    /// Something that gets a module ready to be called is over.
+    Phase {
+        /// What it was.
+        phase: PhaseKind,
+        /// When it began.
+        start_ns: u64,
+        /// Where the module's code is; 0 if it is not known which module it is.
+        image: u64,
+        /// Its name.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        module: Option<String>,
+        /// Its hash.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        hash: Option<String>,
+        /// It is the first of its kind since the module was loaded.
+        is_first: bool,
+    },
+    /// An activation turns out to be the first call into a code object since that became executable.
+    FirstCall {
+        /// Which activation.
+        activation: u64,
+        /// Where the code is.
+        image: u64,
     },
     /// The thread's activation is about to be replaced.
     ActivationSwap {
@@ -266,6 +293,8 @@ impl EventKind {
             Self::Function { .. } => "function",
             Self::Import { .. } => "import",
             Self::ModulePublished { .. } => "module_published",
+            Self::Phase { .. } => "phase",
+            Self::FirstCall { .. } => "first_call",
             Self::ActivationSwap { .. } => "activation_swap",
             Self::HostCall { .. } => "host_call",
             Self::HostCallEnd { .. } => "host_call_end",
@@ -280,6 +309,11 @@ impl EventKind {
             Self::Lost { .. } => "lost",
         }
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 #[cfg(test)]

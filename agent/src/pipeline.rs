@@ -1,6 +1,7 @@
 //! The event task: decides what to watch, turns ring records into resolved events, and feeds the correlator.
 
 mod aggregate;
+mod cold;
 mod definitions;
 mod helpers;
 mod in_flight;
@@ -266,6 +267,9 @@ impl Pipeline {
         for (counter, value) in self.kernel.counters().iter() {
             let before = self.counted.insert(counter.name(), value).unwrap_or(0);
             if counter.is_loss() && value > before {
+                for watched in self.processes.values_mut() {
+                    watched.loads.forget();
+                }
                 let layer = if counter == Counter::RingFull { "ring" } else { "kernel" };
                 losses.push(Loss {
                     layer: layer.to_owned(),
@@ -314,8 +318,8 @@ impl Pipeline {
         match record {
             Record::CodePublished(published) => {
                 let range = published.address..published.address.saturating_add(published.length);
-                self.code_published(pid, range, events);
-                self.tell_published(pid, tid, at_ns, published.address, events);
+                self.code_published(pid, range.clone(), events);
+                self.tell_published((pid, tid, at_ns), range, events);
             }
             Record::Exec(_) => {
                 if self.processes.contains_key(&pid) {
@@ -339,6 +343,11 @@ impl Pipeline {
                     return;
                 }
                 let entry = self.function(pid, swap.entry_handler, events);
+                // Before the activation is gone.
+                self.tell_first_call((pid, tid, at_ns), swap.old, swap.entry_handler, events);
+                if let Some(watched) = self.processes.get_mut(&pid) {
+                    watched.loads.swapped(tid, swap.new);
+                }
                 let known = header.flags & wasmscope_common::SLOT_UNKNOWN == 0;
                 events.push(Event {
                     at_ns,
@@ -377,6 +386,7 @@ impl Pipeline {
                         truncated: record.is_truncated(),
                     },
                 });
+                self.tell_first_call((pid, tid, at_ns), call.activation, call.entry_handler, events);
             }
             Record::HostCallEnd(end) => push(EventKind::HostCallEnd {
                 frame: end.frame,
@@ -402,6 +412,7 @@ impl Pipeline {
                         is_open: record.does_not_return(),
                     },
                 });
+                self.tell_first_call((pid, tid, at_ns), syscall.activation, syscall.entry_handler, events);
             }
             Record::HelperSyscall(syscall) => push(helpers::event_kind(syscall, record.does_not_return())),
             Record::Trap(trap) => {
@@ -421,6 +432,7 @@ impl Pipeline {
                         wasm_offset: place.wasm_offset,
                     },
                 });
+                self.tell_first_call((pid, tid, at_ns), trap.activation, trap.entry_handler, events);
             }
             Record::Unwind(_) => push(EventKind::Unwind),
             Record::Mark(mark) => self.mark(mark, record, events),

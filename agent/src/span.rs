@@ -3,9 +3,13 @@
 //! Diagrams, OTLP, metrics and JSON are written from this model and from nothing else. It knows neither eBPF nor wasmtime's layouts.
 //! All times are nanoseconds of `CLOCK_MONOTONIC`; [`crate::clock`] turns them into wall time where an output needs it.
 
+mod cold;
+
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+
+pub use self::cold::{ColdStart, Phase, PhaseKind, Starts};
 
 /// What one outermost activation (host calls into wasm on an otherwise wasm-free call chain) did.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -20,6 +24,9 @@ pub struct Trace {
     pub losses: Vec<Loss>,
     /// Kernel records that this trace was built from.
     pub event_count: u64,
+    /// Which of its invocations were the first of their module, and what came before.
+    #[serde(default)]
+    pub starts: Starts,
 }
 
 /// A W3C trace id, never all zero.

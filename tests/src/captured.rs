@@ -1,7 +1,7 @@
 //! What `wasmscope trace --format json` says happened: counts of it, and whether it is put together as it must be.
 
 use serde::Deserialize;
-use wasmscope::span::{Bound, Capture, Function, Loss, Outcome, Process, Role, Span, SpanKind};
+use wasmscope::span::{Bound, Capture, Function, Loss, Outcome, Process, Role, Span, SpanKind, Starts};
 
 use crate::workload::{Counts, Numbers};
 
@@ -30,6 +30,7 @@ pub struct Trace {
     pub losses: Vec<Loss>,
     pub process: Process,
     pub root: Span,
+    pub starts: Starts,
 }
 
 #[derive(Deserialize)]

@@ -1,36 +1,100 @@
-//! Cold starts: how long a module that has just become executable waits for its first call.
+//! Cold starts as metrics: phases as they end, and the first call of each module as its trace completes.
 
-use std::{collections::HashMap, time::Duration};
-
-use crate::{
-    event::{Event, EventKind},
-    metrics::{ColdStartPhase, Metrics},
-    span::{SpanKind, Trace},
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
 };
 
-/// Modules that may wait for their first call at once; later ones are not timed until some have been called.
+use crate::{
+    event::{Coverage, Event, EventKind},
+    metrics::{ColdStartPhase, Metrics},
+    span::{PhaseKind, Process, SpanKind, Trace},
+};
+
+/// Processes whose phases are observed at once.
+const MAX_PROCESSES: usize = 4096;
+/// Modules that may wait for their first call at once in a recording that does not say which calls are the first.
 const MAX_COLD_MODULES: usize = 4096;
 
-/// Modules that have not been called yet, by process and hash, with when they were published.
+/// What the phases seen so far belong to.
 #[derive(Debug, Default)]
 pub(super) struct ColdModules {
+    processes: HashMap<u32, (Process, Coverage)>,
+    /// Where it is not told which calls are the first (a host without symbols, an old recording): by process and hash, when
+    /// the module was published.
     published_ns: HashMap<(u32, String), u64>,
+    /// Processes whose last traces are yet to come: those complete because the process is gone.
+    gone: HashSet<u32>,
 }
 
 impl ColdModules {
-    pub(super) fn event(&mut self, event: &Event) {
+    pub(super) fn event(&mut self, event: &Event, metrics: &Metrics) {
         match &event.kind {
-            EventKind::ModulePublished { hash, .. } if self.published_ns.len() < MAX_COLD_MODULES => {
-                self.published_ns.insert((event.pid, hash.clone()), event.at_ns);
+            EventKind::Process { process, coverage } => {
+                if self.gone.remove(&event.pid) {
+                    self.published_ns.retain(|(pid, _), _| *pid != event.pid);
+                }
+                if self.processes.len() < MAX_PROCESSES || self.processes.contains_key(&event.pid) {
+                    self.processes.insert(event.pid, (process.clone(), *coverage));
+                }
             }
-            EventKind::ProcessGone => self.published_ns.retain(|(pid, _), _| *pid != event.pid),
+            EventKind::Phase {
+                phase,
+                start_ns,
+                module,
+                is_first,
+                ..
+            } => {
+                let Some((process, _)) = self.processes.get(&event.pid) else {
+                    return;
+                };
+                let module = module.as_deref();
+                if *phase == PhaseKind::Instantiate {
+                    metrics.observe_instantiation(process, module);
+                }
+                if *is_first {
+                    let duration = Duration::from_nanos(event.at_ns.saturating_sub(*start_ns));
+                    metrics.observe_cold_start(process, module, (*phase).into(), duration);
+                }
+            }
+            EventKind::ModulePublished { hash, image, .. } => {
+                let is_told = self
+                    .processes
+                    .get(&event.pid)
+                    .is_some_and(|(_, coverage)| coverage.activations);
+                if self.published_ns.len() >= MAX_COLD_MODULES {
+                    let gone = std::mem::take(&mut self.gone);
+                    self.published_ns.retain(|(pid, _), _| !gone.contains(pid));
+                }
+                if (*image == 0 || !is_told) && self.published_ns.len() < MAX_COLD_MODULES {
+                    self.published_ns.insert((event.pid, hash.clone()), event.at_ns);
+                }
+            }
+            EventKind::ProcessGone => {
+                self.processes.remove(&event.pid);
+                self.gone.insert(event.pid);
+            }
             _ => {}
         }
     }
 
-    /// Times the first call. Traces complete in the order in which they end, so a slow first call may be overtaken by a
-    /// fast second one; the time to the earliest of those that are known is told.
     pub(super) fn trace(&mut self, trace: &Trace, metrics: &Metrics) {
+        for cold in &trace.starts.cold {
+            let module = Some(cold.module.name.as_str());
+            metrics.count_cold_start(&trace.process, module);
+            let waited = Duration::from_nanos(cold.invoked_ns.saturating_sub(cold.published_ns));
+            metrics.observe_cold_start(&trace.process, module, ColdStartPhase::PublishToInvoke, waited);
+            if let Some(call) = trace.root.walk().find(|span| cold.is_of(span)) {
+                let duration = Duration::from_nanos(call.duration_ns());
+                metrics.observe_cold_start(&trace.process, module, ColdStartPhase::FirstCall, duration);
+            }
+        }
+        self.first_by_hash(trace, metrics);
+    }
+
+    /// Traces complete in the order in which they end, so a slow first call may be overtaken by a fast second one; the time
+    /// to the earliest of those that are known is told.
+    fn first_by_hash(&mut self, trace: &Trace, metrics: &Metrics) {
         let SpanKind::Invoke {
             function: Some(function),
         } = &trace.root.kind
@@ -43,7 +107,8 @@ impl ColdModules {
         let key = (trace.process.pid, function.module.hash.clone());
         if let Some(published_ns) = self.published_ns.remove(&key) {
             let waited = Duration::from_nanos(trace.root.start_ns.saturating_sub(published_ns));
-            metrics.observe_cold_start(&trace.process, ColdStartPhase::PublishToInvoke, waited);
+            let module = Some(function.module.name.as_str());
+            metrics.observe_cold_start(&trace.process, module, ColdStartPhase::PublishToInvoke, waited);
         }
     }
 }

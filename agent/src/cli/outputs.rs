@@ -141,7 +141,7 @@ impl Outputs {
     pub(super) fn events<'a>(&mut self, events: impl IntoIterator<Item = &'a Event>) {
         for event in events {
             self.metrics.observe_events(event.kind.name(), 1);
-            self.cold.event(event);
+            self.cold.event(event, &self.metrics);
         }
     }
 

@@ -27,6 +27,7 @@ pub(super) struct Summary {
 struct Export {
     count: u64,
     failed_count: u64,
+    cold_count: u64,
     durations_ns: Vec<u64>,
     /// One in this many durations is kept.
     stride: u64,
@@ -41,6 +42,7 @@ impl Default for Export {
         Self {
             count: 0,
             failed_count: 0,
+            cold_count: 0,
             durations_ns: Vec::new(),
             stride: 1,
             guest_ns: 0,
@@ -71,7 +73,9 @@ impl Summary {
             _ => ("?".to_owned(), "?".to_owned()),
         };
         if self.exports.len() < MAX_EXPORTS || self.exports.contains_key(&key) {
-            self.exports.entry(key).or_default().add(&trace.root);
+            let export = self.exports.entry(key).or_default();
+            export.add(&trace.root);
+            export.cold_count += trace.starts.cold.len() as u64;
         }
     }
 
@@ -152,6 +156,11 @@ impl fmt::Display for Summary {
             )?;
             if totals.failed_count > 0 {
                 write!(f, "   {} failed", grouped(totals.failed_count))?;
+            }
+            match totals.cold_count {
+                0 => {}
+                1 => write!(f, "   1 cold start")?,
+                count => write!(f, "   {} cold starts", grouped(count))?,
             }
             writeln!(f)?;
         }

@@ -235,12 +235,14 @@ impl Session<'_> {
         for pid in pids {
             let (report, events) = pipeline.watch(*pid)?;
             self.record(&events)?;
+            self.outputs.events(&events);
             tell_watching(&report);
         }
         let Some(program) = program else {
             if pids.is_empty() {
                 let (reports, events) = pipeline.watch_running().context("cannot list processes")?;
                 self.record(&events)?;
+                self.outputs.events(&events);
                 for report in &reports {
                     tell_watching(report);
                 }

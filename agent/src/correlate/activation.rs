@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::runtime_call::OpenRuntimeCall;
 use crate::{
     event::Coverage,
-    span::{Bound, Import, Outcome, Span, SpanKind, Suspend},
+    span::{Bound, ColdStart, Import, Outcome, Span, SpanKind, Suspend},
 };
 
 /// Spans kept of one trace; what comes later is counted as lost and told in the trace.
@@ -37,6 +37,10 @@ pub(super) struct Activation {
     pub(super) event_count: u64,
     pub(super) span_count: u64,
     pub(super) losses: BTreeMap<(String, String), u64>,
+    /// It, or one made below it, was the first call of a module.
+    pub(super) cold: Vec<ColdStart>,
+    /// Its module had been called before.
+    pub(super) is_warm: bool,
 }
 
 /// A host call that unwound its guest.

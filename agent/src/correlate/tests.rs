@@ -785,3 +785,60 @@ fn a_thread_without_an_activation_may_wait_when_the_window_ends() {
     assert_eq!((call.end_bound, call.end_ns), (Bound::Open, 60));
     assert_eq!(wait.stack, call.stack);
 }
+
+fn published(image: u64) -> EventKind {
+    EventKind::ModulePublished {
+        module: "policy".to_owned(),
+        hash: "3f9ac2".to_owned(),
+        image,
+    }
+}
+
+fn first_call(activation: u64, image: u64) -> EventKind {
+    EventKind::FirstCall { activation, image }
+}
+
+#[test]
+fn the_first_call_has_the_phases_and_the_next_is_warm() {
+    let phase = EventKind::Phase {
+        phase: crate::span::PhaseKind::Compile,
+        start_ns: 10,
+        image: 0x1000,
+        module: None,
+        hash: None,
+        is_first: true,
+    };
+    let record = WORKER_STACK;
+    let (traces, losses) = run([
+        (20, 1, published(0x1000)),
+        (30, 1, phase),
+        (40, 1, swap(0, record, below(record))),
+        (50, 1, first_call(record, 0x1000)),
+        (50, 1, swap(record, 0, below(record))),
+        (60, 1, swap(0, record, below(record))),
+        (70, 1, swap(record, 0, below(record))),
+    ]);
+    let known: Vec<_> = traces
+        .iter()
+        .map(|trace| (trace.starts.cold.len(), trace.starts.is_warm))
+        .collect();
+    assert_eq!(known, [(1, false), (0, true)]);
+    let cold = &traces[0].starts.cold[0];
+    assert_eq!((cold.invoked_ns, cold.published_ns, cold.duration_ns()), (40, 20, 20));
+    assert_eq!(losses, []);
+}
+
+#[test]
+fn where_an_older_call_may_have_been_the_first_none_is_said_to_be() {
+    let (older, younger) = (WORKER_STACK, WORKER_STACK + 0x1000_0000);
+    let (traces, losses) = run([
+        (20, 1, published(0x1000)),
+        (40, 1, swap(0, older, below(older))),
+        (45, 2, swap(0, younger, below(younger))),
+        (50, 2, first_call(younger, 0x1000)),
+        (50, 2, swap(younger, 0, below(younger))),
+        (60, 1, swap(older, 0, below(older))),
+    ]);
+    assert!(traces.iter().all(|trace| trace.starts == Starts::default()));
+    assert_eq!(losses[0].reason, "cold_start_unassigned");
+}

@@ -13,7 +13,7 @@ use super::select::{ItemId, ItemSection, Selection};
 use super::summary::{self, Marks};
 use super::syscall;
 use super::timeline::{Node, NodeId, Timeline, What};
-use super::words::{fiber_words, loop_label};
+use super::words::{self, fiber_words, loop_label};
 
 /// Callees named in a note on folded calls.
 const MAX_NAMED_CALLEES: usize = 4;
@@ -215,6 +215,9 @@ impl<'t> Drawing<'_, 't> {
             lines: vec![label],
         });
 
+        if let Some(line) = words::cold_start(self.trace, span) {
+            self.note(to, to, vec![line]);
+        }
         let inside = match &span.kind {
             SpanKind::Invoke { function } => Scope {
                 participant: to,

@@ -126,6 +126,7 @@ pub(super) fn trace(root: Span) -> Trace {
         root,
         losses: Vec::new(),
         event_count,
+        starts: crate::span::Starts::default(),
     }
 }
 

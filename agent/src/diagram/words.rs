@@ -1,6 +1,6 @@
 //! What is written on arrows and notes: callees, arguments, results, failures, times.
 
-use crate::span::{Bound, Function, Outcome, Role, Span, SpanKind, Suspend};
+use crate::span::{Bound, Function, Outcome, Role, Span, SpanKind, Suspend, Trace};
 
 use super::draw::{Drawing, Scope, departs};
 use super::label::{Spread, bytes, duration, grouped, visible};
@@ -300,4 +300,112 @@ pub(super) fn loop_label(times: u32, mark: &str, spread: &Spread) -> String {
         spread.text(),
         duration(spread.total)
     )
+}
+
+/// `cold start 3.42 ms = deserialize 2.91 + instantiate 0.51`, if the call was the first since its module was loaded.
+pub(super) fn cold_start(trace: &Trace, span: &Span) -> Option<String> {
+    let cold = trace.starts.cold.iter().find(|cold| cold.is_of(span))?;
+    // In order of first appearance; what a component does for each of its modules is one part.
+    let mut parts: Vec<(&str, u64)> = Vec::new();
+    for phase in cold.parts() {
+        let (name, time) = (phase.kind.as_str(), phase.duration_ns());
+        match parts.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, sum)) => *sum += time,
+            None => parts.push((name, time)),
+        }
+    }
+    if parts.is_empty() {
+        let waited = duration(span.start_ns.saturating_sub(cold.published_ns));
+        return Some(format!("cold start: first call, {waited} after its code was published"));
+    }
+    let all = cold.duration_ns();
+    let scale = match all {
+        0..1_000 => 1,
+        1_000..1_000_000 => 10,
+        1_000_000..1_000_000_000 => 10_000,
+        _ => 10_000_000,
+    };
+    let unit = match all {
+        0..1_000 => "ns",
+        1_000..1_000_000 => "µs",
+        1_000_000..1_000_000_000 => "ms",
+        _ => "s",
+    };
+    // Hundredths of the unit, rounded so that the printed parts add up to the printed whole.
+    let mut rounded: Vec<u64> = Vec::new();
+    let (mut exact_sum, mut rounded_sum) = (0, 0);
+    for (_, time) in &parts {
+        exact_sum += time;
+        let part = (exact_sum + scale / 2) / scale - rounded_sum;
+        rounded_sum += part;
+        rounded.push(part);
+    }
+    let number = |value: u64| match scale {
+        1 => value.to_string(),
+        _ => format!("{}.{:02}", grouped(value / 100), value % 100),
+    };
+    let shown: Vec<_> = parts
+        .iter()
+        .zip(rounded)
+        .map(|((name, _), part)| format!("{name} {}", number(part)))
+        .collect();
+    Some(format!(
+        "cold start {} {unit} = {}",
+        number(rounded_sum),
+        shown.join(" + ")
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::samples;
+    use super::*;
+    use crate::span::{ColdStart, Module, Phase, PhaseKind};
+
+    fn cold(phases: &[(PhaseKind, u64, u64)]) -> Option<String> {
+        let mut trace = samples::slow_request();
+        trace.starts.cold = vec![ColdStart {
+            invoked_ns: trace.root.start_ns,
+            tid: trace.root.tid,
+            module: Arc::new(Module {
+                name: "policy.wasm".into(),
+                hash: "3f9ac2000000".into(),
+            }),
+            published_ns: trace.root.start_ns,
+            phases: phases
+                .iter()
+                .map(|(kind, start_ns, end_ns)| Phase {
+                    kind: *kind,
+                    start_ns: *start_ns,
+                    end_ns: *end_ns,
+                    tid: 1,
+                })
+                .collect(),
+        }];
+        let root = trace.root.clone();
+        cold_start(&trace, &root)
+    }
+
+    #[test]
+    fn the_parts_of_a_cold_start_add_up_as_printed_without_what_lies_inside_others() {
+        let phases = [
+            (PhaseKind::Deserialize, 1_000, 2_911_400),
+            (PhaseKind::Publish, 2_000, 100_000),
+            (PhaseKind::Instantiate, 3_000_000, 3_509_000),
+        ];
+        assert_eq!(
+            cold(&phases).as_deref(),
+            Some("cold start 3.42 ms = deserialize 2.91 + instantiate 0.51")
+        );
+        assert_eq!(
+            cold(&[(PhaseKind::Publish, 0, 35_000)]).as_deref(),
+            Some("cold start 35.00 µs = publish 35.00")
+        );
+        assert_eq!(
+            cold(&[]).as_deref(),
+            Some("cold start: first call, 0 ns after its code was published")
+        );
+    }
 }

@@ -350,7 +350,10 @@ impl CodeObject {
     }
 
     /// First 12 hexadecimal digits of a SHA-256 over text, metadata, data and names: the same guest compiled by the same version
-    /// with the same settings has the same on every node. `reader` is that which [`Self::read`] was given.
+    /// with the same settings has the same on every node, compiled there or loaded from a file or from bytes. Nothing of it depends
+    /// on where it lies: code objects are position-independent and are not relocated. Another version of the runtime, other settings
+    /// of the compiler or another set of CPU features make another hash, as they make other code. `reader` is that which
+    /// [`Self::read`] was given.
     pub fn content_hash<R: ReadAt + ?Sized>(&self, reader: &R) -> Result<String, ImageError> {
         const CHUNK_BYTES: u64 = 1 << 20;
         let mut hash = Sha256::new();

@@ -76,8 +76,33 @@ pub struct HostSymbols {
     pub task_complete: Vec<HostFunction>,
     /// A thread becomes one that runs everybody's tasks.
     pub worker_run: Vec<HostFunction>,
+    /// What else a module goes through before it is first called.
+    pub loading: Loading,
     /// Thread-local pointer to the current activation record, bit 0 set once initialised.
     pub tls_slot: Option<TlsSlot>,
+}
+
+/// The functions that a module goes through before it is first called, [`HostSymbols::publish`] and
+/// [`HostSymbols::instance_new`] aside. Where one calls another, both may be there: which of them were inlined depends on the
+/// build. wasmtime 48: `src/compile/runtime.rs`, `src/engine.rs`, `src/runtime/module.rs`, `src/runtime/module/registry.rs`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Loading {
+    /// Make a module or component from wasm.
+    pub compile: Vec<HostFunction>,
+    /// Make one from code that was kept.
+    pub deserialize: Vec<HostFunction>,
+    /// Map or copy that code.
+    pub read: Vec<HostFunction>,
+    /// Make it a code object.
+    pub load: Vec<HostFunction>,
+    /// Make a module or component of a code object.
+    pub assemble: Vec<HostFunction>,
+    /// Makes a core module of a code object.
+    pub make_module: Vec<HostFunction>,
+    /// Tells a store of a module. Arguments: the registry, 0 for a module or 1 for a component, its address.
+    pub register: Vec<HostFunction>,
+    /// Runs the start function of an instance.
+    pub start: Vec<HostFunction>,
 }
 
 /// Where a thread-local variable is.
@@ -424,6 +449,107 @@ const KINDS: &[Kind] = &[
         ],
         list: |symbols| &mut symbols.worker_run,
     },
+    Kind {
+        fragment: b"14compile_module",
+        paths: &["wasmtime::compile::code_builder::CodeBuilder::compile_module"],
+        list: |symbols| &mut symbols.loading.compile,
+    },
+    Kind {
+        fragment: b"17compile_component",
+        paths: &["wasmtime::compile::code_builder::CodeBuilder::compile_component"],
+        list: |symbols| &mut symbols.loading.compile,
+    },
+    Kind {
+        fragment: b"11from_binary",
+        paths: &[
+            "wasmtime::runtime::module::Module::from_binary",
+            "wasmtime::runtime::component::component::Component::from_binary",
+        ],
+        list: |symbols| &mut symbols.loading.compile,
+    },
+    Kind {
+        fragment: b"11deserialize",
+        paths: &[
+            "wasmtime::runtime::module::Module::deserialize",
+            "wasmtime::runtime::component::component::Component::deserialize",
+        ],
+        list: |symbols| &mut symbols.loading.deserialize,
+    },
+    Kind {
+        fragment: b"16deserialize_file",
+        paths: &[
+            "wasmtime::runtime::module::Module::deserialize_file",
+            "wasmtime::runtime::component::component::Component::deserialize_file",
+        ],
+        list: |symbols| &mut symbols.loading.deserialize,
+    },
+    Kind {
+        fragment: b"21deserialize_open_file",
+        paths: &[
+            "wasmtime::runtime::module::Module::deserialize_open_file",
+            "wasmtime::runtime::component::component::Component::deserialize_open_file",
+        ],
+        list: |symbols| &mut symbols.loading.deserialize,
+    },
+    Kind {
+        fragment: b"15load_code_bytes",
+        paths: &["wasmtime::engine::Engine::load_code_bytes"],
+        list: |symbols| &mut symbols.loading.deserialize,
+    },
+    Kind {
+        fragment: b"14load_code_file",
+        paths: &["wasmtime::engine::Engine::load_code_file"],
+        list: |symbols| &mut symbols.loading.deserialize,
+    },
+    Kind {
+        fragment: b"7MmapVec9from_file",
+        paths: &["wasmtime::runtime::vm::mmap_vec::MmapVec::from_file"],
+        list: |symbols| &mut symbols.loading.read,
+    },
+    Kind {
+        fragment: b"7MmapVec25from_slice_with_alignment",
+        paths: &["wasmtime::runtime::vm::mmap_vec::MmapVec::from_slice_with_alignment"],
+        list: |symbols| &mut symbols.loading.read,
+    },
+    Kind {
+        fragment: b"9load_code",
+        paths: &["wasmtime::engine::Engine::load_code"],
+        list: |symbols| &mut symbols.loading.load,
+    },
+    Kind {
+        fragment: b"10from_parts",
+        paths: &[
+            "wasmtime::runtime::module::Module::from_parts",
+            "wasmtime::runtime::component::component::Component::from_parts",
+        ],
+        list: |symbols| &mut symbols.loading.assemble,
+    },
+    Kind {
+        fragment: b"14from_parts_raw",
+        paths: &["wasmtime::runtime::module::Module::from_parts_raw"],
+        list: |symbols| &mut symbols.loading.make_module,
+    },
+    Kind {
+        fragment: b"14ModuleRegistry8register",
+        paths: &["wasmtime::runtime::module::registry::ModuleRegistry::register"],
+        list: |symbols| &mut symbols.loading.register,
+    },
+    Kind {
+        fragment: b"9start_raw",
+        paths: &["wasmtime::runtime::instance::Instance::start_raw"],
+        list: |symbols| &mut symbols.loading.start,
+    },
+];
+
+/// The exported functions of the C API that load modules; what they call is inlined into them.
+const C_COMPILE: [&str; 3] = ["wasmtime_module_new", "wasmtime_component_new", "wasm_module_new"];
+/// As [`C_COMPILE`], from code that was kept.
+const C_DESERIALIZE: [&str; 5] = [
+    "wasmtime_module_deserialize",
+    "wasmtime_module_deserialize_file",
+    "wasmtime_component_deserialize",
+    "wasmtime_component_deserialize_file",
+    "wasm_module_deserialize",
 ];
 
 /// The switch itself; where it exists, the function of the same name without the underscore only calls it.
@@ -461,10 +587,11 @@ impl<'a> Search<'a> {
         let is_defined = symbol.st_shndx.get(E) != elf::SHN_UNDEF;
         if !is_defined
             || self.demangled_count >= MAX_DEMANGLED
-            || self
+            || (self
                 .crate_names
                 .iter()
                 .all(|crate_name| crate_name.find(name).is_none())
+                && !name.starts_with(b"wasm_module_"))
         {
             return;
         }
@@ -478,6 +605,15 @@ impl<'a> Search<'a> {
     fn visit_function(&mut self, symbol: &ElfSym, name: &[u8]) {
         if name.starts_with(ASSEMBLY_FIBER_SWITCH.as_bytes()) {
             self.add(symbol, ASSEMBLY_FIBER_SWITCH, |symbols| &mut symbols.fiber_switch);
+            return;
+        }
+        if name.starts_with(b"wasm") {
+            let named = |known: &&str| known.as_bytes() == name;
+            if let Some(path) = C_COMPILE.into_iter().find(named) {
+                self.add(symbol, path, |symbols| &mut symbols.loading.compile);
+            } else if let Some(path) = C_DESERIALIZE.into_iter().find(named) {
+                self.add(symbol, path, |symbols| &mut symbols.loading.deserialize);
+            }
             return;
         }
         let candidates: Vec<&Kind> = KINDS

@@ -32,7 +32,10 @@ impl Write for BoundedText {
 /// Drops generic arguments and resolves the `<…>` that a path begins with.
 fn normalize(text: &str) -> Option<String> {
     let Some(rest) = text.strip_prefix('<') else {
-        return without_generics(text);
+        return match text.split_once("::<impl ") {
+            Some((_, rest)) => inherent(rest),
+            None => without_generics(text),
+        };
     };
     let end = matching_angle(rest)?;
     let (inner, method) = (&rest[..end], &rest[end + 1..]);
@@ -43,6 +46,16 @@ fn normalize(text: &str) -> Option<String> {
     let method = without_generics(method)?;
     // Nested `<<A as B>::C as D>` is nobody's function that is looked for; without_generics refuses it.
     Some(without_generics(owner)? + &method)
+}
+
+/// `Type>::method` of `<impl Type>::method`, which the older mangling writes where a type has methods in another module.
+fn inherent(text: &str) -> Option<String> {
+    let end = matching_angle(text)?;
+    let (owner, method) = (&text[..end], &text[end + 1..]);
+    if owner.contains(" for ") {
+        return None;
+    }
+    Some(without_generics(owner)? + &without_generics(method)?)
 }
 
 /// Position of the `>` that closes an already opened `<`.

@@ -178,18 +178,35 @@ impl Labels for IoLabels {
     }
 }
 
+/// A module, for what belongs to it or to its instances.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ModuleLabels {
+    #[prometheus(flatten)]
+    pub(super) workload: Workload,
+    pub(super) module: Value,
+}
+
+impl Labels for ModuleLabels {
+    fn other(&self) -> Self {
+        Self {
+            workload: Workload::other(),
+            module: Value::other(),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct PhaseLabels {
     #[prometheus(flatten)]
-    pub(super) workload: Workload,
+    pub(super) module: ModuleLabels,
     pub(super) phase: &'static str,
 }
 
 impl Labels for PhaseLabels {
     fn other(&self) -> Self {
         Self {
-            workload: Workload::other(),
-            ..*self
+            module: self.module.other(),
+            phase: self.phase,
         }
     }
 }
@@ -206,23 +223,6 @@ impl Labels for TrapLabels {
         Self {
             export: self.export.other(),
             code: Value::other(),
-        }
-    }
-}
-
-/// A module, for what belongs to its instances.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct ModuleLabels {
-    #[prometheus(flatten)]
-    pub(super) workload: Workload,
-    pub(super) module: Value,
-}
-
-impl Labels for ModuleLabels {
-    fn other(&self) -> Self {
-        Self {
-            workload: Workload::other(),
-            module: Value::other(),
         }
     }
 }

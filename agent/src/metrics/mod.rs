@@ -3,6 +3,9 @@
 //! Counters are exact: each span, loss and record adds one where it belongs. Durations are observed where both ends are known (or inferred); a call that was
 //! still open when the window ended is counted but not timed. Each family has a cap on its series ([`MAX_COUNTER_SERIES`],
 //! [`MAX_HISTOGRAM_SERIES`]); past it, new label sets count as `other`, and `wasmscope_series_overflow_total` says how often.
+//!
+//! The share of a module's calls that were cold is a query: `sum by (module) (rate(wasm_cold_starts_total[5m])) / sum by (module)
+//! (rate(wasm_invocations_total[5m]))`.
 
 mod bounded;
 mod labels;
@@ -27,7 +30,9 @@ use self::labels::{
 use crate::errno;
 use wasmscope_common::SyscallStats;
 
-use crate::span::{Bound, Function, Growth, InterruptionCause, Loss, Outcome, Process, Span, SpanKind, Trace};
+use crate::span::{
+    Bound, Function, Growth, InterruptionCause, Loss, Outcome, PhaseKind, Process, Span, SpanKind, Trace,
+};
 
 /// Series of one family of counters, those of `other` aside.
 pub const MAX_COUNTER_SERIES: usize = 2_000;
@@ -48,23 +53,26 @@ type SecondsCounter = Counter<f64, NanosecondsAsSeconds>;
 /// The parts of a cold start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ColdStartPhase {
-    /// Machine code was made from wasm.
-    Compile,
-    /// Machine code was loaded from where it had been kept.
-    Deserialize,
-    /// An instance was made.
-    Instantiate,
+    /// As in the model.
+    Of(PhaseKind),
+    /// The first call itself.
+    FirstCall,
     /// From the moment a module's code became executable to the first call into it: linking, instantiation, queueing.
     PublishToInvoke,
+}
+
+impl From<PhaseKind> for ColdStartPhase {
+    fn from(kind: PhaseKind) -> Self {
+        Self::Of(kind)
+    }
 }
 
 impl ColdStartPhase {
     /// The word of the `phase` label.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Compile => "compile",
-            Self::Deserialize => "deserialize",
-            Self::Instantiate => "instantiate",
+            Self::Of(kind) => kind.as_str(),
+            Self::FirstCall => "first_call",
             Self::PublishToInvoke => "publish_to_invoke",
         }
     }
@@ -82,6 +90,8 @@ pub struct Metrics {
     syscall_time: BoundedFamily<SyscallTimeLabels, Histogram>,
     io_bytes: BoundedFamily<IoLabels, Counter>,
     cold_start_time: BoundedFamily<PhaseLabels, Histogram>,
+    cold_starts: BoundedFamily<ModuleLabels, Counter>,
+    instantiations: BoundedFamily<ModuleLabels, Counter>,
     traps: BoundedFamily<TrapLabels, Counter>,
     suspended_time: BoundedFamily<ExportLabels, SecondsCounter>,
     interruptions: BoundedFamily<InterruptionLabels, Counter>,
@@ -138,6 +148,11 @@ impl Metrics {
                 "wasm_cold_start_duration_seconds",
                 "Time to get a guest ready to run, by phase",
             ),
+            cold_starts: families.counters(
+                "wasm_cold_starts",
+                "Invocations that were the first since their module was loaded; all others of wasm_invocations were warm",
+            ),
+            instantiations: families.counters("wasm_instantiations", "Instances made of modules"),
             traps: families.counters(
                 "wasm_traps",
                 "Traps; one that passes through nested invocations counts once",
@@ -239,13 +254,31 @@ impl Metrics {
     }
 
     /// Records one phase of a cold start.
-    pub fn observe_cold_start(&self, process: &Process, phase: ColdStartPhase, duration: Duration) {
+    ///
+    /// Modules that are loaded and never called have phases as well; `publish` lies within `compile` or `deserialize`.
+    pub fn observe_cold_start(
+        &self,
+        process: &Process,
+        module: Option<&str>,
+        phase: ColdStartPhase,
+        duration: Duration,
+    ) {
         let labels = PhaseLabels {
-            workload: Workload::new(process),
+            module: module_labels(process, module),
             phase: phase.as_str(),
         };
         self.cold_start_time
             .with(&labels, |histogram| histogram.observe(duration.as_secs_f64()));
+    }
+
+    /// Counts an invocation that was the first since its module was loaded.
+    pub fn count_cold_start(&self, process: &Process, module: Option<&str>) {
+        self.cold_starts.with(&module_labels(process, module), increment);
+    }
+
+    /// Counts an instance of a module.
+    pub fn observe_instantiation(&self, process: &Process, module: Option<&str>) {
+        self.instantiations.with(&module_labels(process, module), increment);
     }
 
     /// All series as `OpenMetrics` text; see [`CONTENT_TYPE`].
@@ -418,6 +451,13 @@ fn grow_labels(growth: &Growth, span: &Span, export: &ExportLabels) -> GrowLabel
                 .map_or_else(|| export.module.clone(), |function| Value::new(&function.module.name)),
         },
         outcome: span.outcome.as_str(),
+    }
+}
+
+fn module_labels(process: &Process, module: Option<&str>) -> ModuleLabels {
+    ModuleLabels {
+        workload: Workload::new(process),
+        module: module.map_or_else(Value::unknown, Value::new),
     }
 }
 

@@ -270,9 +270,25 @@ fn losses_add_up_and_totals_never_go_back() {
 #[test]
 fn cold_starts_are_told_by_phase() {
     let metrics = Metrics::new();
-    metrics.observe_cold_start(&process(), ColdStartPhase::Deserialize, Duration::from_micros(2_910));
+    let deserialize = PhaseKind::Deserialize.into();
+    metrics.observe_cold_start(
+        &process(),
+        Some("policy.wasm"),
+        deserialize,
+        Duration::from_micros(2_910),
+    );
+    metrics.count_cold_start(&process(), Some("policy.wasm"));
+    metrics.observe_instantiation(&process(), None);
     let series = series(&metrics);
-    let labels = "process=\"edge-host\",phase=\"deserialize\"";
+    assert_eq!(
+        series.get("wasm_cold_starts_total{process=\"edge-host\",module=\"policy.wasm\"}"),
+        Some(&1.0)
+    );
+    assert_eq!(
+        series.get("wasm_instantiations_total{process=\"edge-host\",module=\"unknown\"}"),
+        Some(&1.0)
+    );
+    let labels = "process=\"edge-host\",module=\"policy.wasm\",phase=\"deserialize\"";
     assert_eq!(
         series.get(&format!("wasm_cold_start_duration_seconds_sum{{{labels}}}")),
         Some(&0.00291)

@@ -17,9 +17,8 @@ impl Pipeline {
                 | SiteKind::ReportedTrap
                 | SiteKind::Raise),
             ) => self.runtime_call(kind, mark, record, events),
-            Some(SiteKind::Plain | SiteKind::HelperSpawn | SiteKind::HelperRun | SiteKind::HelperRest) | None => {
-                self.lose("decode", "unknown_site");
-            }
+            Some(kind) if kind.is_of_cold_start() => self.cold_begin(kind, mark, events),
+            Some(_) | None => self.lose("decode", "unknown_site"),
         }
     }
 
@@ -29,17 +28,8 @@ impl Pipeline {
             Some(
                 kind @ (SiteKind::MemoryGrow | SiteKind::TableGrow | SiteKind::OutOfFuel | SiteKind::EpochDeadline),
             ) => super::runtime_calls::runtime_call_end(kind, end, events),
-            Some(
-                SiteKind::Plain
-                | SiteKind::HelperSpawn
-                | SiteKind::HelperRun
-                | SiteKind::HelperRest
-                | SiteKind::ReportedTrap
-                | SiteKind::Raise,
-            )
-            | None => {
-                self.lose("decode", "unknown_site");
-            }
+            Some(kind) if kind.is_of_cold_start() => self.cold_end(kind, end, events),
+            Some(_) | None => self.lose("decode", "unknown_site"),
         }
     }
 }

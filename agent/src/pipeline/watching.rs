@@ -4,7 +4,7 @@ use std::{collections::HashSet, io, ops::Range, path::Path};
 
 use wasmscope_common::{HOST_FUNCTIONS_SOUGHT, ImportTable, KEEP_TLS_ON_EXEC, ProcessConfig, TLS_SEARCH, TLS_UNKNOWN};
 
-use super::{Detail, FileLinks, Pipeline, SharedHost};
+use super::{Detail, FileLinks, Pipeline, SharedHost, cold::Loads};
 use crate::{
     bpf::{MapError, SiteProgram, UprobeSite},
     clock,
@@ -27,6 +27,7 @@ pub(super) struct Watched {
     pub(super) memory: ProcessMemory,
     pub(super) guests: Guests,
     pub(super) host: Option<SharedHost>,
+    pub(super) loads: Loads,
     facts: describe::ProcessFacts,
     /// Executable ranges, to tell code from data.
     pub(super) code: Vec<Range<u64>>,
@@ -162,6 +163,7 @@ impl Pipeline {
         let mut watched = Watched {
             memory,
             guests: Guests::default(),
+            loads: Loads::default(),
             host: None,
             facts,
             code: Vec::new(),
@@ -290,11 +292,19 @@ impl Pipeline {
     }
 
     /// Says which module became executable, and when, so that its cold start can be told.
-    pub(super) fn tell_published(&mut self, pid: u32, tid: u32, at_ns: u64, address: u64, events: &mut Vec<Event>) {
+    pub(super) fn tell_published(
+        &mut self,
+        (pid, tid, at_ns): (u32, u32, u64),
+        text: Range<u64>,
+        events: &mut Vec<Event>,
+    ) {
         let Some(watched) = self.processes.get_mut(&pid) else {
             return;
         };
-        if let Some(module) = watched.guests.module_at(address) {
+        if let Some(module) = watched.guests.module_of(text.start, 0) {
+            let is_component = watched.guests.is_component(text.start);
+            let image = text.start;
+            watched.loads.published(tid, text, is_component);
             events.push(Event {
                 at_ns,
                 pid,
@@ -302,6 +312,7 @@ impl Pipeline {
                 kind: EventKind::ModulePublished {
                     module: module.name.clone(),
                     hash: module.hash.clone(),
+                    image,
                 },
             });
         }
@@ -398,6 +409,9 @@ impl Pipeline {
 
     pub(super) fn thread_exited(&mut self, pid: u32, tid: u32) {
         self.forget_swaps(pid, Some(tid));
+        if let Some(watched) = self.processes.get_mut(&pid) {
+            watched.loads.thread_gone(tid);
+        }
         if pid != tid {
             return;
         }

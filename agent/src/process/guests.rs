@@ -159,9 +159,15 @@ impl Guests {
         Ok(added)
     }
 
-    /// The first module of the code object whose text contains `address`.
-    pub fn module_at(&mut self, address: u64) -> Option<Arc<Module>> {
-        self.loaded(address).map(|loaded| loaded.module(0))
+    /// A core module of the code object whose text contains `address`, by its number in it.
+    pub fn module_of(&mut self, address: u64, index: u32) -> Option<Arc<Module>> {
+        self.loaded(address).map(|loaded| loaded.module(index))
+    }
+
+    /// Whether the code object whose text contains `address` is a component.
+    pub fn is_component(&mut self, address: u64) -> bool {
+        self.loaded(address)
+            .is_some_and(|loaded| loaded.object.kind() == CodeKind::Component)
     }
 
     /// Whether there are any.

@@ -23,6 +23,9 @@ const MAX_FUNCTION_BYTES: u64 = 16 << 10;
 /// Host functions probed in one image. wasmtime's command line has 963.
 const MAX_HOST_FUNCTIONS: usize = 4096;
 
+/// Functions probed of one step of a cold start; generic ones have a copy or two.
+const MAX_FUNCTIONS_PER_PHASE: usize = 16;
+
 /// The adapter.
 #[derive(Debug)]
 pub struct Wasmtime;
@@ -87,6 +90,7 @@ impl RuntimeAdapter for Wasmtime {
             host_call_ends: has_host_functions && without_end == 0,
             unwinds: !symbols.from_runtime_box.is_empty(),
         };
+        plan.cold_starts(symbols, file);
         plan.learns_host_functions = host_functions.is_empty() && !image.has_symbol_table;
         plan.explain(image, without_end);
         if plan.coverage.activations {
@@ -220,7 +224,33 @@ impl ProbePlan {
             emulated: first_will_do.emulated && first_will_do.offset == 0,
             function: function.path,
         });
-        !with_end || self.leave(SiteProgram::MarkEnd, kind, function, file)
+        if !with_end {
+            return true;
+        }
+        let Ok(points) = return_points(&code, function.address) else {
+            return false;
+        };
+        // Where a function ends in a jump, its frame is gone as it is at a return, and only then does the stack pointer
+        // match that of the begin. What it returns is not known there.
+        let jumps = match kind {
+            SiteKind::MakeModule => &[],
+            _ => points.tail_jumps.as_slice(),
+        };
+        let returns = points.returns.iter().map(|point| (point.probe_offset, point.emulated));
+        let ends: Vec<_> = returns.chain(jumps.iter().map(|offset| (*offset, false))).collect();
+        for (offset, emulated) in &ends {
+            self.sites.push(PlannedSite {
+                program: SiteProgram::MarkEnd,
+                kind,
+                file_offset: function.file_offset + u64::from(*offset),
+                arguments: [ArgumentLocation::Lost; 2],
+                frame_bytes: 0,
+                condition: None,
+                emulated: *emulated,
+                function: function.path,
+            });
+        }
+        !ends.is_empty()
     }
 
     /// Plans probes that every return of a host function passes and that are cheap on the usual path; `false` if there are
@@ -326,6 +356,46 @@ impl ProbePlan {
             limit(format!(
                 "{without_end} host functions whose returns cannot be probed: their ends are inferred"
             ));
+        }
+    }
+}
+
+impl ProbePlan {
+    /// Plans what shows how a module comes to be ready for its first call. All of it is called seldom but for what makes
+    /// an instance, which may happen per request: its sites cost three emulated hits and one single-stepped.
+    fn cold_starts(&mut self, symbols: &HostSymbols, file: &dyn ReadAt) {
+        let loading = &symbols.loading;
+        let kinds: [(SiteKind, &[HostFunction], bool); 10] = [
+            (SiteKind::Compile, &loading.compile, true),
+            (SiteKind::Deserialize, &loading.deserialize, true),
+            (SiteKind::ReadCode, &loading.read, true),
+            (SiteKind::LoadCode, &loading.load, true),
+            (SiteKind::Publish, &symbols.publish, true),
+            (SiteKind::Assemble, &loading.assemble, true),
+            (SiteKind::MakeModule, &loading.make_module, true),
+            (SiteKind::RegisterModule, &loading.register, false),
+            (SiteKind::MakeInstance, &symbols.instance_new, true),
+            (SiteKind::StartInstance, &loading.start, true),
+        ];
+        for (kind, functions, with_end) in kinds {
+            for function in functions.iter().take(MAX_FUNCTIONS_PER_PHASE) {
+                if !self.mark(kind, function, file, with_end) {
+                    // A begin without its end would time nothing.
+                    self.sites
+                        .retain(|site| site.program != SiteProgram::Mark || site.file_offset != function.file_offset);
+                    self.limits.push(format!(
+                        "returns of {} cannot be probed: cold starts lack it",
+                        function.path
+                    ));
+                }
+            }
+        }
+        if symbols.publish.is_empty() {
+            self.limits
+                .push("cold starts are seen only as code that becomes executable".to_owned());
+        } else if loading.make_module.is_empty() || loading.register.is_empty() {
+            self.limits
+                .push("instantiations cannot be told from each other".to_owned());
         }
     }
 }

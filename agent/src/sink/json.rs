@@ -4,7 +4,7 @@
 //!
 //! | object | fields |
 //! |---|---|
-//! | `trace` | `type` = `"trace"`, `trace_id` (32 hex digits), `start_unix_ns`, `event_count`, `losses`, `process`, `root` |
+//! | `trace` | `type` = `"trace"`, `trace_id` (32 hex digits), `start_unix_ns`, `event_count`, `losses`, `process`, `root`, `starts` |
 //! | `process` | `pid`, `start_ns` (boot time), `command`, `runtime_name`, `runtime_version`, `limits` |
 //! | `root` and `children` | `start_ns`, `end_ns`, `start_bound`, `end_bound` (`exact`, `inferred`, `open`), `tid`, `kind`, `outcome`, `stack` (innermost first), `stack_truncated`, `children`, `suspends` |
 //! | `kind` | `role` = `invoke` (`function`), `host_call` (`import`), `syscall` (`number`, `name`, `args`, `result`, `on_helper` where another thread made it for the host call), `trap` (`code`, `function`, `native_offset`, `wasm_offset`), `memory_grow` and `table_grow` (`instance`, `index`, `delta`, `old`, `new`, `page_bytes`, `maximum`, `function`, `wasm_offset`; sizes in pages or elements), `interruption` (`cause` = `fuel`, `epoch`; `function`, `wasm_offset`) |
@@ -12,6 +12,7 @@
 //! | `function`, `stack` | `module` (`name`, `hash`), `index`, `name` |
 //! | `import` | `module`, `name` |
 //! | `suspends` | `start_ns`, `end_ns`, `from_tid`, `to_tid` |
+//! | `starts` | `is_warm` (of `root`), `cold`: `invoked_ns`, `tid`, `module`, `published_ns`, `phases` (`kind`, `start_ns`, `end_ns`, `tid`) |
 //! | `losses` | `layer`, `reason`, `count` |
 //! | `capture` | `type` = `"capture"`, `start_ns`, `end_ns`, `emitted_count`, `delivered_count`, `losses`, `kernel_release`, `replay_of`, `trace_count` |
 //!
@@ -24,7 +25,7 @@ use serde::Serialize;
 
 use super::MAX_DEPTH;
 use crate::clock::ClockAnchor;
-use crate::span::{Capture, Loss, Process, Span, Trace};
+use crate::span::{Capture, Loss, Process, Span, Starts, Trace};
 
 /// Writes the model as JSON lines.
 #[derive(Debug)]
@@ -43,6 +44,7 @@ enum Line<'a> {
         losses: &'a [Loss],
         process: &'a Process,
         root: &'a Span,
+        starts: &'a Starts,
     },
     Capture(&'a Capture),
 }
@@ -76,6 +78,7 @@ impl<W: Write> JsonWriter<W> {
             losses: &losses,
             process: &trace.process,
             root: &root,
+            starts: &trace.starts,
         })
     }
 

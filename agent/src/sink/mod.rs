@@ -13,6 +13,7 @@ mod growth;
 pub mod json;
 pub mod otlp;
 pub mod otlp_json;
+mod phases;
 mod rejections;
 pub(crate) mod spans;
 pub(crate) mod text;

@@ -20,6 +20,7 @@ use opentelemetry_sdk::trace::{SpanData, SpanEvents};
 
 use super::fold::{self, Limits, Node};
 use super::growth::{growth_attributes, wasm_offset};
+use super::phases;
 use super::text::{bounded, bounded_line};
 use crate::clock::ClockAnchor;
 use crate::errno;
@@ -136,6 +137,7 @@ impl Converter {
         let nodes = fold::fold(&trace.root, &LIMITS);
         let mut ids: Vec<u64> = Vec::with_capacity(nodes.len());
         let mut spans = Vec::with_capacity(nodes.len());
+        let mut cold_phases = Vec::new();
         let mut byte_count = 0;
         for node in &nodes {
             let parent_id = node.parent.map(|parent| ids[parent]);
@@ -148,8 +150,15 @@ impl Converter {
                 .take(MAX_EVENTS_PER_SPAN)
                 .map(|trap| cost_bytes(trap))
                 .sum::<usize>();
-            spans.push(self.span(trace, node, id, parent_id));
+            let span = self.span(trace, node, id, parent_id);
+            if let Some(cold) = phases::cold_start(trace, node.span) {
+                let sent_count = cold_phases.len();
+                cold_phases.extend(phases::spans(cold, &span, id, sent_count, &self.anchor, child_id));
+                byte_count += phases::PHASE_BYTES * (cold_phases.len() - sent_count);
+            }
+            spans.push(span);
         }
+        spans.append(&mut cold_phases);
         Converted { spans, byte_count }
     }
 
@@ -157,6 +166,7 @@ impl Converter {
         let context = |id: u64| SpanId::from_bytes(id.to_be_bytes());
         let mut attributes = span_attributes(node.span);
         attributes.extend(run_attributes(node));
+        attributes.extend(phases::attribute(trace, node.span, parent_id.is_none()));
         if parent_id.is_none() {
             attributes.extend(trace_attributes(trace));
         }

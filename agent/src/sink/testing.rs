@@ -25,6 +25,7 @@ pub(crate) fn trace(root: Span) -> Trace {
         root,
         losses: Vec::new(),
         event_count: 5,
+        starts: crate::span::Starts::default(),
     }
 }
 

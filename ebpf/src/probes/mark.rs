@@ -1,7 +1,7 @@
 //! Functions of the runtime that are called seldom: entry, with the guest's stack if guest code called, and return.
 
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
-use wasmscope_common::{Counter, EMIT_ACTIVATIONS, Mark, MarkEnd, RecordKind, STACK_TRUNCATED};
+use wasmscope_common::{Counter, EMIT_ACTIVATIONS, Mark, MarkEnd, RecordKind, STACK_TRUNCATED, SiteKind};
 
 use crate::{
     activation::{TRUNCATED, read_limits, top, walk_from_exit},
@@ -9,7 +9,7 @@ use crate::{
     maps::count,
     output::{Wake, emit, emit_with_frames, header},
     thread::{current, watched},
-    user::cookie,
+    user::{cookie, read_user_word},
 };
 
 /// On the first instruction of a function.
@@ -26,7 +26,11 @@ pub fn mark(ctx: ProbeContext) -> u32 {
     };
     // SAFETY: the context of a uprobe is the thread's registers.
     let regs = unsafe { &*ctx.regs };
-    let (arguments, stack_pointer) = ([regs.rdi, regs.rsi, regs.rdx, regs.rcx], regs.rsp);
+    let (mut arguments, stack_pointer) = ([regs.rdi, regs.rsi, regs.rdx, regs.rcx], regs.rsp);
+    let kind = cookie(&ctx).kind();
+    if kind == SiteKind::RegisterModule as u8 {
+        arguments[3] = read_user_word(arguments[2]).unwrap_or(0);
+    }
     // SAFETY: this thread's own entry.
     let mut activation = top(unsafe { &*thread });
     // SAFETY: as above.
@@ -57,7 +61,7 @@ pub fn mark(ctx: ProbeContext) -> u32 {
     // SAFETY: as above.
     unsafe {
         (*record).header = head;
-        (*record).site_kind = u64::from(cookie(&ctx).kind());
+        (*record).site_kind = u64::from(kind);
         (*record).activation = activation;
         (*record).entry_handler = entry_handler;
         (*record).stack_pointer = stack_pointer;
@@ -83,6 +87,7 @@ pub fn mark_end(ctx: ProbeContext) -> u32 {
             site_kind: u64::from(cookie(&ctx).kind()),
             stack_pointer: regs.rsp,
             result: regs.rax,
+            second_result: regs.rdx,
         },
         Wake::Later,
     );

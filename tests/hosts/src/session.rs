@@ -4,7 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use wasmtime::{AsContextMut, Instance, InstancePre, Store, Trap, TypedFunc, WasmParams, WasmResults};
+use wasmtime::{AsContextMut, Engine, Instance, InstancePre, Store, Trap, TypedFunc, WasmParams, WasmResults};
 use wasmtime_wasi::p1::WasiP1Ctx;
 
 use crate::counts::{Counter, Counts};
@@ -173,6 +173,16 @@ impl Session {
     /// Counts something that only its scenario has.
     pub fn note(&self, what: &str) {
         self.counts().notes.counter(what).add_one();
+    }
+
+    /// The engine of its modules.
+    pub fn engine(&self) -> Engine {
+        self.store.engine().clone()
+    }
+
+    /// What counts calls, for those in stores of other makes.
+    pub fn invoker(&self) -> Invoker {
+        self.invoker.clone()
     }
 
     /// Calls `export` of the module at `index`. In sync mode the future is ready when first polled.

@@ -80,6 +80,7 @@ fn hostile_names_break_no_output() {
             root: trace.root.clone(),
             losses: trace.losses.clone(),
             event_count: trace.event_count,
+            starts: wasmscope::span::Starts::default(),
         };
         for format in [wasmscope::diagram::Format::Mermaid, wasmscope::diagram::Format::Text] {
             let options = wasmscope::diagram::Options {

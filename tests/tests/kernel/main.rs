@@ -6,6 +6,7 @@
 
 mod bootstrap;
 mod calls;
+mod cold_start;
 mod command_line;
 mod components;
 mod departures;

@@ -159,6 +159,7 @@ pub(crate) fn sample_trace(id: u8) -> Trace {
             count: 3,
         }],
         event_count: 9,
+        starts: wasmscope::span::Starts::default(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod blocking;
 mod calls;
+mod coldstart;
 pub mod components;
 mod crossings;
 mod cwasm;
@@ -107,6 +108,7 @@ pub const SCENARIOS: &[Scenario] = &[
     interruptions::FUEL,
     interruptions::EPOCH,
     grow::SCENARIO,
+    coldstart::SCENARIO,
 ];
 
 impl Scenario {
