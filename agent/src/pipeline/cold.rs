@@ -38,7 +38,7 @@ pub(super) struct Loads {
     modules: HashMap<u64, ModuleKey>,
     threads: HashMap<u32, Thread>,
     /// Start functions that run, by the stack pointer of the call that runs them: they may move to other threads.
-    starts: HashMap<u64, Start>,
+    starts: HashMap<u64, Running>,
     /// Images that have not been called.
     uncalled_count: usize,
 }
@@ -101,8 +101,9 @@ struct Made {
     is_first: bool,
 }
 
+/// What an instance runs before anybody may call it.
 #[derive(Debug)]
-struct Start {
+struct Running {
     tid: u32,
     start_ns: u64,
     made: Option<Made>,
@@ -197,7 +198,7 @@ impl Loads {
             }
             SiteKind::StartInstance => {
                 if self.starts.len() < MAX_STARTS {
-                    let start = Start {
+                    let start = Running {
                         tid,
                         start_ns,
                         made,

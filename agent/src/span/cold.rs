@@ -86,7 +86,7 @@ impl Phase {
 impl ColdStart {
     /// What all phases took together; the time between them, in which the host did something else, is none of it.
     pub fn duration_ns(&self) -> u64 {
-        self.parts().map(|phase| phase.duration_ns()).sum()
+        self.parts().map(Phase::duration_ns).sum()
     }
 
     /// The phases that add up: all but those that lie within another.
