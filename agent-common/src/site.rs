@@ -14,6 +14,8 @@ pub enum ArgumentLocation {
 
 const LOST: u16 = 0xffff;
 const ON_STACK: u16 = 0x8000;
+const FILE_SHIFT: u32 = 8;
+const FILE_MASK: u64 = 0xff_ffff;
 
 impl ArgumentLocation {
     /// Sixteen bits of a cookie.
@@ -65,6 +67,17 @@ impl SiteCookie {
         Self(kind as u64 | (first.encode() as u64) << 32 | (second.encode() as u64) << 48)
     }
 
+    /// The same site in a file with this number, of which 24 bits are kept.
+    #[must_use]
+    pub const fn in_file(self, file: u32) -> Self {
+        Self(self.0 & !(FILE_MASK << FILE_SHIFT) | (file as u64 & FILE_MASK) << FILE_SHIFT)
+    }
+
+    /// Number of the file it is in, which tells copies of a runtime in one process apart; 0 if it has none.
+    pub const fn file(self) -> u32 {
+        (self.0 >> FILE_SHIFT & FILE_MASK) as u32
+    }
+
     /// A [`SiteKind`].
     pub const fn kind(self) -> u8 {
         self.0 as u8
@@ -99,6 +112,11 @@ mod tests {
             ] {
                 let cookie = SiteCookie::new(SiteKind::Plain, first, second);
                 assert_eq!((cookie.kind(), cookie.first(), cookie.second()), (0, first, second));
+                let cookie = cookie.in_file(7).in_file(0xabcdef);
+                assert_eq!(
+                    (cookie.kind(), cookie.file(), cookie.first(), cookie.second()),
+                    (0, 0xabcdef, first, second)
+                );
             }
         }
     }

@@ -1,6 +1,7 @@
 //! The event task: decides what to watch, turns ring records into resolved events, and feeds the correlator.
 
 mod aggregate;
+mod copies;
 mod definitions;
 mod marks;
 mod watching;

@@ -10,6 +10,7 @@ pub mod host;
 mod info;
 pub mod prologue;
 pub mod returns;
+pub mod store_layout;
 mod symbol_path;
 mod symbols;
 mod trap_table;

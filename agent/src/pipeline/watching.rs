@@ -2,9 +2,9 @@
 
 use std::{io, ops::Range, path::Path};
 
-use wasmscope_common::{ImportTable, KEEP_TLS_ON_EXEC, ProcessConfig, SiteCookie, TLS_SEARCH, TLS_UNKNOWN};
+use wasmscope_common::{ImportTable, KEEP_TLS_ON_EXEC, ProcessConfig, SiteCookie};
 
-use super::{Detail, Pipeline, SharedHost};
+use super::{Detail, Pipeline, SharedHost, copies};
 use crate::{
     bpf::{MapError, SiteProgram, UprobeSite},
     clock,
@@ -25,11 +25,14 @@ const MAX_PROCESSES: usize = 4096;
 pub(super) struct Watched {
     memory: ProcessMemory,
     pub(super) guests: Guests,
-    host: Option<SharedHost>,
+    /// Files that each bring a copy of the runtime, in the order in which they were noticed.
+    hosts: Vec<SharedHost>,
     facts: describe::ProcessFacts,
     /// Executable ranges, to tell code from data.
     code: Vec<Range<u64>>,
     coverage: Coverage,
+    /// Of those, how many have been counted as lost.
+    layout_error_count: usize,
 }
 
 /// Why a process cannot be watched.
@@ -80,7 +83,7 @@ impl Pipeline {
         let report = WatchReport {
             process: watched.describe(pid),
             module_count: watched.guests.len(),
-            site_count: watched.host.as_ref().map_or(0, |host| host.plan.sites.len()),
+            site_count: watched.hosts.iter().map(|host| host.plan.sites.len()).sum(),
             coverage: watched.coverage,
         };
         for event in &events {
@@ -130,7 +133,8 @@ impl Pipeline {
             ..ProcessConfig::default()
         };
         if let Ok(Some(host)) = self.hosts.look_up(program) {
-            host.plan.tls.apply(&mut config);
+            host.plan.tls.apply(&mut config.copies[0]);
+            config.copies[0].file = host.number;
             config.child_flags |= KEEP_TLS_ON_EXEC;
         }
         self.kernel
@@ -159,18 +163,16 @@ impl Pipeline {
         let mut watched = Watched {
             memory,
             guests: Guests::default(),
-            host: None,
+            hosts: Vec::new(),
             facts,
             code: Vec::new(),
             coverage: Coverage::default(),
+            layout_error_count: 0,
         };
         // Guests first: they are gone with the process, which may be short, while its host binary stays.
         let lost = watched.scan(&mappings);
-        watched.host = self.hosts.of_process(pid, &mappings);
-        if let Some(host) = &watched.host {
-            watched.coverage = self.attach(host);
-        }
         self.processes.insert(pid, watched);
+        self.find_hosts(pid, &mappings);
         self.configure(pid)?;
         // What was published between the scan and now announces itself only from now on.
         if let Ok(mappings) = maps::executable_mappings(pid)
@@ -182,6 +184,7 @@ impl Pipeline {
         for _ in 0..lost {
             self.lose("symbols", "image_unreadable");
         }
+        self.count_layout_errors(pid);
         self.describe(pid, events);
         Ok(())
     }
@@ -200,12 +203,8 @@ impl Pipeline {
             child_flags: self.options.detail.flags(),
             ..known
         };
-        if let Some(host) = &watched.host
-            && config.store_offset == 0
-            && matches!(config.tls_kind, TLS_UNKNOWN | TLS_SEARCH)
-        {
-            host.plan.tls.apply(&mut config);
-        }
+        copies::apply_layouts(&mut config, &watched.guests);
+        copies::apply_hosts(&mut config, &watched.hosts);
         if let Some(range) = watched.guests.code_range() {
             config.code_start = range.start;
             config.code_end = range.end;
@@ -234,6 +233,26 @@ impl Pipeline {
         });
     }
 
+    /// Looks which files with a runtime are mapped by now, and attaches to those that are new.
+    fn find_hosts(&mut self, pid: u32, mappings: &[ExecutableMapping]) {
+        let found = self.hosts.of_process(pid, mappings);
+        let coverages: Vec<_> = found.iter().map(|host| self.attach(host)).collect();
+        let Some(watched) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        for (host, coverage) in found.into_iter().zip(coverages) {
+            if watched.hosts.iter().any(|known| known.file_id == host.file_id) {
+                continue;
+            }
+            watched.coverage = if watched.hosts.is_empty() {
+                coverage
+            } else {
+                copies::common_coverage(watched.coverage, coverage)
+            };
+            watched.hosts.push(host);
+        }
+    }
+
     /// Attaches a host's sites, once per file.
     fn attach(&mut self, host: &SharedHost) -> Coverage {
         if self.options.detail != Detail::Boundary {
@@ -251,7 +270,7 @@ impl Pipeline {
                 let [first, second] = site.arguments;
                 sites.push(UprobeSite {
                     file_offset: site.file_offset,
-                    cookie: SiteCookie::new(site.kind, first, second).0,
+                    cookie: SiteCookie::new(site.kind, first, second).in_file(host.number).0,
                 });
             }
             if sites.is_empty() {
@@ -321,16 +340,9 @@ impl Pipeline {
             .iter()
             .find(|mapping| mapping.range.contains(&range.start))
             .and_then(file_name);
-        let first = watched.guests.is_empty();
-        if watched.host.is_none() {
-            // A library that was loaded after the process had been looked at.
-            let host = self.hosts.of_process(pid, &mappings);
-            let coverage = host.as_ref().map(|host| self.attach(host));
-            if let Some(watched) = self.processes.get_mut(&pid) {
-                watched.host = host;
-                watched.coverage = coverage.unwrap_or_default();
-            }
-        }
+        let described = watched.describe(pid);
+        // A library may have been loaded after the process had been looked at.
+        self.find_hosts(pid, &mappings);
         let Some(watched) = self.processes.get_mut(&pid) else {
             return;
         };
@@ -349,8 +361,26 @@ impl Pipeline {
         if self.configure(pid).is_err() {
             self.lose("kernel", "process_table_full");
         }
-        if first {
+        self.count_layout_errors(pid);
+        if self
+            .processes
+            .get(&pid)
+            .is_some_and(|watched| watched.describe(pid) != described)
+        {
             self.describe(pid, events);
+        }
+    }
+
+    /// Counts the code objects whose activations cannot be followed, once each way.
+    fn count_layout_errors(&mut self, pid: u32) {
+        let Some(watched) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        let count = watched.guests.layout_errors().len();
+        let new_count = count.saturating_sub(watched.layout_error_count);
+        watched.layout_error_count = count;
+        for _ in 0..new_count {
+            self.lose("symbols", "layout_unknown");
         }
     }
 
@@ -513,17 +543,18 @@ impl Watched {
     }
 
     pub(super) fn describe(&self, pid: u32) -> Process {
-        let plan = self.host.as_ref().map(|host| &host.plan);
+        let versions = self.guests.engine_versions();
         Process {
             pid,
             start_ns: self.facts.start_ns,
             command: self.facts.command.clone(),
-            runtime_name: plan.map_or("wasmtime", |plan| plan.runtime_name).to_owned(),
-            runtime_version: self.guests.engine_version().map(str::to_owned),
-            limits: plan.map_or_else(
-                || vec!["no host binary recognised: only what makes syscalls is seen".to_owned()],
-                |plan| plan.limits.clone(),
-            ),
+            runtime_name: self
+                .hosts
+                .first()
+                .map_or("wasmtime", |host| host.plan.runtime_name)
+                .to_owned(),
+            runtime_version: (!versions.is_empty()).then(|| versions.join(", ")),
+            limits: copies::limits(&self.hosts, &self.guests),
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     calibrate::{UNKNOWN, calibrate, is_complete},
     maps::count,
     output::{Wake, emit, emit_with_frames, header},
-    thread::{current, watched},
+    thread::{current, select_file, watched},
     user::cookie,
 };
 
@@ -27,6 +27,9 @@ pub fn mark(ctx: ProbeContext) -> u32 {
     // SAFETY: the context of a uprobe is the thread's registers.
     let regs = unsafe { &*ctx.regs };
     let (arguments, stack_pointer) = ([regs.rdi, regs.rsi, regs.rdx, regs.rcx], regs.rsp);
+    let cookie = cookie(&ctx);
+    // SAFETY: this thread's own entry, and as above.
+    select_file(unsafe { &mut *thread }, unsafe { &*config }, cookie.file());
     // SAFETY: this thread's own entry.
     let mut activation = top(unsafe { &*thread });
     // SAFETY: as above.
@@ -41,12 +44,12 @@ pub fn mark(ctx: ProbeContext) -> u32 {
     let record: *mut Mark = state.record.as_mut_ptr().cast();
     let mut head = header(RecordKind::Mark);
     let mut frame_count = 0;
-    let mut entry_handler = 0;
+    let mut entry = 0;
     if activation != 0 {
         if read_limits(state, activation) {
-            entry_handler = state.limits.entry_handler;
             // SAFETY: the workspace is as large and as aligned as the largest record.
             let walked = walk_from_exit(state, unsafe { &mut (*record).frames }, stack_pointer);
+            entry = state.limits.entry_handler;
             frame_count = walked & 0xff;
             head.flags = if walked & TRUNCATED == 0 { 0 } else { STACK_TRUNCATED };
         } else {
@@ -57,9 +60,9 @@ pub fn mark(ctx: ProbeContext) -> u32 {
     // SAFETY: as above.
     unsafe {
         (*record).header = head;
-        (*record).site_kind = u64::from(cookie(&ctx).kind());
+        (*record).site_kind = u64::from(cookie.kind());
         (*record).activation = activation;
-        (*record).entry_handler = entry_handler;
+        (*record).entry_handler = entry;
         (*record).stack_pointer = stack_pointer;
         (*record).arguments = arguments;
     }

@@ -16,3 +16,4 @@ mod python;
 mod replay;
 mod stripped;
 mod traps;
+mod versions;
