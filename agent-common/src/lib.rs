@@ -16,9 +16,11 @@ pub use records::{
     MAX_RECORD_BYTES, Mark, MarkEnd, ProcessEvent, RecordHeader, RecordKind, SLOT_UNKNOWN, STACK_TRUNCATED, Syscall,
     Trap, Unwind,
 };
-pub use site::{ArgumentLocation, SiteCookie, SiteKind};
+pub use site::{ArgumentLocation, MAX_FRAME_BYTES, SiteCookie, SiteKind};
 pub use state::{
     AGGREGATE_SYSCALLS, EMIT_ACTIVATIONS, EMIT_HOST_CALLS, EMIT_SYSCALLS, HandedOver, HelperTask, KEEP_TLS_ON_EXEC,
-    MAX_TABLES_PER_CALL_SITE, ProcessConfig, STORE_WORDS, SeenCallSite, SeenCallee, SyscallKey, SyscallStats,
-    THREAD_BYTES, TLS_DYNAMIC, TLS_SEARCH, TLS_STATIC, TLS_UNKNOWN, ThreadHead, WATCH_NEW_WASM,
+    LAYOUT_ALIKE, LAYOUT_BASE, LAYOUT_ENTRY_SP, LAYOUT_GUEST_EXIT, LAYOUT_NO_HANDLER, LAYOUT_NO_RESULT,
+    LAYOUT_UNSUPPORTED, MAX_COPIES, MAX_TABLES_PER_CALL_SITE, ProcessConfig, RuntimeCopy, STORE_WORDS, SeenCallSite,
+    SeenCallee, SyscallKey, SyscallStats, THREAD_BYTES, TLS_DYNAMIC, TLS_SEARCH, TLS_STATIC, TLS_UNKNOWN, ThreadHead,
+    WATCH_NEW_WASM,
 };

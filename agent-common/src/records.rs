@@ -297,16 +297,10 @@ pub struct ProcessEvent {
 pub struct Calibrated {
     /// Kind [`RecordKind::Calibrated`].
     pub header: RecordHeader,
-    /// As in [`crate::ProcessConfig`].
-    pub tls_kind: u32,
-    /// As in [`crate::ProcessConfig`].
-    pub tls_module: u32,
-    /// As in [`crate::ProcessConfig`].
-    pub tls_offset: i64,
-    /// As in [`crate::ProcessConfig`].
-    pub store_offset: u32,
-    /// As in [`crate::ProcessConfig`].
-    pub limits_base: u32,
+    /// Which of the process's copies of the runtime.
+    pub copy: u64,
+    /// What is known of it now.
+    pub found: crate::RuntimeCopy,
 }
 
 /// Bytes of a caller's `VMContext` that an [`ImportTable`] may hold: room for about 120 imports.
@@ -343,5 +337,5 @@ const _: () = {
     assert!(size_of::<Mark>() <= MAX_RECORD_BYTES);
     assert!(size_of::<HostCall>() <= MAX_RECORD_BYTES);
     assert!(size_of::<Trap>() <= MAX_RECORD_BYTES);
-    assert!(size_of::<Calibrated>() == 48);
+    assert!(size_of::<Calibrated>() == 64);
 };

@@ -19,6 +19,12 @@ const CONSTANT: u16 = 0xfffc;
 /// As the second argument: no argument, but a condition in the low four bits.
 const CONDITION: u64 = 0x4000;
 const ON_STACK: u16 = 0x8000;
+const FILE_SHIFT: u32 = 8;
+const FILE_MASK: u64 = 0xfff;
+const FRAME_SHIFT: u32 = 20;
+const FRAME_MASK: u64 = 0xfff;
+/// Largest distance that a cookie can say between the stack pointer at a site and that at its function's entry, bytes.
+pub const MAX_FRAME_BYTES: u32 = (FRAME_MASK as u32) << 3;
 
 impl ArgumentLocation {
     /// Sixteen bits of a cookie.
@@ -139,15 +145,15 @@ impl SiteCookie {
     }
 
     /// The same, at a place where the stack pointer is this many bytes below that at the function's entry; a multiple of
-    /// 8 below 512 KiB.
+    /// 8, at most [`MAX_FRAME_BYTES`].
     #[must_use]
     pub const fn with_frame_bytes(self, bytes: u32) -> Self {
-        Self(self.0 & !(0xffff << 16) | ((bytes as u64 >> 3) & 0xffff) << 16)
+        Self(self.0 & !(FRAME_MASK << FRAME_SHIFT) | ((bytes as u64 >> 3) & FRAME_MASK) << FRAME_SHIFT)
     }
 
     /// Bytes between the stack pointer at the site and that at the function's entry.
     pub const fn frame_bytes(self) -> u64 {
-        ((self.0 >> 16) & 0xffff) << 3
+        ((self.0 >> FRAME_SHIFT) & FRAME_MASK) << 3
     }
 
     /// The same, at a conditional jump, where the site counts only if its condition holds: the low four bits of the opcode.
@@ -165,6 +171,17 @@ impl SiteCookie {
         } else {
             None
         }
+    }
+
+    /// The same site in a file with this number, of which 12 bits are kept.
+    #[must_use]
+    pub const fn in_file(self, file: u32) -> Self {
+        Self(self.0 & !(FILE_MASK << FILE_SHIFT) | (file as u64 & FILE_MASK) << FILE_SHIFT)
+    }
+
+    /// Number of the file it is in, which tells copies of a runtime in one process apart; 0 if it has none.
+    pub const fn file(self) -> u32 {
+        (self.0 >> FILE_SHIFT & FILE_MASK) as u32
     }
 
     /// A [`SiteKind`].
@@ -205,6 +222,11 @@ mod tests {
                 assert_eq!((cookie.frame_bytes(), cookie.condition()), (0x158, None));
                 assert_eq!(cookie.with_condition(13).condition(), Some(13));
                 assert_eq!((cookie.kind(), cookie.first(), cookie.second()), (0, first, second));
+                let cookie = cookie.in_file(7).in_file(0xabc);
+                assert_eq!(
+                    (cookie.kind(), cookie.file(), cookie.first(), cookie.second()),
+                    (0, 0xabc, first, second)
+                );
             }
         }
     }

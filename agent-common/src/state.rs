@@ -27,36 +27,73 @@ pub const TLS_DYNAMIC: u32 = 2;
 pub const TLS_SEARCH: u32 = 3;
 
 /// Words at the start of an activation record that are searched for the store pointer.
-pub const STORE_WORDS: usize = 12;
+pub const STORE_WORDS: usize = 24;
 
-/// How to follow a thread of one process to its guest frames. Zero means "not known, find it": the programs calibrate
-/// what the agent could not derive from the binary, and report it in a [`crate::Calibrated`] record.
+/// Copies of a runtime followed in one process: an executable and its libraries may each bring one.
+pub const MAX_COPIES: usize = 4;
+
+/// Low bits of a layout: bytes from `VMStoreContext` to the frame pointer of where wasm was left, which the return address
+/// into the guest follows. Next come entry sp, entry fp and entry trap handler, unless flags say otherwise.
+pub const LAYOUT_BASE: u32 = 0xffff;
+/// Flag of a layout: the frame pointer is that of the guest function that was left, not of the trampoline it called.
+pub const LAYOUT_GUEST_EXIT: u32 = 1 << 16;
+/// Flag of a layout: the third word is the entry trampoline's frame pointer, and there is no trap handler.
+pub const LAYOUT_NO_HANDLER: u32 = 1 << 17;
+/// Flag of a layout with [`LAYOUT_NO_HANDLER`]: the third word is the entry trampoline's stack pointer instead.
+pub const LAYOUT_ENTRY_SP: u32 = 1 << 18;
+/// Flag of a layout: another one differs from it only in what was left, so it can be told only once something was.
+pub const LAYOUT_ALIKE: u32 = 1 << 19;
+/// Flag of a layout: host functions do not return whether they succeeded.
+pub const LAYOUT_NO_RESULT: u32 = 1 << 20;
+/// A layout that is known not to be understood: activations are not followed.
+pub const LAYOUT_UNSUPPORTED: u32 = 1 << 31;
+
+/// How to follow a thread to the activations of one copy of the runtime. Zero means "not known, find it": the programs
+/// calibrate what the agent could not derive from the binary, and report it in a [`crate::Calibrated`] record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct RuntimeCopy {
+    /// `TLS_*`.
+    pub tls_kind: u32,
+    /// For [`TLS_DYNAMIC`]: index of the library in the thread's vector of TLS blocks; 0 if not known.
+    pub tls_module: u32,
+    /// As `tls_kind` says. For [`TLS_DYNAMIC`] always known.
+    pub tls_offset: i64,
+    /// Bytes from the start of an activation record (`CallThreadState`) to its `vm_store_context`; 0 if not known.
+    pub store_offset: u32,
+    /// Which of the layouts it is; 0 if not known.
+    pub layout: u32,
+    /// [`crate::SiteCookie::file`] of its sites; 0: nobody has looked at the binary yet, or nothing was recognised.
+    pub file: u32,
+    /// Unused, zero.
+    pub reserved: u32,
+}
+
+/// What the programs know of one process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct ProcessConfig {
     /// `EMIT_*`.
     pub flags: u32,
-    /// `TLS_*`.
-    pub tls_kind: u32,
-    /// For [`TLS_DYNAMIC`]: index of the library in the thread's vector of TLS blocks; 0 if not known.
-    pub tls_module: u32,
-    /// Bytes from the start of an activation record (`CallThreadState`) to its `vm_store_context`; 0 if not known.
-    pub store_offset: u32,
-    /// As `tls_kind` says. For [`TLS_DYNAMIC`] always known.
-    pub tls_offset: i64,
-    /// Bytes from `VMStoreContext` to `last_wasm_exit_trampoline_fp`, which is followed by exit pc, entry sp, entry fp
-    /// and entry trap handler; 0 if not known.
-    pub limits_base: u32,
+    /// `flags` of processes that this one makes.
+    pub child_flags: u32,
     /// Changes whenever the agent changes the value, so that threads drop what they have cached.
     pub generation: u32,
+    /// Changes whenever the programs find something out.
+    pub calibrations: u32,
     /// Lowest address of published guest code.
     pub code_start: u64,
     /// End of published guest code.
     pub code_end: u64,
-    /// `flags` of processes that this one makes.
-    pub child_flags: u32,
+    /// `LAYOUT_*` of the published code objects; those of all copies, as code does not tell which copy it belongs to. If
+    /// the first is 0, nobody has looked at them yet.
+    pub layouts: [u32; MAX_COPIES],
+    /// Copies in use beyond the first.
+    pub other_copies: u32,
     /// Unused, zero.
     pub reserved: u32,
+    /// The copies of the runtime.
+    pub copies: [RuntimeCopy; MAX_COPIES],
 }
 
 /// Import tables sent per call site; a site that calls more host functions than this does so through a table of its own,
@@ -136,7 +173,7 @@ pub struct HandedOver {
 }
 
 /// Bytes of the programs' state of a thread.
-pub const THREAD_BYTES: usize = 752;
+pub const THREAD_BYTES: usize = 840;
 
 /// The part of it that the agent reads: it comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable, KnownLayout)]
@@ -157,7 +194,8 @@ pub struct ThreadHead {
 }
 
 const _: () = {
-    assert!(size_of::<ProcessConfig>() == 56);
+    assert!(size_of::<RuntimeCopy>() == 32);
+    assert!(size_of::<ProcessConfig>() == 56 + 32 * MAX_COPIES);
     assert!(size_of::<ThreadHead>() == 48);
     assert!(size_of::<SyscallKey>() == 24);
 };

@@ -2,6 +2,7 @@
 
 mod aggregate;
 mod cold;
+mod copies;
 mod definitions;
 mod helpers;
 mod in_flight;

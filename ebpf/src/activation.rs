@@ -1,13 +1,16 @@
 //! From a thread to its activation, and from there along frame pointers through the guest's frames.
 //!
-//! wasmtime 37 to 50: the TLS slot holds the address of a `CallThreadState`, bit 0 set; that points to the store's
-//! `VMStoreContext`, whose exit fields are fresh whenever host code runs below wasm.
+//! wasmtime 24 to 50: the TLS slot holds the address of a `CallThreadState`, bit 0 set; that points to the store's
+//! `VMStoreContext`, whose exit fields are fresh whenever host code runs below wasm. What the fields are differs between
+//! versions; here they are brought into one form.
 
-use wasmscope_common::{Counter, MAX_FRAMES};
+use wasmscope_common::{
+    Counter, LAYOUT_BASE, LAYOUT_ENTRY_SP, LAYOUT_GUEST_EXIT, LAYOUT_NO_HANDLER, MAX_COPIES, MAX_FRAMES, ProcessConfig,
+};
 
 use crate::{
     maps::count,
-    thread::{Frame, Thread, WINDOW_WORDS},
+    thread::{Frame, Limits, Thread, WINDOW_WORDS, slot_address},
     user::{read_user, read_user_word},
 };
 
@@ -27,13 +30,130 @@ pub fn top(thread: &Thread) -> u64 {
     read_user_word(thread.slot).unwrap_or(0) & !1
 }
 
+/// The activation of any copy of the runtime but `except` that is nearest above the stack pointer, 0 if there is none. The
+/// thread's `innermost` says of which copy it is.
+///
+/// Records lie in frames of the code that enters wasm, so of two on one stack the lower is the inner one; one on another
+/// stack is further away.
+#[inline(never)]
+pub fn innermost(thread: *mut Thread, config: *const ProcessConfig, stack_pointer: u64, except: u32) -> u64 {
+    // SAFETY: both point into map values; the thread's is used by this program alone.
+    let (thread, config) = unsafe { (&mut *thread, &*config) };
+    let mut nearest = u64::MAX;
+    let mut found = 0;
+    let mut copy = 0usize;
+    while copy < MAX_COPIES {
+        let index = copy as u32;
+        let slot = match thread.copies[copy].slot {
+            0 => slot_address(&config.copies[copy]),
+            slot => slot,
+        };
+        thread.copies[copy].slot = slot;
+        copy += 1;
+        if slot == 0 || index == except {
+            continue;
+        }
+        let activation = read_user_word(slot).unwrap_or(0) & !1;
+        let distance = activation.wrapping_sub(stack_pointer);
+        if activation != 0 && distance < nearest {
+            nearest = distance;
+            found = activation;
+            thread.innermost = index;
+        }
+    }
+    found
+}
+
+/// Which of two activations, one of which may be 0, is the inner one.
+#[inline(always)]
+pub fn inner(one: u64, other: u64, stack_pointer: u64) -> u64 {
+    let is_between = other > stack_pointer && other < one && one - stack_pointer < MAX_STACK_BYTES;
+    if one == 0 || is_between { other } else { one }
+}
+
 /// Reads the store's entry and exit fields of `activation` into `thread.limits`.
 #[inline(always)]
 pub fn read_limits(thread: &mut Thread, activation: u64) -> bool {
     let Some(store) = read_user_word(activation + u64::from(thread.store_offset)) else {
         return false;
     };
-    read_user(&raw mut thread.limits, store + u64::from(thread.limits_base))
+    read_fields(&mut thread.limits, store, thread.layout)
+}
+
+/// Reads the fields of a store with this layout.
+#[inline(always)]
+pub fn read_fields(limits: &mut Limits, store: u64, layout: u32) -> bool {
+    if !read_user(&raw mut *limits, store + u64::from(layout & LAYOUT_BASE)) {
+        return false;
+    }
+    if layout & LAYOUT_NO_HANDLER != 0 {
+        // A stack pointer serves as well as the frame pointer above it: no guest frame lies between them.
+        limits.entry_fp = limits.entry_sp;
+        limits.entry_handler = 0;
+    }
+    true
+}
+
+/// An address in the trampoline through which wasm was entered: where there is no trap handler, the return address of
+/// the call that the trampoline made, as it lies on the stack. After the call it may be overwritten, but not by another.
+#[inline(always)]
+pub fn entry_handler(thread: &mut Thread, config: *const ProcessConfig) -> u64 {
+    if thread.limits.entry_handler == 0 && thread.layout & LAYOUT_NO_HANDLER != 0 {
+        return peek_entry(thread, config);
+    }
+    thread.limits.entry_handler
+}
+
+/// Words of a trampoline's frame that are searched for the return address, up to its frame pointer.
+const ENTRY_WORDS: usize = WINDOW_WORDS;
+
+#[inline(never)]
+fn peek_entry(thread: *mut Thread, config: *const ProcessConfig) -> u64 {
+    // SAFETY: both point into map values; the thread's is used by this program alone.
+    let (thread, config) = unsafe { (&mut *thread, &*config) };
+    let entry = thread.limits.entry_fp;
+    if entry == 0 {
+        return 0;
+    }
+    if thread.layout & LAYOUT_ENTRY_SP != 0 {
+        return match read_user_word(entry - 8) {
+            Some(address) if is_call_return(address, config) => address,
+            _ => 0,
+        };
+    }
+    if !read_user(&raw mut thread.window, entry.wrapping_sub(ENTRY_WORDS as u64 * 8)) {
+        return 0;
+    }
+    // The called function has pushed the trampoline's frame pointer below the return address: a pair that no rest of an
+    // earlier call makes. It is found without a branch a word, as the verifier follows each both ways.
+    let code_bytes = config.code_end.wrapping_sub(config.code_start);
+    let mut found = 0u64;
+    let mut index = 1usize;
+    while index < ENTRY_WORDS {
+        let word = thread.window[index];
+        let pushed = thread.window[index - 1] ^ entry;
+        // The sign tells whether the one is below the other: neither is larger than an address space.
+        let distance = word.wrapping_sub(config.code_start);
+        let is_code = (distance.wrapping_sub(code_bytes) & !distance) >> 63;
+        let is_pushed = 1 ^ (pushed | pushed.wrapping_neg()) >> 63;
+        let is_return = core::hint::black_box(is_code & is_pushed);
+        found = core::hint::black_box(found * (1 - is_return) + word * is_return);
+        index += 1;
+    }
+    if is_call_return(found, config) { found } else { 0 }
+}
+
+/// Whether `address` is in guest code, behind a direct call.
+#[inline(always)]
+fn is_call_return(address: u64, config: &ProcessConfig) -> bool {
+    /// `call rel32`, with which trampolines call their function.
+    const CALL: u8 = 0xe8;
+    const CALL_BYTES: u64 = 5;
+    let mut opcode = 0u8;
+    address >= config.code_start
+        && address < config.code_end
+        && read_user(&raw mut opcode, address - CALL_BYTES)
+        && opcode == CALL
 }
 
 /// Walks the guest frames from the trampoline through which wasm was left. Returns how many addresses were written to
@@ -60,13 +180,22 @@ pub fn walk_from_exit(thread: &mut Thread, frames: &mut [u64; MAX_FRAMES], stack
         count(Counter::NoGuestFrames);
         return 0;
     };
+    frames[0] = thread.limits.exit_pc;
+    if thread.layout & LAYOUT_GUEST_EXIT != 0 {
+        // Nothing proves that the fields are fresh, but entering another activation of the store or leaving this one by a
+        // signal are the only ways in which they get stale.
+        if thread.trapped != 0 || base >= thread.limits.entry_fp {
+            count(Counter::NoGuestFrames);
+            return 0;
+        }
+        return walk(thread, frames, base, window);
+    }
     // The trampoline's own frame: its return address is the exit pc, which proves that the fields are fresh. They are not
     // before the guest's first exit, nor when it was left by a signal.
     if thread.trapped != 0 || thread.frame.return_address != thread.limits.exit_pc {
         count(Counter::NoGuestFrames);
         return 0;
     }
-    frames[0] = thread.limits.exit_pc;
     let fp = thread.frame.caller_fp;
     walk(thread, frames, fp, window)
 }
@@ -93,8 +222,15 @@ pub fn walk(thread: &mut Thread, frames: &mut [u64; MAX_FRAMES], mut fp: u64, wi
             return used as u64 | TRUNCATED;
         }
         let caller_fp = thread.frame.caller_fp;
-        if caller_fp == entry_fp {
+        if caller_fp >= entry_fp {
+            if caller_fp != entry_fp && thread.layout & LAYOUT_ENTRY_SP == 0 {
+                count(Counter::StackBroken);
+                return used as u64 | TRUNCATED;
+            }
             // The return address is in the entry trampoline: `fp` was the outermost guest frame.
+            if thread.layout & LAYOUT_NO_HANDLER != 0 {
+                thread.limits.entry_handler = thread.frame.return_address;
+            }
             return used as u64;
         }
         // Stacks grow down, so each caller's frame is higher; anything else is not a frame chain.

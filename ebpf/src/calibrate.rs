@@ -5,25 +5,27 @@
 //! inside published guest code, and frames on the stack in use. The result is kept in the process's config.
 
 use wasmscope_common::{
-    Calibrated, Counter, ProcessConfig, RecordKind, STORE_WORDS, TLS_DYNAMIC, TLS_SEARCH, TLS_STATIC, TLS_UNKNOWN,
+    Calibrated, Counter, LAYOUT_ALIKE, LAYOUT_GUEST_EXIT, LAYOUT_NO_HANDLER, LAYOUT_UNSUPPORTED, MAX_COPIES,
+    ProcessConfig, RecordKind, STORE_WORDS, TLS_DYNAMIC, TLS_SEARCH, TLS_STATIC, TLS_UNKNOWN,
 };
 
 use crate::{
-    activation::MAX_STACK_BYTES,
+    activation::{MAX_STACK_BYTES, entry_handler, read_fields, read_limits},
     maps::count,
     output::{Wake, emit, header},
-    thread::{Thread, dynamic_block},
+    thread::{Limits, NO_COPY, Thread, dynamic_block, slot_address},
     user::{read_user, read_user_word, thread_pointer},
 };
 
-/// `last_wasm_exit_trampoline_fp` in `VMStoreContext`: wasmtime 43 to 50, 38 to 42.
-const LIMITS_BASES: [u32; 2] = [0x30, 0x28];
+/// Layouts tried before the agent has read a code object: wasmtime 43 to 50, 38 to 42. Both have a trap handler, which
+/// other versions have no address of guest code in place of.
+const EARLY_LAYOUTS: [u32; MAX_COPIES] = [0x30, 0x28, 0, 0];
 /// An entry trampoline's frame and the activation record are less than this apart.
 const MAX_ENTRY_BYTES: u64 = 16 << 10;
 /// Words of static TLS below the thread pointer that are searched.
 const TLS_WORDS: u64 = 768;
 /// Words that look like a slot judged per attempt; more are too many for the verifier.
-const TLS_CANDIDATES: u32 = 3;
+const TLS_CANDIDATES: u32 = 1;
 /// Words read at a time.
 const CHUNK_WORDS: usize = 32;
 /// TLS blocks of shared libraries that are searched.
@@ -32,7 +34,7 @@ const TLS_MODULES: u32 = 48;
 /// Whether everything is known that following an activation needs.
 #[inline(always)]
 pub fn is_complete(thread: &Thread) -> bool {
-    thread.slot != 0 && thread.store_offset != 0 && thread.limits_base != 0
+    thread.slot != 0 && thread.store_offset != 0 && thread.layout != 0
 }
 
 /// Answer of [`calibrate`]: there may be an activation, but not enough is known to follow it.
@@ -51,73 +53,101 @@ pub fn calibrate<const SEARCH: bool>(thread: *mut Thread, config: *mut ProcessCo
         // No guest code yet: nothing could be checked against it.
         return 0;
     }
-    let activation = if thread.slot != 0 {
-        let activation = read_user_word(thread.slot).unwrap_or(0) & !1;
-        if activation != 0 && !accept(thread, config, activation, stack_pointer) {
-            return UNKNOWN;
-        }
-        activation
-    } else {
-        match config.tls_kind {
-            TLS_DYNAMIC => search_modules(thread, config, stack_pointer),
-            _ if !SEARCH => UNKNOWN,
-            TLS_SEARCH => search_static(thread, config, stack_pointer),
-            TLS_UNKNOWN => match search_static(thread, config, stack_pointer) {
-                // It may be elsewhere.
-                0 => UNKNOWN,
-                found => found,
-            },
-            _ => 0,
-        }
-    };
-    if activation == 0 || activation == UNKNOWN {
-        return activation;
+    if thread.copy == NO_COPY || config.layouts[0] == LAYOUT_UNSUPPORTED {
+        return UNKNOWN;
     }
-    config.store_offset = thread.store_offset;
-    config.limits_base = thread.limits_base;
-    emit(
-        &Calibrated {
-            header: header(RecordKind::Calibrated),
-            tls_kind: config.tls_kind,
-            tls_module: config.tls_module,
-            tls_offset: config.tls_offset,
-            store_offset: config.store_offset,
-            limits_base: config.limits_base,
-        },
-        Wake::Now,
-    );
-    activation
-}
-
-/// Looks at the words of static TLS that have the form of a slot: a few of them, from where the thread's last attempt
-/// stopped.
-#[inline(always)]
-fn search_static(thread: &mut Thread, config: &mut ProcessConfig, stack_pointer: u64) -> u64 {
-    let Some(pointer) = thread_pointer() else { return 0 };
+    let copy = thread.copy as usize & (MAX_COPIES - 1);
+    // More than one of the words of static TLS may look like the slot.
+    let attempts = if SEARCH { TLS_CANDIDATES } else { 1 };
     let resumed = thread.searched_to != 0;
     let mut attempt = 0;
-    while attempt < TLS_CANDIDATES {
+    while attempt < attempts {
         attempt += 1;
-        let end = if thread.searched_to == 0 {
-            pointer
-        } else {
-            thread.searched_to
-        };
-        let slot = first_static(thread, end, stack_pointer);
-        thread.searched_to = slot;
-        if slot == 0 {
-            // All have been judged; if that took more than this attempt, the others were at another moment.
-            return if resumed { UNKNOWN } else { 0 };
+        let slot = candidate::<SEARCH>(thread, config, copy, stack_pointer);
+        if slot <= UNKNOWN {
+            // If judging all took more than this call, the others were at another moment.
+            return if resumed { UNKNOWN } else { slot };
         }
         let activation = read_user_word(slot).unwrap_or(0) & !1;
         if activation != 0 && accept(thread, config, activation, stack_pointer) {
-            thread.slot = slot;
-            config.tls_offset = (slot as i64).wrapping_sub(pointer as i64);
-            config.tls_kind = TLS_STATIC;
+            found(thread, config, copy, slot);
             return activation;
+        }
+        if slot == thread.slot && activation == 0 {
+            return 0;
+        }
+        if thread.searched_to == 0 {
+            return UNKNOWN;
         }
     }
     UNKNOWN
+}
+
+/// Keeps what has led to an activation.
+#[inline(always)]
+fn found(thread: &mut Thread, config: &mut ProcessConfig, copy: usize, slot: u64) {
+    let known = &mut config.copies[copy];
+    if thread.slot == 0 && known.tls_kind != TLS_DYNAMIC {
+        known.tls_offset = (slot as i64).wrapping_sub(thread_pointer().unwrap_or(0) as i64);
+        known.tls_kind = TLS_STATIC;
+    }
+    if known.tls_kind == TLS_DYNAMIC && known.tls_module == 0 {
+        known.tls_module = thread.found_module;
+    }
+    known.store_offset = thread.store_offset;
+    known.layout = thread.layout;
+    thread.slot = slot;
+    thread.copies[copy].slot = slot;
+    config.calibrations += 1;
+    thread.calibrations = config.calibrations;
+    emit(
+        &Calibrated {
+            header: header(RecordKind::Calibrated),
+            copy: copy as u64,
+            found: *known,
+        },
+        Wake::Now,
+    );
+}
+
+/// A place that may be the slot of a copy; 0 if there is none, or [`UNKNOWN`]. Not part of its caller, so that the verifier
+/// forgets how it was found.
+#[inline(never)]
+fn candidate<const SEARCH: bool>(
+    thread: *mut Thread,
+    config: *const ProcessConfig,
+    copy: usize,
+    stack_pointer: u64,
+) -> u64 {
+    // SAFETY: as in `calibrate`.
+    let (thread, config) = unsafe { (&mut *thread, &*config) };
+    if thread.slot != 0 {
+        return thread.slot;
+    }
+    let copy = copy & (MAX_COPIES - 1);
+    match config.copies[copy].tls_kind {
+        TLS_DYNAMIC => search_modules(thread, config, copy, stack_pointer),
+        _ if !SEARCH => UNKNOWN,
+        TLS_SEARCH => search_static(thread, stack_pointer),
+        TLS_UNKNOWN => match search_static(thread, stack_pointer) {
+            // It may be elsewhere.
+            0 => UNKNOWN,
+            slot => slot,
+        },
+        _ => 0,
+    }
+}
+
+/// Looks for the next word of static TLS that has the form of a slot, from where the thread's last attempt stopped.
+#[inline(always)]
+fn search_static(thread: &mut Thread, stack_pointer: u64) -> u64 {
+    let Some(pointer) = thread_pointer() else { return 0 };
+    let end = match thread.searched_to {
+        0 => pointer,
+        searched_to => searched_to,
+    };
+    thread.searched_to = first_static(thread, end, stack_pointer);
+    thread.searched_to
 }
 
 /// Address of the first word below `end` that looks like a slot, 0 if there is none.
@@ -154,20 +184,22 @@ fn first_static(thread: *mut Thread, end: u64, stack_pointer: u64) -> u64 {
 
 /// Looks at the known offset in the TLS block of every shared library.
 #[inline(always)]
-fn search_modules(thread: &mut Thread, config: &mut ProcessConfig, stack_pointer: u64) -> u64 {
+fn search_modules(thread: &mut Thread, config: &ProcessConfig, copy: usize, stack_pointer: u64) -> u64 {
     let Some(pointer) = thread_pointer() else { return 0 };
-    let module = first_module(pointer, config.tls_offset, stack_pointer);
+    let offset = config.copies[copy].tls_offset;
+    let announced = thread.copies[copy].announced;
+    let module = if config.other_copies == 0 {
+        first_module(pointer, offset, stack_pointer)
+    } else {
+        // Another copy may keep its slot at the same offset of its block, so only what this one has said it would write is
+        // taken for its own, and what others have claimed never is.
+        unclaimed_module(pointer, offset, stack_pointer, announced, claimed_modules(config))
+    };
     if module == 0 {
         return 0;
     }
-    let slot = dynamic_block(pointer, module as u32).wrapping_add_signed(config.tls_offset);
-    let activation = read_user_word(slot).unwrap_or(0) & !1;
-    if activation == 0 || !accept(thread, config, activation, stack_pointer) {
-        return UNKNOWN;
-    }
-    thread.slot = slot;
-    config.tls_module = module as u32;
-    activation
+    thread.found_module = module as u32;
+    dynamic_block(pointer, module as u32).wrapping_add_signed(offset)
 }
 
 /// The first library in whose TLS block the word at `offset` looks like a slot, 0 if there is none.
@@ -187,6 +219,23 @@ fn first_module(pointer: u64, offset: i64, stack_pointer: u64) -> u64 {
     0
 }
 
+/// As [`first_module`], but of those not in the set `claimed`, and with this activation in the slot unless it is 0.
+#[inline(never)]
+fn unclaimed_module(pointer: u64, offset: i64, stack_pointer: u64, activation: u64, claimed: u64) -> u64 {
+    let mut module = 1u32;
+    while module < TLS_MODULES {
+        let block = dynamic_block(pointer, module);
+        if block != 0 && claimed >> module & 1 == 0 {
+            let word = read_user_word(block.wrapping_add_signed(offset)).unwrap_or(0);
+            if looks_like_slot(word, stack_pointer) && (activation == 0 || activation == word & !1) {
+                return u64::from(module);
+            }
+        }
+        module += 1;
+    }
+    0
+}
+
 /// A slot holds an address on the stack in use, with bit 0 set.
 #[inline(always)]
 fn looks_like_slot(word: u64, stack_pointer: u64) -> bool {
@@ -198,12 +247,32 @@ fn looks_like_slot(word: u64, stack_pointer: u64) -> bool {
 fn accept(thread: *mut Thread, config: *const ProcessConfig, activation: u64, stack_pointer: u64) -> bool {
     // SAFETY: as in `calibrate`.
     let (thread, config) = unsafe { (&mut *thread, &*config) };
+    let known = thread.layout;
+    // The choice is made in memory, where the verifier does not follow it through the search.
+    let mut index = 0usize;
+    while index < MAX_COPIES {
+        thread.window[index] = u64::from(if config.layouts[0] == 0 {
+            EARLY_LAYOUTS[index]
+        } else {
+            config.layouts[index]
+        });
+        index += 1;
+    }
+    if known != 0 {
+        thread.window[0] = u64::from(known);
+        thread.window[1] = 0;
+    }
     // Kept in the map, where the verifier does not follow it.
     thread.store_offset = 0;
     let mut word = 1usize;
     while word < STORE_WORDS {
         let offset = word as u64 * 8;
         word += 1;
+        // The record has room for values that it does not use, where whatever was on the stack before remains: an old pointer
+        // to the store, too. Only the true one stands before what links the record to others.
+        if thread.store_offset != 0 && !is_linked(activation, offset) {
+            continue;
+        }
         let Some(store) = read_user_word(activation + offset) else {
             count(Counter::ActivationUnreadable);
             return false;
@@ -211,31 +280,34 @@ fn accept(thread: *mut Thread, config: *const ProcessConfig, activation: u64, st
         if store & 7 != 0 || store < 0x1000 {
             continue;
         }
-        let mut layout = 0usize;
-        while layout < LIMITS_BASES.len() {
-            let base = LIMITS_BASES[layout];
-            layout += 1;
-            if config.limits_base != 0 && config.limits_base != base {
-                continue;
+        let mut index = 0usize;
+        while index < MAX_COPIES {
+            let layout = thread.window[index] as u32;
+            if layout == 0 {
+                break;
             }
-            if read_user(&raw mut thread.limits, store + u64::from(base))
-                && plausible(thread, config, activation, stack_pointer)
+            if read_fields(&mut thread.limits, store, layout)
+                && plausible(&thread.limits, layout, config, activation, stack_pointer)
             {
-                // The record has room for values that it does not use, where whatever was on the stack before remains:
-                // an old pointer to the store, too. Only the true one stands before what links the record to others.
-                if thread.store_offset != 0 && !is_linked(activation, offset) {
-                    if is_linked(activation, u64::from(thread.store_offset)) {
-                        continue;
-                    }
-                    thread.store_offset = 0;
-                    return false;
+                // The first one may be an old pointer in room that the record does not use; what is linked is not.
+                if thread.store_offset == 0 || !is_linked(activation, u64::from(thread.store_offset)) {
+                    thread.store_offset = offset as u32;
+                    thread.layout = layout;
                 }
-                thread.store_offset = offset as u32;
-                thread.limits_base = base;
+                break;
             }
+            index += 1;
         }
     }
-    thread.store_offset != 0
+    if thread.store_offset == 0 {
+        return false;
+    }
+    if read_limits(thread, activation) && entry_handler(thread, config) != 0 {
+        return true;
+    }
+    thread.store_offset = 0;
+    thread.layout = known;
+    false
 }
 
 /// Whether the store pointer at `offset` is followed by the record before, if there is one, and the place on the stack where
@@ -246,16 +318,64 @@ fn is_linked(activation: u64, offset: u64) -> bool {
     kept.wrapping_sub(activation).wrapping_add(MAX_ENTRY_BYTES) < 2 * MAX_ENTRY_BYTES
 }
 
-/// Whether `thread.limits` describes a live activation of published guest code on the stack in use.
+/// Whether `limits` describes a live activation of published guest code on the stack in use.
 #[inline(always)]
-fn plausible(thread: &Thread, config: &ProcessConfig, activation: u64, stack_pointer: u64) -> bool {
-    let limits = &thread.limits;
+fn plausible(limits: &Limits, layout: u32, config: &ProcessConfig, activation: u64, stack_pointer: u64) -> bool {
     let in_code = |address: u64| address >= config.code_start && address < config.code_end;
     let on_stack = |address: u64| address > stack_pointer && address - stack_pointer < MAX_STACK_BYTES;
-    in_code(limits.entry_handler)
-        && on_stack(limits.entry_fp)
-        // The record lies in the frames of the host code that called this entry trampoline, not that of another stack.
-        && limits.entry_fp < activation
-        && activation - limits.entry_fp < MAX_ENTRY_BYTES
-        && (limits.exit_pc == 0 || (in_code(limits.exit_pc) && limits.exit_fp < limits.entry_fp))
+    let is_exit = in_code(limits.exit_pc) && limits.exit_fp < limits.entry_fp;
+    // The record lies in the frames of the host code that called this entry trampoline, not that of another stack.
+    if !on_stack(limits.entry_fp) || limits.entry_fp >= activation || activation - limits.entry_fp >= MAX_ENTRY_BYTES {
+        return false;
+    }
+    if layout & LAYOUT_NO_HANDLER == 0 {
+        return in_code(limits.entry_handler) && (limits.exit_pc == 0 || is_exit);
+    }
+    if limits.exit_pc == 0 {
+        // Not left yet; what has been pushed by the call that entered is looked at next.
+        return layout & LAYOUT_ALIKE == 0;
+    }
+    if !is_exit || !on_stack(limits.exit_fp) {
+        return false;
+    }
+    // The frame is the trampoline's, which returns to where wasm was left, or that of the guest function that called it.
+    let returns_to = read_user_word(limits.exit_fp + 8).unwrap_or(0);
+    in_code(returns_to) && (returns_to == limits.exit_pc) == (layout & LAYOUT_GUEST_EXIT == 0)
+}
+
+/// Looks for the slot of a copy that has said what it is about to put there, and from then on knows it. `false` if that is
+/// not there yet.
+#[inline(always)]
+pub fn find_announced(thread: &mut Thread, config: &mut ProcessConfig, copy: usize) -> bool {
+    let Some(pointer) = thread_pointer() else { return false };
+    let copy = copy & (MAX_COPIES - 1);
+    if config.copies[copy].tls_kind != TLS_DYNAMIC {
+        return false;
+    }
+    if config.copies[copy].tls_module != 0 {
+        thread.copies[copy].slot = slot_address(&config.copies[copy]);
+        return thread.copies[copy].slot != 0;
+    }
+    let offset = config.copies[copy].tls_offset;
+    let announced = thread.copies[copy].announced;
+    let claimed = claimed_modules(config);
+    let module = unclaimed_module(pointer, offset, announced - 8, announced, claimed);
+    if module == 0 {
+        return false;
+    }
+    config.copies[copy].tls_module = module as u32;
+    thread.copies[copy].slot = dynamic_block(pointer, module as u32).wrapping_add_signed(offset);
+    true
+}
+
+/// The set of libraries that copies are known to be.
+#[inline(always)]
+fn claimed_modules(config: &ProcessConfig) -> u64 {
+    let mut claimed = 0u64;
+    let mut copy = 0;
+    while copy < MAX_COPIES {
+        claimed |= 1 << (config.copies[copy].tls_module & 63);
+        copy += 1;
+    }
+    claimed
 }

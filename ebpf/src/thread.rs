@@ -2,7 +2,8 @@
 
 use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_get_current_pid_tgid};
 use wasmscope_common::{
-    Counter, HandedOver, MAX_RECORD_BYTES, ProcessConfig, THREAD_BYTES, TLS_DYNAMIC, TLS_STATIC, ThreadHead,
+    Counter, HandedOver, MAX_COPIES, MAX_RECORD_BYTES, ProcessConfig, RuntimeCopy, THREAD_BYTES, TLS_DYNAMIC,
+    TLS_STATIC, TLS_UNKNOWN, ThreadHead,
 };
 
 use crate::{
@@ -17,6 +18,8 @@ pub const WINDOW_WORDS: usize = 32;
 pub const TRAPPED: u32 = 1;
 /// See [`Thread::trapped`].
 pub const LEFT_AFTER_TRAP: u32 = 2;
+/// See [`Thread::copy`].
+pub const NO_COPY: u32 = u32::MAX;
 
 /// State and workspace of one thread.
 #[repr(C)]
@@ -33,7 +36,7 @@ pub struct Thread {
     pub pid: u32,
     /// Unused, zero.
     pub reserved: u32,
-    /// Address of the TLS slot that holds the activation, 0 if not known.
+    /// Address of the TLS slot that holds the activation of the copy of the runtime that is looked at, 0 if not known.
     pub slot: u64,
     /// How far down static TLS has been searched for it; 0: not begun.
     pub searched_to: u64,
@@ -44,14 +47,28 @@ pub struct Thread {
     /// As in the config.
     pub store_offset: u32,
     /// As in the config.
-    pub limits_base: u32,
+    pub layout: u32,
     /// As in the config.
     pub flags: u32,
+    /// As in the config.
+    pub calibrations: u32,
+    /// As in the config.
+    pub other_copies: u32,
+    /// Which copy `slot`, `store_offset` and `layout` are of; [`NO_COPY`] if that is not known.
+    pub copy: u32,
+    /// [`RuntimeCopy::file`] of it.
+    pub file: u32,
+    /// Copy of the activation that [`crate::activation::innermost`] has found.
+    pub innermost: u32,
+    /// Library in whose TLS block a slot may have been found.
+    pub found_module: u32,
     /// [`TRAPPED`] from a trap of the guest until its activation leaves, [`LEFT_AFTER_TRAP`] from then on until the next
     /// crossing; meanwhile the exit fields are of an earlier moment. 0 otherwise.
     pub trapped: u32,
     /// Unused, zero.
     pub padding: u32,
+    /// All copies, where there are several.
+    pub copies: [CopyState; MAX_COPIES],
     /// `VMStoreContext` fields as read last.
     pub limits: Limits,
     /// Frame pointer and return address as read last.
@@ -73,12 +90,22 @@ const _: () = {
     assert!(core::mem::offset_of!(Thread, on_behalf_of) == core::mem::offset_of!(ThreadHead, on_behalf_of));
     assert!(core::mem::offset_of!(Thread, pid) == core::mem::offset_of!(ThreadHead, pid));
 };
+/// A thread and one copy of the runtime.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct CopyState {
+    /// As [`Thread::slot`].
+    pub slot: u64,
+    /// What the copy is about to put there, as its last swap on this thread said; 0 if nothing.
+    pub announced: u64,
+}
 
 /// The part of `VMStoreContext` that says where wasm was entered and left.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Limits {
-    /// Frame pointer of the trampoline through which wasm was left.
+    /// Frame pointer of the trampoline through which wasm was left, or of the guest function that called it, as the layout
+    /// says.
     pub exit_fp: u64,
     /// Return address into the guest function that left wasm.
     pub exit_pc: u64,
@@ -113,10 +140,17 @@ static NEW_THREAD: Thread = Thread {
     seen_generation: 0,
     generation: 0,
     store_offset: 0,
-    limits_base: 0,
+    layout: 0,
     flags: 0,
+    calibrations: 0,
+    other_copies: 0,
+    copy: 0,
+    file: 0,
+    innermost: 0,
+    found_module: 0,
     trapped: 0,
     padding: 0,
+    copies: [CopyState { slot: 0, announced: 0 }; MAX_COPIES],
     limits: Limits {
         exit_fp: 0,
         exit_pc: 0,
@@ -130,6 +164,17 @@ static NEW_THREAD: Thread = Thread {
     },
     window: [0; WINDOW_WORDS],
     record: [0; MAX_RECORD_BYTES / 8],
+};
+
+/// A copy of the runtime of which nothing is known.
+pub const NOTHING_KNOWN: RuntimeCopy = RuntimeCopy {
+    tls_kind: TLS_UNKNOWN,
+    tls_module: 0,
+    tls_offset: 0,
+    store_offset: 0,
+    layout: 0,
+    file: 0,
+    reserved: 0,
 };
 
 /// The config of the current process, if it is watched.
@@ -164,37 +209,101 @@ pub fn current(config: &ProcessConfig) -> Option<*mut Thread> {
     let known = state.pid == pid
         && state.generation == config.generation
         && state.flags == config.flags
-        && state.store_offset == config.store_offset;
+        && state.calibrations == config.calibrations;
     if state.pid != pid {
         state.on_behalf_of.activation = 0;
         state.task = 0;
     }
     if !known {
         state.generation = config.generation;
-        state.store_offset = config.store_offset;
-        state.limits_base = config.limits_base;
+        state.calibrations = config.calibrations;
         state.flags = config.flags;
+        state.other_copies = config.other_copies;
         state.pid = pid;
         state.entered_ns = 0;
         state.searched_to = 0;
         state.trapped = 0;
-        state.slot = 0;
-    }
-    if state.slot == 0 {
-        state.slot = slot_address(config);
+        state.copies = [CopyState { slot: 0, announced: 0 }; MAX_COPIES];
+        state.copy = NO_COPY;
+        select(state, config, 0);
+    } else if state.slot == 0 && state.copy < MAX_COPIES as u32 {
+        let copy = state.copy;
+        select(state, config, copy);
     }
     Some(thread)
 }
 
-/// Where the TLS slot of the current thread is, 0 if that is not known (yet).
+/// Makes `copy` the copy of the runtime that is looked at.
 #[inline(always)]
-fn slot_address(config: &ProcessConfig) -> u64 {
+pub fn select(thread: &mut Thread, config: &ProcessConfig, copy: u32) {
+    let index = copy as usize & (MAX_COPIES - 1);
+    let known = &config.copies[index];
+    let slot = if thread.copies[index].slot == 0 {
+        slot_address(known)
+    } else {
+        thread.copies[index].slot
+    };
+    thread.copies[index].slot = slot;
+    thread.slot = slot;
+    thread.copy = index as u32;
+    thread.file = known.file;
+    thread.store_offset = known.store_offset;
+    thread.layout = known.layout;
+}
+
+/// Makes the copy of the runtime that the probed file brought the one that is looked at; no copy if that is not (yet)
+/// known to be in the process.
+#[inline(always)]
+pub fn select_file(thread: &mut Thread, config: &ProcessConfig, file: u32) {
+    if thread.file != file || thread.copy == NO_COPY {
+        search_file(thread, config, file);
+    }
+}
+
+#[inline(never)]
+fn search_file(thread: *mut Thread, config: *const ProcessConfig, file: u32) {
+    // SAFETY: both point into map values; the thread's is used by this program alone.
+    let (thread, config) = unsafe { (&mut *thread, &*config) };
+    let mut copy = 0;
+    while copy < MAX_COPIES {
+        // Nobody has looked at the process yet: it has one runtime, most likely.
+        if config.copies[copy].file == file || (copy == 0 && config.copies[0].file == 0) {
+            select(thread, config, copy as u32);
+            return;
+        }
+        copy += 1;
+    }
+    thread.slot = 0;
+    thread.copy = NO_COPY;
+    thread.store_offset = 0;
+}
+
+/// The layout of the copy of the runtime that a file brought, 0 if it is not known.
+#[inline(always)]
+pub fn layout_of_file(config: &ProcessConfig, file: u32) -> u32 {
+    if config.other_copies == 0 {
+        return config.copies[0].layout;
+    }
+    let mut layout = 0;
+    let mut copy = 0;
+    while copy < MAX_COPIES {
+        if config.copies[copy].file == file {
+            layout = config.copies[copy].layout;
+        }
+        copy += 1;
+    }
+    layout
+}
+
+/// Where a copy's TLS slot of the current thread is, 0 if that is not known (yet).
+#[inline(always)]
+pub fn slot_address(copy: &RuntimeCopy) -> u64 {
     let Some(pointer) = thread_pointer() else { return 0 };
-    match config.tls_kind {
-        TLS_STATIC => pointer.wrapping_add_signed(config.tls_offset),
-        TLS_DYNAMIC if config.tls_module != 0 => match dynamic_block(pointer, config.tls_module) {
+    match copy.tls_kind {
+        TLS_STATIC => pointer.wrapping_add_signed(copy.tls_offset),
+        TLS_DYNAMIC if copy.tls_module != 0 => match dynamic_block(pointer, copy.tls_module) {
             0 => 0,
-            block => block.wrapping_add_signed(config.tls_offset),
+            block => block.wrapping_add_signed(copy.tls_offset),
         },
         _ => 0,
     }

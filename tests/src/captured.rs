@@ -65,6 +65,18 @@ impl Captured {
         self
     }
 
+    /// The same, without invocations of modules whose names start in one way.
+    #[must_use]
+    pub fn without_modules(mut self, prefix: &str) -> Self {
+        self.traces.retain(|trace| match &trace.root.kind {
+            SpanKind::Invoke {
+                function: Some(function),
+            } => !function.module.name.starts_with(prefix),
+            _ => true,
+        });
+        self
+    }
+
     /// Counts all that was seen.
     pub fn counts(&self) -> Counts {
         let mut counts = Counts::default();

@@ -102,6 +102,30 @@ pub fn python() -> Option<&'static Path> {
     }
 }
 
+/// The versions of wasmtime for Python that tests run against, oldest first.
+pub fn wheel_versions() -> impl Iterator<Item = &'static str> {
+    include_str!("../python/versions.txt").lines()
+}
+
+/// Directory with the package `wasmtime` in one of [`wheel_versions`]: in `WASMSCOPE_TEST_WHEELS`, else beside the tests, made on first
+/// use. `None`, after saying so as [`left_out`] does, if there is none.
+pub fn wheel(version: &str) -> Option<String> {
+    let parent =
+        std::env::var_os("WASMSCOPE_TEST_WHEELS").map_or_else(|| target_directory().join("wheels"), PathBuf::from);
+    let wheel = parent.join(version);
+    if !wheel.join("wasmtime/__init__.py").is_file() {
+        let python = python()?;
+        let words = ["-m", "pip", "install", "--quiet", "--only-binary=:all:", "--target"];
+        let mut pip = Command::new(python);
+        pip.args(words).arg(&wheel).arg(format!("wasmtime=={version}"));
+        if let Err(why) = run(&mut pip) {
+            left_out(&why);
+            return None;
+        }
+    }
+    Some(wheel.to_str().expect("cargo's directories are UTF-8").to_owned())
+}
+
 fn find_python() -> Result<PathBuf, String> {
     const NEEDED: &str = "import wasmtime, prometheus_client.openmetrics.parser";
     let environment = target_directory().join("python-venv");

@@ -115,10 +115,10 @@ fn processes() {
             continue;
         };
         found += 1;
-        let host = hosts.of_process(pid, &mappings);
-        let view = host.map_or_else(
-            || "tier 0: no host binary recognised".to_owned(),
-            |host| {
+        let views: Vec<_> = hosts
+            .of_process(pid, &mappings)
+            .iter()
+            .map(|host| {
                 let tier = if host.plan.coverage.activations {
                     "tiers 0 1"
                 } else {
@@ -133,8 +133,13 @@ fn processes() {
                     host.plan.runtime_name,
                     host.plan.sites.len()
                 )
-            },
-        );
+            })
+            .collect();
+        let view = if views.is_empty() {
+            "tier 0: no host binary recognised".to_owned()
+        } else {
+            views.join(" · ")
+        };
         println!(
             "  pid {pid:<8} {:<16} {objects} code object{} · {}",
             printable(&facts.command),

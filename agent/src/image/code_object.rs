@@ -20,7 +20,9 @@ use super::{
     elf::{E, Elf, SectionHeader, Sym, read_header, read_section},
     hex,
     info::{self, FunctionKey, Layout},
-    read_exact_at, string_at,
+    read_exact_at,
+    store_layout::{Evidence, LayoutError, MAX_TRAMPOLINE_BYTES, MAX_TRAMPOLINES, StoreLayout},
+    string_at,
     symbols::{MAX_MODULES, NameRef, StoredEntry, StoredSymbol, SymbolStore, parse_symbol},
     trap_table::TrapTable,
 };
@@ -97,6 +99,7 @@ pub struct CodeObject {
     component: Result<ComponentNames, Unavailable>,
     traps: Result<TrapTable, Unavailable>,
     address_map: Result<AddressMap, Unavailable>,
+    store_layout: Result<StoreLayout, LayoutError>,
     hashed_sections: Vec<SectionHeader>,
 }
 
@@ -197,6 +200,7 @@ impl CodeObject {
         let hashed = [b".text".as_slice(), b".wasmtime.info", b".rodata.wasm", b".name.wasm"];
         let hashed_sections = hashed.iter().filter_map(|name| elf.section(name).copied()).collect();
         let is_pulley = flags & FLAGS_PULLEY != 0;
+        let store_layout = layout_evidence(reader, &symbols, text_offset).decide(&engine_version);
         Ok(Self {
             engine_version,
             kind,
@@ -209,6 +213,7 @@ impl CodeObject {
             component,
             traps,
             address_map,
+            store_layout,
             hashed_sections,
         })
     }
@@ -231,6 +236,11 @@ impl CodeObject {
     /// Compiled for wasmtime's interpreter: the text is never executed by the machine.
     pub fn is_pulley(&self) -> bool {
         self.is_pulley
+    }
+
+    /// Where the runtime that made this keeps the places at which it enters and leaves wasm.
+    pub fn store_layout(&self) -> Result<StoreLayout, &LayoutError> {
+        self.store_layout.as_ref().copied()
     }
 
     /// Where the text begins, bytes from the start of the image; the same in memory and in a file.
@@ -375,6 +385,28 @@ impl CodeObject {
         }
         Ok(hex(&hash.finalize()[..6]))
     }
+}
+
+/// What the trampolines say of the runtime's records.
+fn layout_evidence<R: ReadAt + ?Sized>(reader: &R, symbols: &SymbolStore, text_offset: u64) -> Evidence {
+    let mut evidence = Evidence::default();
+    let code = |entry: &SymbolEntry<'_>| {
+        let offset = text_offset.saturating_add(u64::from(entry.start));
+        read_exact_at(reader, offset, entry.len.min(MAX_TRAMPOLINE_BYTES) as usize).unwrap_or_default()
+    };
+    let of_kind = |is_wanted: fn(&Symbol<'_>) -> bool| {
+        let entries = symbols.entries.iter().map(|entry| symbols.resolve(entry));
+        entries
+            .filter(move |entry| is_wanted(&entry.symbol))
+            .take(MAX_TRAMPOLINES)
+    };
+    for entry in of_kind(|symbol| matches!(symbol, Symbol::ArrayToWasm { .. })) {
+        evidence.add_entry(&code(&entry));
+    }
+    for entry in of_kind(|symbol| matches!(symbol, Symbol::WasmToArray { .. })) {
+        evidence.add_exit(&code(&entry));
+    }
+    evidence
 }
 
 fn read_engine_version<R: ReadAt + ?Sized>(reader: &R, elf: &Elf) -> Result<String, ImageError> {

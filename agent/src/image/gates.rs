@@ -7,14 +7,14 @@
 
 use iced_x86::{Code, ConditionCode, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
 
+use wasmscope_common::MAX_FRAME_BYTES;
+
 use super::prologue::{decode, is_emulated, is_write, target_inside};
 
 /// Longest function looked at, bytes.
 const MAX_CODE_BYTES: usize = 16 << 10;
 /// Calls followed from a function into the one that does its work.
 const MAX_DEPTH: u32 = 3;
-/// Largest frame between a gate and the entry of the function, bytes: what a site's cookie can say.
-const MAX_FRAME_BYTES: i64 = 256 << 10;
 
 /// A place for a probe on the end of a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -342,7 +342,7 @@ impl Flow {
 }
 
 fn frame_bytes(frame: i64) -> Option<u32> {
-    let fits = frame % 8 == 0 && frame < MAX_FRAME_BYTES;
+    let fits = frame % 8 == 0 && frame <= i64::from(MAX_FRAME_BYTES);
     u32::try_from(frame).ok().filter(|_| fits)
 }
 

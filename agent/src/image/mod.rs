@@ -15,6 +15,7 @@ mod info;
 mod limits;
 pub mod prologue;
 pub mod returns;
+pub mod store_layout;
 pub mod swap;
 mod symbol_path;
 mod symbols;

@@ -4,6 +4,8 @@
 //! An emulated instruction costs a tenth of a single-stepped one. A position inside a function is only offered if it is reached
 //! exactly once per call, and arguments are only offered where the instructions before prove that they are unchanged.
 
+use wasmscope_common::MAX_FRAME_BYTES;
+
 use iced_x86::{
     Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
     Register,
@@ -201,7 +203,9 @@ impl State {
             .iter()
             .zip(needed)
             .all(|(location, needed)| !needed || *location != ArgLocation::Lost);
-        let sp_delta = i32::try_from(stack_pointer).ok()?;
+        let sp_delta = i32::try_from(stack_pointer)
+            .ok()
+            .filter(|delta| delta.unsigned_abs() <= MAX_FRAME_BYTES)?;
         all_known.then_some(ProbePoint {
             offset: offset as u32,
             emulated: true,

@@ -13,7 +13,7 @@ use std::{
 
 use wasmscope_common::{HOST_FUNCTIONS_SOUGHT, ImportTable};
 
-use super::{Detail, Pipeline, SharedHost, watching::Watched};
+use super::{Detail, Pipeline, SharedHost, copies, watching::Watched};
 use crate::{
     bpf::{Breakpoint, MAX_BREAKPOINTS},
     event::{Coverage, Event},
@@ -136,10 +136,7 @@ impl Pipeline {
 
     /// The description of a process, with what has been learnt so far.
     pub(super) fn process_of(&self, pid: u32, watched: &Watched) -> Process {
-        let limits = watched.host.as_ref().map_or_else(
-            || vec!["no host binary recognised: only what makes syscalls is seen".to_owned()],
-            |host| self.limits_of(host),
-        );
+        let limits = copies::limits(&watched.hosts, &watched.guests, |host| self.limits_of(host));
         watched.describe(pid, limits)
     }
 
@@ -209,7 +206,7 @@ impl Pipeline {
     fn wanted(&self) -> Vec<Way> {
         let mut wanted = Vec::new();
         for (pid, watched) in &self.processes {
-            let Some(host) = watched.host.as_ref().filter(|host| host.plan.learns_host_functions) else {
+            let Some(host) = watched.learning_host() else {
                 continue;
             };
             let is_wanted = |hash: &str| self.learning.wants(host.file_id, hash);
@@ -231,7 +228,7 @@ impl Pipeline {
         let Some(watched) = self.processes.get_mut(&pid) else {
             return;
         };
-        let Some(host) = watched.host.clone().filter(|host| host.plan.learns_host_functions) else {
+        let Some(host) = watched.learning_host().cloned() else {
             return;
         };
         let code = &watched.code;
@@ -352,7 +349,6 @@ impl Pipeline {
         coverage.host_calls |= seen.host_calls;
         // One function whose end is not seen makes all ends uncertain.
         coverage.host_call_ends = seen.host_call_ends && (is_first || coverage.host_call_ends);
-        let coverage = *coverage;
         tracing::info!(count = functions.len(), "host functions learnt");
         if let Some(learnt) = self.learning.files.get_mut(&host.file_id) {
             learnt.sites.extend(plan.sites);
@@ -368,17 +364,20 @@ impl Pipeline {
                 }
             }
         }
-        self.cover(host.file_id, coverage, events);
+        self.cover(host.file_id, events);
     }
 
     /// Tells the processes of a file what is observed from now on.
-    pub(super) fn cover(&mut self, file_id: FileId, coverage: Coverage, events: &mut Vec<Event>) {
+    pub(super) fn cover(&mut self, file_id: FileId, events: &mut Vec<Event>) {
+        let links = &self.links;
         let pids: Vec<_> = self
             .processes
             .iter_mut()
-            .filter(|(_, watched)| watched.host.as_ref().is_some_and(|host| host.file_id == file_id))
+            .filter(|(_, watched)| watched.hosts.iter().any(|host| host.file_id == file_id))
             .map(|(pid, watched)| {
-                watched.coverage = coverage;
+                let coverages = watched.hosts.iter().filter_map(|host| links.get(&host.file_id));
+                let common = coverages.map(|(coverage, _)| *coverage).reduce(copies::common_coverage);
+                watched.coverage = common.unwrap_or_default();
                 *pid
             })
             .collect();

@@ -46,8 +46,15 @@ impl SwapCheck {
 impl Pipeline {
     /// Whether a swap can be believed. If not, its probe is gone by now.
     pub(super) fn believes(&mut self, pid: u32, tid: u32, swap: &ActivationSwap, events: &mut Vec<Event>) -> bool {
-        let host = self.processes.get(&pid).and_then(|watched| watched.host.as_ref());
-        let Some(host) = host.filter(|host| host.plan.recognises_swap) else {
+        // With several copies it is not known whose swap it is, so only a lone one is judged.
+        let host = self
+            .processes
+            .get(&pid)
+            .and_then(|watched| match watched.hosts.as_slice() {
+                [host] if host.plan.recognises_swap => Some(host),
+                _ => None,
+            });
+        let Some(host) = host else {
             return true;
         };
         let file_id = host.file_id;
@@ -88,7 +95,6 @@ impl Pipeline {
             return;
         };
         coverage.activations = false;
-        let coverage = *coverage;
         let (wrong, right) = std::mem::take(links)
             .into_iter()
             .partition(|(program, _)| *program == SiteProgram::ActivationSwap);
@@ -96,7 +102,7 @@ impl Pipeline {
         for (_, link) in wrong {
             self.kernel.detach(link);
         }
-        self.cover(file_id, coverage, events);
+        self.cover(file_id, events);
     }
 }
 

@@ -2,9 +2,9 @@
 
 use std::{collections::HashSet, io, ops::Range, path::Path};
 
-use wasmscope_common::{HOST_FUNCTIONS_SOUGHT, ImportTable, KEEP_TLS_ON_EXEC, ProcessConfig, TLS_SEARCH, TLS_UNKNOWN};
+use wasmscope_common::{HOST_FUNCTIONS_SOUGHT, ImportTable, KEEP_TLS_ON_EXEC, ProcessConfig};
 
-use super::{Detail, FileLinks, Pipeline, SharedHost, cold::Loads};
+use super::{Detail, FileLinks, Pipeline, SharedHost, cold::Loads, copies};
 use crate::{
     bpf::{MapError, SiteProgram, UprobeSite},
     clock,
@@ -26,7 +26,8 @@ const MAX_PROCESSES: usize = 4096;
 pub(super) struct Watched {
     pub(super) memory: ProcessMemory,
     pub(super) guests: Guests,
-    pub(super) host: Option<SharedHost>,
+    /// Files that each bring a copy of the runtime, in the order in which they were noticed.
+    pub(super) hosts: Vec<SharedHost>,
     pub(super) loads: Loads,
     facts: describe::ProcessFacts,
     /// Executable ranges, to tell code from data.
@@ -34,6 +35,8 @@ pub(super) struct Watched {
     pub(super) coverage: Coverage,
     /// Addresses of imported functions that have been looked at.
     pub(super) known_functions: HashSet<u64>,
+    /// Of the layouts that are not known, how many have been counted as lost.
+    layout_error_count: usize,
 }
 
 /// Why a process cannot be watched.
@@ -84,7 +87,7 @@ impl Pipeline {
         let report = WatchReport {
             process: self.process_of(pid, watched),
             module_count: watched.guests.len(),
-            site_count: watched.host.as_ref().map_or(0, |host| self.site_count(host)),
+            site_count: watched.hosts.iter().map(|host| self.site_count(host)).sum(),
             coverage: watched.coverage,
         };
         for event in &events {
@@ -134,7 +137,8 @@ impl Pipeline {
             ..ProcessConfig::default()
         };
         if let Ok(Some(host)) = self.hosts.look_up(program) {
-            host.plan.tls.apply(&mut config);
+            host.plan.tls.apply(&mut config.copies[0]);
+            config.copies[0].file = host.number;
             config.child_flags |= KEEP_TLS_ON_EXEC;
         }
         self.kernel
@@ -164,19 +168,17 @@ impl Pipeline {
             memory,
             guests: Guests::default(),
             loads: Loads::default(),
-            host: None,
+            hosts: Vec::new(),
             facts,
             code: Vec::new(),
             coverage: Coverage::default(),
             known_functions: HashSet::new(),
+            layout_error_count: 0,
         };
         // Guests first: they are gone with the process, which may be short, while its host binary stays.
         let lost = watched.scan(&mappings);
-        watched.host = self.hosts.of_process(pid, &mappings);
-        if let Some(host) = &watched.host {
-            watched.coverage = self.attach(host);
-        }
         self.processes.insert(pid, watched);
+        self.find_hosts(pid, &mappings);
         self.configure(pid)?;
         // What was published between the scan and now announces itself only from now on.
         if let Ok(mappings) = maps::executable_mappings(pid)
@@ -188,6 +190,7 @@ impl Pipeline {
         for _ in 0..lost {
             self.lose("symbols", "image_unreadable");
         }
+        self.count_layout_errors(pid);
         self.describe(pid, events);
         self.seek_host_functions();
         Ok(())
@@ -207,12 +210,8 @@ impl Pipeline {
             child_flags: self.options.detail.flags(),
             ..known
         };
-        if let Some(host) = &watched.host
-            && config.store_offset == 0
-            && matches!(config.tls_kind, TLS_UNKNOWN | TLS_SEARCH)
-        {
-            host.plan.tls.apply(&mut config);
-        }
+        copies::apply_layouts(&mut config, &watched.guests);
+        copies::apply_hosts(&mut config, &watched.hosts);
         if let Some(range) = watched.guests.code_range() {
             config.code_start = range.start;
             config.code_end = range.end;
@@ -241,6 +240,26 @@ impl Pipeline {
         });
     }
 
+    /// Looks which files with a runtime are mapped by now, and attaches to those that are new.
+    fn find_hosts(&mut self, pid: u32, mappings: &[ExecutableMapping]) {
+        let found = self.hosts.of_process(pid, mappings);
+        let coverages: Vec<_> = found.iter().map(|host| self.attach(host)).collect();
+        let Some(watched) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        for (host, coverage) in found.into_iter().zip(coverages) {
+            if watched.hosts.iter().any(|known| known.file_id == host.file_id) {
+                continue;
+            }
+            watched.coverage = if watched.hosts.is_empty() {
+                coverage
+            } else {
+                copies::common_coverage(watched.coverage, coverage)
+            };
+            watched.hosts.push(host);
+        }
+    }
+
     /// Attaches a host's sites, once per file.
     fn attach(&mut self, host: &SharedHost) -> Coverage {
         if self.options.detail != Detail::Boundary {
@@ -264,7 +283,7 @@ impl Pipeline {
             for site in plan.sites.iter().filter(|site| site.program == program) {
                 sites.push(UprobeSite {
                     file_offset: site.file_offset,
-                    cookie: site.cookie().0,
+                    cookie: site.cookie().in_file(host.number).0,
                 });
             }
             if sites.is_empty() {
@@ -335,24 +354,15 @@ impl Pipeline {
             self.take_on(pid, events);
             return;
         }
-        let Some(watched) = self.processes.get_mut(&pid) else {
-            return;
-        };
         let mappings = maps::executable_mappings(pid).unwrap_or_default();
         let file_name = mappings
             .iter()
             .find(|mapping| mapping.range.contains(&range.start))
             .and_then(file_name);
-        let first = watched.guests.is_empty();
-        if watched.host.is_none() {
-            // A library that was loaded after the process had been looked at.
-            let host = self.hosts.of_process(pid, &mappings);
-            let coverage = host.as_ref().map(|host| self.attach(host));
-            if let Some(watched) = self.processes.get_mut(&pid) {
-                watched.host = host;
-                watched.coverage = coverage.unwrap_or_default();
-            }
-        }
+        let Some(watched) = self.processes.get(&pid) else { return };
+        let described = self.process_of(pid, watched);
+        // A library may have been loaded after the process had been looked at.
+        self.find_hosts(pid, &mappings);
         let Some(watched) = self.processes.get_mut(&pid) else {
             return;
         };
@@ -371,10 +381,28 @@ impl Pipeline {
         if self.configure(pid).is_err() {
             self.lose("kernel", "process_table_full");
         }
-        if first {
+        self.count_layout_errors(pid);
+        if self
+            .processes
+            .get(&pid)
+            .is_some_and(|watched| self.process_of(pid, watched) != described)
+        {
             self.describe(pid, events);
         }
         self.seek_host_functions();
+    }
+
+    /// Counts the code objects whose activations cannot be followed, once each way.
+    fn count_layout_errors(&mut self, pid: u32) {
+        let Some(watched) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        let count = watched.guests.layout_errors().len();
+        let new_count = count.saturating_sub(watched.layout_error_count);
+        watched.layout_error_count = count;
+        for _ in 0..new_count {
+            self.lose("symbols", "layout_unknown");
+        }
     }
 
     pub(super) fn process_replaced(&mut self, pid: u32, events: &mut Vec<Event>) {
@@ -555,15 +583,24 @@ impl Watched {
             .count()
     }
 
+    /// The copy of the runtime whose host functions have to be learnt; of several, the first.
+    pub(super) fn learning_host(&self) -> Option<&SharedHost> {
+        self.hosts.iter().find(|host| host.plan.learns_host_functions)
+    }
+
     pub(super) fn describe(&self, pid: u32, limits: Vec<String>) -> Process {
-        let plan = self.host.as_ref().map(|host| &host.plan);
+        let versions = self.guests.engine_versions();
         Process {
             pid,
             start_ns: self.facts.start_ns,
             command: self.facts.command.clone(),
-            runtime_name: plan.map_or("wasmtime", |plan| plan.runtime_name).to_owned(),
-            runtime_version: self.guests.engine_version().map(str::to_owned),
-            limits: limits.into_iter().chain(self.guests.limits()).collect(),
+            runtime_name: self
+                .hosts
+                .first()
+                .map_or("wasmtime", |host| host.plan.runtime_name)
+                .to_owned(),
+            runtime_version: (!versions.is_empty()).then(|| versions.join(", ")),
+            limits,
         }
     }
 }

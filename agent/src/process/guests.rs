@@ -14,6 +14,7 @@ use crate::{
     image::{
         CodeObject, ImageError, ReadAt,
         code_object::{CodeKind, ModuleLimits, Symbol},
+        store_layout::{LayoutError, StoreLayout},
         vmcontext::{ImportLayout, import_ordinal, imported_functions},
     },
     span::{Function, Import, Module},
@@ -187,12 +188,33 @@ impl Guests {
         Some(start..end)
     }
 
-    /// The runtime's version, as the first code object states it.
-    pub fn engine_version(&self) -> Option<&str> {
-        self.objects
-            .values()
-            .next()
-            .map(|loaded| loaded.object.engine_version())
+    /// The versions of the runtime that made them, each once.
+    pub fn engine_versions(&self) -> Vec<&str> {
+        let mut versions: Vec<_> = self.native().map(CodeObject::engine_version).collect();
+        versions.sort_unstable();
+        versions.dedup();
+        versions
+    }
+
+    /// How the runtimes that made them keep their activations, each way once.
+    pub fn store_layouts(&self) -> Vec<StoreLayout> {
+        let mut layouts: Vec<_> = self.native().filter_map(|object| object.store_layout().ok()).collect();
+        layouts.sort_unstable_by_key(|layout| layout.encode());
+        layouts.dedup();
+        layouts
+    }
+
+    /// Why the activations of some cannot be followed, each reason once.
+    pub fn layout_errors(&self) -> Vec<&LayoutError> {
+        let mut errors: Vec<_> = self.native().filter_map(|object| object.store_layout().err()).collect();
+        errors.dedup();
+        errors
+    }
+
+    /// Those that the machine executes.
+    fn native(&self) -> impl Iterator<Item = &CodeObject> {
+        let objects = self.objects.values().map(|loaded| &*loaded.object);
+        objects.filter(|object| !object.is_pulley())
     }
 
     /// What is not known of the code objects, in words for a person.

@@ -46,6 +46,8 @@ pub struct Host {
     pub plan: ProbePlan,
     /// Where its functions are, if some are to be learnt.
     functions: Option<UnwindTable>,
+    /// Tells it apart from other files in the cookies of its sites; never 0.
+    pub number: u32,
 }
 
 /// Bytes of a function compared to tell whether it is the one in the file.
@@ -122,25 +124,34 @@ impl Host {
 #[derive(Debug, Default)]
 pub struct Hosts {
     known: HashMap<FileId, Option<Arc<Host>>>,
+    numbers: u32,
 }
 
+/// Numbers that cookies have room for.
+const MAX_NUMBER: u32 = 0xff_ffff;
+
 impl Hosts {
-    /// The host binary that a process runs: its executable, else one of its libraries. `None` if none has a runtime.
-    pub fn of_process(&mut self, pid: u32, mappings: &[ExecutableMapping]) -> Option<Arc<Host>> {
+    /// The files with a runtime in them that a process runs: its executable and its libraries, each once.
+    pub fn of_process(&mut self, pid: u32, mappings: &[ExecutableMapping]) -> Vec<Arc<Host>> {
         let executable = PathBuf::from(format!("/proc/{pid}/exe"));
-        if let Ok(Some(host)) = self.look_up(&executable) {
-            return Some(host);
-        }
-        mappings
+        let libraries = mappings
             .iter()
             .filter(|mapping| mapping.file.is_some())
             .filter(|mapping| mapping.path.as_deref().is_some_and(may_be_library))
-            .find_map(|mapping| {
+            .map(|mapping| {
                 let range = &mapping.range;
                 // Opens the very file that is mapped, whatever its path leads to by now.
-                let path = PathBuf::from(format!("/proc/{pid}/map_files/{:x}-{:x}", range.start, range.end));
-                self.look_up(&path).ok().flatten()
-            })
+                PathBuf::from(format!("/proc/{pid}/map_files/{:x}-{:x}", range.start, range.end))
+            });
+        let mut hosts: Vec<Arc<Host>> = Vec::new();
+        for path in std::iter::once(executable).chain(libraries) {
+            if let Ok(Some(host)) = self.look_up(&path)
+                && hosts.iter().all(|known| known.file_id != host.file_id)
+            {
+                hosts.push(host);
+            }
+        }
+        hosts
     }
 
     /// What the file at `path` is.
@@ -165,7 +176,9 @@ impl Hosts {
             return Ok(known.clone());
         }
         // What cannot be read now may be later, so it is not remembered.
-        let host = examine(file, file_id)?;
+        let number = self.numbers % MAX_NUMBER + 1;
+        let host = examine(file, file_id, number)?;
+        self.numbers = number;
         if self.known.len() >= MAX_HOSTS {
             self.known.clear();
         }
@@ -174,7 +187,7 @@ impl Hosts {
     }
 }
 
-fn examine(file: File, file_id: FileId) -> io::Result<Option<Arc<Host>>> {
+fn examine(file: File, file_id: FileId, number: u32) -> io::Result<Option<Arc<Host>>> {
     // Most files are something else, which is cheaper to see than to rule out by their symbols.
     if readable(looks_like_wasmtime(&file))?.flatten().is_none() {
         return Ok(None);
@@ -193,6 +206,7 @@ fn examine(file: File, file_id: FileId) -> io::Result<Option<Arc<Host>>> {
             file,
             plan,
             functions,
+            number,
         })
     }))
 }

@@ -7,7 +7,7 @@ mod tokio;
 pub mod wasmtime;
 
 use wasmscope_common::{
-    ArgumentLocation, ProcessConfig, SiteCookie, SiteKind, TLS_DYNAMIC, TLS_SEARCH, TLS_STATIC, TLS_UNKNOWN,
+    ArgumentLocation, RuntimeCopy, SiteCookie, SiteKind, TLS_DYNAMIC, TLS_SEARCH, TLS_STATIC, TLS_UNKNOWN,
 };
 
 use crate::{
@@ -106,8 +106,8 @@ pub enum TlsPlan {
 
 impl TlsPlan {
     /// Writes it into a process's config.
-    pub fn apply(self, config: &mut ProcessConfig) {
-        (config.tls_kind, config.tls_offset) = match self {
+    pub fn apply(self, copy: &mut RuntimeCopy) {
+        (copy.tls_kind, copy.tls_offset) = match self {
             Self::Unknown => (TLS_UNKNOWN, 0),
             Self::Search => (TLS_SEARCH, 0),
             Self::ThreadPointer(offset) => (TLS_STATIC, offset),

@@ -1,14 +1,18 @@
 //! The function that swaps a thread's activation record: wasm entered or left, fiber resumed or suspended.
 
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
-use wasmscope_common::{ActivationSwap, EMIT_ACTIVATIONS, RecordKind, SLOT_UNKNOWN, Unwind};
+use wasmscope_common::{ActivationSwap, EMIT_ACTIVATIONS, MAX_COPIES, RecordKind, SLOT_UNKNOWN, Unwind};
 
 use crate::{
-    activation::{read_limits, top},
-    calibrate::{calibrate, is_complete},
+    activation::{entry_handler, inner, innermost, read_limits, top},
+    calibrate::{UNKNOWN, calibrate, is_complete},
     output::{Wake, emit, header},
-    thread::{LEFT_AFTER_TRAP, TRAPPED, current, watched},
+    thread::{LEFT_AFTER_TRAP, NO_COPY, TRAPPED, current, select_file, watched},
+    user::cookie,
 };
+
+/// An activation that is being left has its frames just below the stack pointer.
+const LEFT_FRAMES_BYTES: u64 = 4096;
 
 /// On entry of `tls::raw::replace(new)`.
 #[uprobe]
@@ -33,16 +37,38 @@ pub fn activation_swap(ctx: ProbeContext) -> u32 {
     } else {
         0
     };
-    let old = top(state);
-    let mut entry_handler = 0;
-    if old != 0 {
-        if !is_complete(state) {
-            calibrate::<false>(thread, config, stack_pointer);
+    // SAFETY: as above.
+    select_file(state, unsafe { &*config }, cookie(&ctx).file());
+    let mut own = top(state);
+    let mut entry = 0;
+    if !is_complete(state) {
+        let found = calibrate::<false>(thread, config, stack_pointer - LEFT_FRAMES_BYTES);
+        if found != UNKNOWN {
+            own = found;
+        }
+    }
+    if own != 0 {
+        // SAFETY: as above.
+        let state = unsafe { &mut *thread };
+        if is_complete(state) && read_limits(state, own) {
+            entry = entry_handler(state, config);
+        }
+    }
+    let (mut old, mut replacement) = (own, new);
+    // SAFETY: as above.
+    let state = unsafe { &mut *thread };
+    if state.other_copies != 0 {
+        // The record is of the whole thread: what is on top of it may be another copy's.
+        let other = innermost(thread, config, stack_pointer, state.copy);
+        old = inner(own, other, stack_pointer);
+        replacement = inner(new, other, stack_pointer);
+        if old != own {
+            entry = 0;
         }
         // SAFETY: as above.
         let state = unsafe { &mut *thread };
-        if is_complete(state) && read_limits(state, old) {
-            entry_handler = state.limits.entry_handler;
+        if state.copy != NO_COPY {
+            state.copies[state.copy as usize & (MAX_COPIES - 1)].announced = new;
         }
     }
     let mut head = header(RecordKind::ActivationSwap);
@@ -54,9 +80,9 @@ pub fn activation_swap(ctx: ProbeContext) -> u32 {
         &ActivationSwap {
             header: head,
             old,
-            new,
+            new: replacement,
             stack_pointer,
-            entry_handler,
+            entry_handler: entry,
         },
         Wake::Later,
     );

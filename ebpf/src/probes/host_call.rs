@@ -7,8 +7,8 @@ use aya_ebpf::{
 };
 use wasmscope_common::{
     ArgumentLocation, COMPONENT_CALL, Counter, EMIT_HOST_CALLS, HOST_FUNCTIONS_SOUGHT, HostCall, HostCallEnd,
-    IMPORT_TABLE_BYTES, IMPORT_TABLE_CHUNK_BYTES, ImportTable, MAX_TABLES_PER_CALL_SITE, RecordHeader, RecordKind,
-    STACK_TRUNCATED, SeenCallSite, SeenCallee,
+    IMPORT_TABLE_BYTES, IMPORT_TABLE_CHUNK_BYTES, ImportTable, LAYOUT_NO_RESULT, MAX_TABLES_PER_CALL_SITE,
+    RecordHeader, RecordKind, STACK_TRUNCATED, SeenCallSite, SeenCallee,
 };
 
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
     calibrate::{UNKNOWN, calibrate, is_complete},
     maps::{CALL_SITES, EVENTS, count},
     output::{Wake, emit, emit_with_frames, header},
-    thread::{current, watched},
+    thread::{current, layout_of_file, select_file, watched},
     user::{argument, cookie, read_user},
 };
 
@@ -53,6 +53,8 @@ fn enter<const IS_COMPONENT: bool>(ctx: &ProbeContext) -> u32 {
     // SAFETY: this thread's own entry.
     let state = unsafe { &mut *thread };
     state.trapped = 0;
+    // SAFETY: as above.
+    select_file(state, unsafe { &*config }, cookie.file());
     let mut activation = top(state);
     if !is_complete(state) {
         activation = calibrate::<false>(thread, config, stack_pointer);
@@ -62,14 +64,14 @@ fn enter<const IS_COMPONENT: bool>(ctx: &ProbeContext) -> u32 {
     let record: *mut HostCall = state.record.as_mut_ptr().cast();
     let mut head = header(RecordKind::HostCall);
     let mut frame_count = 0;
-    let mut entry_handler = 0;
+    let mut entry = 0;
     if activation == 0 || activation == UNKNOWN {
         activation = 0;
         count(Counter::Uncalibrated);
     } else if read_limits(state, activation) {
-        entry_handler = state.limits.entry_handler;
         // SAFETY: the workspace is as large and as aligned as the largest record.
         let walked = walk_from_exit(state, unsafe { &mut (*record).frames }, stack_pointer);
+        entry = state.limits.entry_handler;
         frame_count = walked & 0xff;
         head.flags = if walked & TRUNCATED == 0 { 0 } else { STACK_TRUNCATED };
     } else {
@@ -92,7 +94,7 @@ fn enter<const IS_COMPONENT: bool>(ctx: &ProbeContext) -> u32 {
     unsafe {
         (*record).header = head;
         (*record).activation = activation;
-        (*record).entry_handler = entry_handler;
+        (*record).entry_handler = entry;
         (*record).callee = callee;
         (*record).caller = caller;
         (*record).frame = stack_pointer + cookie.frame_bytes();
@@ -118,14 +120,19 @@ pub fn host_call_end(ctx: ProbeContext) -> u32 {
     {
         return 0;
     }
+    // SAFETY: a pointer into a map value.
+    let layout = layout_of_file(unsafe { &*config }, cookie.file());
+    let succeeded = match cookie.first() {
+        // Where they return nothing, they do not return at all if they fail.
+        _ if layout & LAYOUT_NO_RESULT != 0 => 1,
+        ArgumentLocation::Constant(value) => u64::from(value),
+        _ => regs.rax & 1,
+    };
     emit(
         &HostCallEnd {
             header: header(RecordKind::HostCallEnd),
             frame: regs.rsp + cookie.frame_bytes(),
-            succeeded: match cookie.first() {
-                ArgumentLocation::Constant(value) => u64::from(value),
-                _ => regs.rax & 1,
-            },
+            succeeded,
         },
         Wake::Later,
     );

@@ -8,7 +8,7 @@ use crate::{
     calibrate::{UNKNOWN, calibrate, is_complete},
     maps::count,
     output::{Wake, emit, emit_with_frames, header},
-    thread::{current, watched},
+    thread::{current, select_file, watched},
     user::{cookie, read_user_word},
 };
 
@@ -27,10 +27,12 @@ pub fn mark(ctx: ProbeContext) -> u32 {
     // SAFETY: the context of a uprobe is the thread's registers.
     let regs = unsafe { &*ctx.regs };
     let (mut arguments, stack_pointer) = ([regs.rdi, regs.rsi, regs.rdx, regs.rcx], regs.rsp);
-    let kind = cookie(&ctx).kind();
-    if kind == SiteKind::RegisterModule as u8 {
+    let cookie = cookie(&ctx);
+    if cookie.kind() == SiteKind::RegisterModule as u8 {
         arguments[3] = read_user_word(arguments[2]).unwrap_or(0);
     }
+    // SAFETY: this thread's own entry, and as above.
+    select_file(unsafe { &mut *thread }, unsafe { &*config }, cookie.file());
     // SAFETY: this thread's own entry.
     let mut activation = top(unsafe { &*thread });
     // SAFETY: as above.
@@ -45,12 +47,12 @@ pub fn mark(ctx: ProbeContext) -> u32 {
     let record: *mut Mark = state.record.as_mut_ptr().cast();
     let mut head = header(RecordKind::Mark);
     let mut frame_count = 0;
-    let mut entry_handler = 0;
+    let mut entry = 0;
     if activation != 0 {
         if read_limits(state, activation) {
-            entry_handler = state.limits.entry_handler;
             // SAFETY: the workspace is as large and as aligned as the largest record.
             let walked = walk_from_exit(state, unsafe { &mut (*record).frames }, stack_pointer);
+            entry = state.limits.entry_handler;
             frame_count = walked & 0xff;
             head.flags = if walked & TRUNCATED == 0 { 0 } else { STACK_TRUNCATED };
         } else {
@@ -61,9 +63,9 @@ pub fn mark(ctx: ProbeContext) -> u32 {
     // SAFETY: as above.
     unsafe {
         (*record).header = head;
-        (*record).site_kind = u64::from(kind);
+        (*record).site_kind = u64::from(cookie.kind());
         (*record).activation = activation;
-        (*record).entry_handler = entry_handler;
+        (*record).entry_handler = entry;
         (*record).stack_pointer = stack_pointer;
         (*record).arguments = arguments;
     }

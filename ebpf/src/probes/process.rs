@@ -2,13 +2,14 @@
 
 use aya_ebpf::{bindings::BPF_ANY, macros::raw_tracepoint, programs::RawTracePointContext};
 use wasmscope_common::{
-    Counter, DOES_NOT_RETURN, EMIT_SYSCALLS, KEEP_TLS_ON_EXEC, ProcessEvent, RecordKind, Syscall, TLS_UNKNOWN,
+    Counter, DOES_NOT_RETURN, EMIT_SYSCALLS, KEEP_TLS_ON_EXEC, MAX_COPIES, ProcessEvent, RecordKind, Syscall,
     WATCH_NEW_WASM,
 };
 
 use crate::{
     maps::{PROCESSES, TASK_MM_OFFSET, TASK_TGID_OFFSET, THREADS, WATCH_FLAGS, count, global},
     output::{Wake, emit, emit_with_frames, header},
+    thread::NOTHING_KNOWN,
     user::read_kernel,
 };
 
@@ -25,14 +26,14 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
         // SAFETY: a pointer into a map value; the process has one thread at this point.
         let config = unsafe { &mut *config };
         if config.child_flags & KEEP_TLS_ON_EXEC == 0 {
-            config.tls_kind = TLS_UNKNOWN;
-            config.tls_module = 0;
-            config.tls_offset = 0;
+            config.copies[0] = NOTHING_KNOWN;
         }
         config.child_flags &= !KEEP_TLS_ON_EXEC;
         config.flags = config.child_flags;
-        config.store_offset = 0;
-        config.limits_base = 0;
+        config.copies[0].store_offset = 0;
+        config.copies[0].layout = 0;
+        config.other_copies = 0;
+        config.layouts = [0; MAX_COPIES];
         config.code_start = 0;
         config.code_end = 0;
         config.generation += 1;

@@ -10,16 +10,17 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use wasmscope_common::{
-    AGGREGATE_SYSCALLS, CodePublished, Counter, DOES_NOT_RETURN, EMIT_SYSCALLS, HelperSyscall, MAX_FRAMES,
-    ProcessConfig, RecordKind, STACK_TRUNCATED, Syscall, SyscallKey, SyscallStats, TLS_UNKNOWN, WATCH_NEW_WASM,
+    AGGREGATE_SYSCALLS, CodePublished, Counter, DOES_NOT_RETURN, EMIT_SYSCALLS, HelperSyscall, LAYOUT_NO_HANDLER,
+    MAX_COPIES, MAX_FRAMES, ProcessConfig, RecordKind, STACK_TRUNCATED, Syscall, SyscallKey, SyscallStats,
+    WATCH_NEW_WASM,
 };
 
 use crate::{
-    activation::{TRUNCATED, read_limits, top, walk_from_exit},
-    calibrate::{UNKNOWN, calibrate, is_complete},
+    activation::{TRUNCATED, entry_handler, innermost, read_limits, top, walk_from_exit},
+    calibrate::{UNKNOWN, calibrate, find_announced, is_complete},
     maps::{NEW_PROCESS_FLAGS, PROCESSES, SYSCALL_STATS, THREADS, WATCH_FLAGS, count, generation, global},
     output::{Wake, emit, emit_with_frames, header},
-    thread::{Thread, current, watched},
+    thread::{NO_COPY, NOTHING_KNOWN, Thread, current, select, watched},
     user::{SyscallRegisters, read_user, stack_pointer},
 };
 
@@ -96,6 +97,17 @@ pub fn sys_exit(ctx: RawTracePointContext) -> i32 {
         return 0;
     }
     let regs: u64 = ctx.arg(0);
+    if state.other_copies | state.copy != 0 {
+        let Some(config) = watched() else { return 0 };
+        // SAFETY: a pointer into a map value.
+        let _ = current(unsafe { &*config });
+        if !select_copy(thread, config, stack_pointer(regs)) {
+            count(Counter::SyscallOffActivation);
+            return 0;
+        }
+    }
+    // SAFETY: as above.
+    let state = unsafe { &mut *thread };
     let mut activation = top(state);
     if !is_complete(state) {
         let Some(config) = watched() else { return 0 };
@@ -118,6 +130,42 @@ pub fn sys_exit(ctx: RawTracePointContext) -> i32 {
     0
 }
 
+/// Looks at the copy of the runtime whose activation is on top, else at one that it is still to be found out about. `false`
+/// if a copy is just entering its first activation on this thread, so that the runtime makes the syscall for itself.
+#[inline(always)]
+fn select_copy(thread: *mut Thread, config: *mut ProcessConfig, stack_pointer: u64) -> bool {
+    // SAFETY: both point into map values; the thread's is used by this program alone, and racing writers of the config
+    // write the same values.
+    let (state, known) = unsafe { (&mut *thread, &mut *config) };
+    let mut entering = MAX_COPIES;
+    let mut copy = 0;
+    while copy < MAX_COPIES {
+        if state.copies[copy].slot == 0 && state.copies[copy].announced != 0 {
+            entering = copy;
+        }
+        copy += 1;
+    }
+    if entering != MAX_COPIES && !find_announced(state, known, entering) {
+        return false;
+    }
+    let found = innermost(thread, config, stack_pointer, NO_COPY);
+    // SAFETY: as above.
+    let (thread, config) = unsafe { (&mut *thread, &*config) };
+    let mut copy = 0;
+    if found != 0 {
+        copy = thread.innermost;
+    } else {
+        while copy < MAX_COPIES as u32 - 1 && thread.copies[copy as usize].slot != 0 {
+            copy += 1;
+        }
+        if copy > thread.other_copies {
+            copy = 0;
+        }
+    }
+    select(thread, config, copy);
+    true
+}
+
 #[inline(always)]
 fn record(thread: &mut Thread, activation: u64, entered_ns: u64, regs: u64, result: i64, flags: u8) {
     if !read_limits(thread, activation) {
@@ -128,6 +176,12 @@ fn record(thread: &mut Thread, activation: u64, entered_ns: u64, regs: u64, resu
         count(Counter::ActivationUnreadable);
         return;
     };
+    if thread.layout & LAYOUT_NO_HANDLER != 0
+        && thread.flags & AGGREGATE_SYSCALLS != 0
+        && let Some(config) = watched()
+    {
+        thread.limits.entry_handler = entry_handler(thread, config);
+    }
     let mut head = header(RecordKind::Syscall);
     let duration_ns = head.at_ns - entered_ns;
     if thread.flags & AGGREGATE_SYSCALLS != 0 {
@@ -257,16 +311,15 @@ fn code_published(ctx: &RawTracePointContext) {
         None if global(&WATCH_FLAGS) & WATCH_NEW_WASM != 0 => {
             let config = ProcessConfig {
                 flags: global(&NEW_PROCESS_FLAGS),
-                tls_kind: TLS_UNKNOWN,
-                tls_module: 0,
-                store_offset: 0,
-                tls_offset: 0,
-                limits_base: 0,
+                child_flags: global(&NEW_PROCESS_FLAGS),
                 generation: 1,
+                calibrations: 0,
                 code_start: address,
                 code_end: address + length,
+                layouts: [0; MAX_COPIES],
+                other_copies: 0,
                 reserved: 0,
-                child_flags: global(&NEW_PROCESS_FLAGS),
+                copies: [NOTHING_KNOWN; MAX_COPIES],
             };
             if PROCESSES.insert(&head.pid, &config, u64::from(BPF_ANY)).is_err() {
                 count(Counter::ProcessTableFull);

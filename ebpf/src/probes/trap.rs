@@ -9,11 +9,11 @@ use aya_ebpf::{
 use wasmscope_common::{Counter, EMIT_ACTIVATIONS, RecordKind, STACK_TRUNCATED, Trap};
 
 use crate::{
-    activation::{NO_WINDOW, TRUNCATED, read_limits, top, walk},
+    activation::{NO_WINDOW, TRUNCATED, innermost, read_limits, top, walk},
     calibrate::{UNKNOWN, calibrate, is_complete},
     maps::count,
     output::{emit_with_frames, header},
-    thread::{TRAPPED, current, watched},
+    thread::{NO_COPY, TRAPPED, current, select, watched},
     user::read_kernel,
 };
 
@@ -57,6 +57,12 @@ pub fn signal_deliver(ctx: RawTracePointContext) -> i32 {
     }
     // SAFETY: this thread's own entry.
     let state = unsafe { &mut *thread };
+    if state.other_copies | state.copy != 0 && innermost(thread, config, stack_pointer, NO_COPY) != 0 {
+        // SAFETY: as above.
+        unsafe { select(&mut *thread, &*config, (*thread).innermost) };
+    }
+    // SAFETY: as above.
+    let state = unsafe { &mut *thread };
     let mut activation = top(state);
     if !is_complete(state) {
         activation = calibrate::<false>(thread, config, stack_pointer);
@@ -78,6 +84,7 @@ pub fn signal_deliver(ctx: RawTracePointContext) -> i32 {
     let frames = unsafe { &mut (*record).frames };
     frames[0] = instruction_pointer;
     let walked = walk(state, frames, frame_pointer, NO_WINDOW);
+    let entry = state.limits.entry_handler;
     let frame_count = walked & 0xff;
     let mut head = header(RecordKind::Trap);
     head.frame_count = frame_count as u16;
@@ -86,7 +93,7 @@ pub fn signal_deliver(ctx: RawTracePointContext) -> i32 {
     unsafe {
         (*record).header = head;
         (*record).activation = activation;
-        (*record).entry_handler = state.limits.entry_handler;
+        (*record).entry_handler = entry;
         (*record).signal = signal;
         (*record).instruction_pointer = instruction_pointer;
     }

@@ -24,3 +24,4 @@ mod stripped;
 mod trap_kinds;
 mod traps;
 mod untouched;
+mod versions;
