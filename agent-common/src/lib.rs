@@ -16,7 +16,7 @@ pub use records::{
     MAX_RECORD_BYTES, Mark, MarkEnd, ProcessEvent, RecordHeader, RecordKind, SLOT_UNKNOWN, STACK_TRUNCATED, Syscall,
     Trap, Unwind,
 };
-pub use site::{ArgumentLocation, MAX_FRAME_BYTES, SiteCookie, SiteKind};
+pub use site::{ArgumentLocation, MAX_FILE_NUMBER, MAX_FRAME_BYTES, SiteCookie, SiteKind};
 pub use state::{
     AGGREGATE_SYSCALLS, EMIT_ACTIVATIONS, EMIT_HOST_CALLS, EMIT_SYSCALLS, HandedOver, HelperTask, KEEP_TLS_ON_EXEC,
     LAYOUT_ALIKE, LAYOUT_BASE, LAYOUT_ENTRY_SP, LAYOUT_GUEST_EXIT, LAYOUT_NO_HANDLER, LAYOUT_NO_RESULT,

@@ -21,6 +21,8 @@ const CONDITION: u64 = 0x4000;
 const ON_STACK: u16 = 0x8000;
 const FILE_SHIFT: u32 = 8;
 const FILE_MASK: u64 = 0xfff;
+/// Largest number of a file that a cookie can say.
+pub const MAX_FILE_NUMBER: u32 = FILE_MASK as u32;
 const FRAME_SHIFT: u32 = 20;
 const FRAME_MASK: u64 = 0xfff;
 /// Largest distance that a cookie can say between the stack pointer at a site and that at its function's entry, bytes.

@@ -32,6 +32,8 @@ pub const MAX_OPEN_ACTIVATIONS: usize = 65_536;
 /// An activation record lies in the frame of the function that pushes and pops it: at most this far above the stack
 /// pointer when it is popped because wasm returned. A suspended fiber's record is popped from another stack.
 const MAX_FRAME_BYTES: u64 = 16 << 10;
+/// Cold starts kept of one trace.
+const MAX_COLD_STARTS: usize = 256;
 /// Records on one stack are less than this apart.
 const MAX_STACK_BYTES: u64 = 64 << 20;
 
@@ -707,7 +709,11 @@ fn place(
         for ((layer, reason), count) in &done.losses {
             parent.lose(layer, reason, *count);
         }
-        parent.cold.extend(done.cold);
+        let room = MAX_COLD_STARTS.saturating_sub(parent.cold.len());
+        if let excess @ 1.. = done.cold.len().saturating_sub(room) {
+            parent.lose("correlate", activation::COLD_START_LIMIT, excess as u64);
+        }
+        parent.cold.extend(done.cold.into_iter().take(room));
         parent.add(done.span);
         return;
     }

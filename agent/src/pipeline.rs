@@ -170,6 +170,7 @@ impl Pipeline {
         if undecodable > 0 {
             *self.losses.entry(("decode", "malformed")).or_default() += undecodable;
         }
+        self.forget_loads_if_lost(undecodable);
         let is_drained = records.len() < RECORDS_PER_TURN;
         for record in records {
             self.handle(&record, &mut output.events);
@@ -261,6 +262,20 @@ impl Pipeline {
         self.trace_count += output.traces.len() as u64;
     }
 
+    /// Marks that were lost may have been those that give a pointer another meaning.
+    fn forget_loads_if_lost(&mut self, undecodable: u64) {
+        let counters = self.kernel.counters();
+        let is_more = |counter: Counter| {
+            let before = self.counted.get(counter.name()).copied().unwrap_or(0);
+            counters.get(counter) > before
+        };
+        if undecodable > 0 || is_more(Counter::RingFull) || is_more(Counter::ThreadTableFull) {
+            for watched in self.processes.values_mut() {
+                watched.loads.forget();
+            }
+        }
+    }
+
     /// Turns what the programs and this task have lost since the last turn into events, so that traces which were open
     /// at the time know.
     fn count_losses(&mut self, output: &mut Output) {
@@ -268,9 +283,6 @@ impl Pipeline {
         for (counter, value) in self.kernel.counters().iter() {
             let before = self.counted.insert(counter.name(), value).unwrap_or(0);
             if counter.is_loss() && value > before {
-                for watched in self.processes.values_mut() {
-                    watched.loads.forget();
-                }
                 let layer = if counter == Counter::RingFull { "ring" } else { "kernel" };
                 losses.push(Loss {
                     layer: layer.to_owned(),
@@ -416,6 +428,10 @@ impl Pipeline {
                 self.tell_first_call((pid, tid, at_ns), syscall.activation, syscall.entry_handler, events);
             }
             Record::HelperSyscall(syscall) => push(helpers::event_kind(syscall, record.does_not_return())),
+            Record::Trap(trap) if !self.is_guest_code(pid, trap.instruction_pointer) => {
+                // Host code between two code objects, or a guest whose code could not be read.
+                self.lose("symbols", "signal_outside_guests");
+            }
             Record::Trap(trap) => {
                 let entry = self.function(pid, trap.entry_handler, events);
                 let stack = self.stack(pid, record.frames(), events);

@@ -89,6 +89,26 @@ pub fn test_host(name: &str) -> PathBuf {
     directory.join(name)
 }
 
+/// A test host that is linked in another way than usual: without an interpreter, or not position-independent. `None`, after saying
+/// so as [`left_out`] does, if it was built as any other.
+pub fn linked_host(name: &str) -> Option<PathBuf> {
+    const EXECUTABLE: u8 = 2;
+    const INTERPRETER: &[u8] = b"/ld-linux-x86-64.so.2\0";
+    const HEAD_BYTES: usize = 4096;
+    let path = test_host(name);
+    let bytes = std::fs::read(&path).expect("test hosts are built");
+    let head = &bytes[..bytes.len().min(HEAD_BYTES)];
+    let is_fixed = head.get(16) == Some(&EXECUTABLE);
+    let has_interpreter = head.windows(INTERPRETER.len()).any(|window| window == INTERPRETER);
+    if is_fixed || !has_interpreter {
+        return Some(path);
+    }
+    left_out(&format!(
+        "{name} was built without its linker flags, which `cargo xtask test` passes"
+    ));
+    None
+}
+
 /// A Python with everything of `tests/python/requirements.txt`: `WASMSCOPE_TEST_PYTHON`, else a virtual environment beside the tests, made
 /// on first use. `None`, after saying so as [`left_out`] does, if there is none.
 pub fn python() -> Option<&'static Path> {

@@ -16,7 +16,7 @@ use crate::toolchain::{Search, Toolchain};
 use crate::workspace::Workspace;
 
 use test_tools::Tool;
-pub(crate) use test_tools::python;
+pub(crate) use test_tools::{python, wheels};
 
 /// Find or install what building needs; does nothing when all is there.
 #[derive(Debug, clap::Args)]

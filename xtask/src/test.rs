@@ -33,6 +33,7 @@ const LINTS: &str = "lints";
 const UNIT: &str = "unit and snapshot tests";
 const HOSTS: &str = "test hosts";
 const HOST_TESTS: &str = "tests of the test hosts";
+const LINKED_HOSTS: &str = "test hosts linked in other ways";
 const TOOLS: &str = "tools for tests";
 const KERNEL: &str = "tests on the real kernel";
 const INTEGRATION: &str = "integration tests";
@@ -148,6 +149,26 @@ impl Stages<'_> {
             command.args(filter);
             run_tests(&mut command)
         })?;
+        self.run(LINKED_HOSTS, || {
+            // Their flags change nothing but how they are linked, so wasmtime is not compiled again.
+            let linked = |name, flag| {
+                let words = [
+                    "rustc",
+                    "--locked",
+                    "--release",
+                    "--package",
+                    "wasmscope-test-hosts",
+                    "--bin",
+                ];
+                let mut command = workspace.cargo(words);
+                command.args([name, "--", "-C", flag]);
+                command
+            };
+            run_all([
+                linked("workload-static", "target-feature=+crt-static"),
+                linked("workload-fixed", "relocation-model=static"),
+            ])
+        })?;
         self.run(TOOLS, || {
             let missing = setup::ensure_test_tools(workspace)?;
             Ok(if missing.is_empty() {
@@ -174,7 +195,8 @@ impl Stages<'_> {
                 .args(filter)
                 .env("WASMSCOPE_BIN", workspace.debug_binary("wasmscope"))
                 .env("WASMSCOPE_TEST_HOSTS_DIR", workspace.target.join("release"))
-                .env("WASMSCOPE_TEST_PYTHON", setup::python(workspace));
+                .env("WASMSCOPE_TEST_PYTHON", setup::python(workspace))
+                .env("WASMSCOPE_TEST_WHEELS", setup::wheels(workspace));
             run_tests(&mut command)
         })?;
         if let Some(reason) = cannot_trace {

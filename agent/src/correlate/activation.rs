@@ -11,7 +11,8 @@ use crate::{
 /// Spans kept of one trace; what comes later is counted as lost and told in the trace.
 pub const MAX_SPANS_PER_TRACE: u64 = 200_000;
 /// Reasons of losses that happen here, where a trace has no room.
-pub(super) const LIMITS: [&str; 2] = [TRACE_TOO_LARGE, SUSPEND_LIMIT];
+pub(super) const LIMITS: [&str; 3] = [TRACE_TOO_LARGE, SUSPEND_LIMIT, COLD_START_LIMIT];
+pub(super) const COLD_START_LIMIT: &str = "cold_start_limit";
 const TRACE_TOO_LARGE: &str = "trace_too_large";
 const SUSPEND_LIMIT: &str = "suspend_limit";
 /// Code of a trap of which nothing tells which it is.

@@ -125,6 +125,9 @@ impl Context<'_> {
             if self.state.coverage.activations {
                 self.count("cold_start_unassigned");
             }
+            if let Some(activation) = self.state.activations.get_mut(&address) {
+                activation.is_warm = false;
+            }
             let at_ns = self.at_ns;
             self.state.modules.called(&hash, at_ns);
             return;

@@ -20,6 +20,11 @@ impl AddressMap {
         Self { bytes, major }
     }
 
+    /// Bytes.
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// The wasm offset of the instruction at or around this offset of the text.
     pub(super) fn lookup(&self, text_offset: u64) -> Option<u32> {
         let text_offset = u32::try_from(text_offset).ok()?;

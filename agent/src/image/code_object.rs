@@ -287,6 +287,11 @@ impl CodeObject {
         }
     }
 
+    /// Bytes of the tables that are kept whole.
+    pub fn held_bytes(&self) -> usize {
+        self.address_map.as_ref().map_or(0, AddressMap::len) + self.traps.as_ref().map_or(0, TrapTable::len)
+    }
+
     /// Core modules in the image.
     pub fn module_count(&self) -> usize {
         self.modules.len()

@@ -12,8 +12,12 @@ use super::{bounded_name, info::Cursor};
 const WORLD: &str = "$root";
 /// Instances exported by instances; tools write one level.
 const MAX_EXPORT_DEPTH: u32 = 4;
-/// Names of exports kept; a component has at most a few hundred.
+/// Names of exports looked at; a component has at most a few hundred.
 const MAX_EXPORTS: usize = 10_000;
+/// Lowered imports; a component has at most a few hundred.
+const MAX_LOWERINGS: usize = 10_000;
+/// Parts of an import's path joined to its name; tools write one.
+const MAX_PATH_PARTS: usize = 8;
 
 /// How a version of wasmtime writes a component (wasmtime-environ: `src/component/info.rs`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,12 +143,24 @@ pub(super) fn component_names(info: &[u8], layout: Layout) -> Option<ComponentNa
     let (instances, lowerings) = reader.initializers(imports.len())?;
 
     let mut lifted = HashMap::new();
-    add_exports(&mut lifted, &exports, &items, &instances, "", MAX_EXPORT_DEPTH);
+    let mut budget = MAX_EXPORTS;
+    add_exports(
+        &mut lifted,
+        &mut budget,
+        &exports,
+        &items,
+        &instances,
+        "",
+        MAX_EXPORT_DEPTH,
+    );
+    if lowerings.len() > MAX_LOWERINGS {
+        return None;
+    }
     let lowered = lowerings.into_iter().map(|import| {
         let (interface, path) = &imports[import];
         let (interface, function) = match path.as_slice() {
             [] => (WORLD, (*interface).to_owned()),
-            path => (*interface, path.join(".")),
+            path => (*interface, joined(path)),
         };
         ComponentImport {
             interface: Arc::from(&*bounded_name(interface.as_bytes())),
@@ -160,6 +176,7 @@ pub(super) fn component_names(info: &[u8], layout: Layout) -> Option<ComponentNa
 
 fn add_exports(
     lifted: &mut HashMap<(u32, u32), Arc<str>>,
+    budget: &mut usize,
     exports: &[(&str, u32)],
     items: &[Item<'_>],
     instances: &[Option<u32>],
@@ -167,10 +184,10 @@ fn add_exports(
     depth: u32,
 ) {
     for (name, item) in exports {
-        if lifted.len() >= MAX_EXPORTS {
-            return;
-        }
-        let name = format!("{prefix}{name}");
+        // Instances may export each other, so what is bounded is the names looked at.
+        let Some(left) = budget.checked_sub(1) else { return };
+        *budget = left;
+        let name = format!("{prefix}{}", bounded_name(name.as_bytes()));
         match items.get(*item as usize) {
             Some(Item::Function(Core::Function { instance, index })) => {
                 if let Some(Some(module)) = instances.get(*instance as usize) {
@@ -179,11 +196,28 @@ fn add_exports(
                 }
             }
             Some(Item::Instance(exports)) if depth > 0 => {
-                add_exports(lifted, exports, items, instances, &format!("{name}#"), depth - 1);
+                add_exports(
+                    lifted,
+                    budget,
+                    exports,
+                    items,
+                    instances,
+                    &format!("{name}#"),
+                    depth - 1,
+                );
             }
             _ => {}
         }
     }
+}
+
+/// Parts of a path, no more of each than a name may have.
+fn joined(path: &[&str]) -> String {
+    let parts = path
+        .iter()
+        .take(MAX_PATH_PARTS)
+        .map(|part| bounded_name(part.as_bytes()));
+    parts.collect::<Vec<_>>().join(".")
 }
 
 struct Reader<'a> {

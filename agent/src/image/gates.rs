@@ -7,6 +7,8 @@
 
 use iced_x86::{Code, ConditionCode, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
 
+use std::cell::Cell;
+
 use wasmscope_common::MAX_FRAME_BYTES;
 
 use super::prologue::{decode, is_emulated, is_write, target_inside};
@@ -15,6 +17,8 @@ use super::prologue::{decode, is_emulated, is_write, target_inside};
 const MAX_CODE_BYTES: usize = 16 << 10;
 /// Calls followed from a function into the one that does its work.
 const MAX_DEPTH: u32 = 3;
+/// Functions looked at for the gates of one.
+const MAX_FUNCTIONS: u32 = 32;
 
 /// A place for a probe on the end of a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,11 +47,12 @@ pub enum GateResult {
 /// Finds the gates of the function at `address`. `read` gives the code of the function that begins at an address, if it is
 /// known. `None` if that cannot be done for every way out, or if none of them is cheap.
 pub fn gates(address: u64, read: &dyn Fn(u64) -> Option<Vec<u8>>) -> Option<Vec<Gate>> {
-    let found = gates_of(address, read, 0)?;
+    let found = gates_of(address, read, 0, &Cell::new(MAX_FUNCTIONS))?;
     found.iter().any(|gate| gate.emulated).then_some(found)
 }
 
-fn gates_of(address: u64, read: &dyn Fn(u64) -> Option<Vec<u8>>, depth: u32) -> Option<Vec<Gate>> {
+fn gates_of(address: u64, read: &dyn Fn(u64) -> Option<Vec<u8>>, depth: u32, budget: &Cell<u32>) -> Option<Vec<Gate>> {
+    budget.set(budget.get().checked_sub(1)?);
     let code = read(address)?;
     let flow = Flow::read(&code, address)?;
     let mut gates = Vec::new();
@@ -64,7 +69,7 @@ fn gates_of(address: u64, read: &dyn Fn(u64) -> Option<Vec<u8>>, depth: u32) -> 
         let cheap = flow.first_cheap(to);
         if is_own_way && flow.steps[cheap].emulated {
             gates.push(flow.gate(cheap, None)?);
-        } else if let Some(inner) = flow.gates_of_callee(from, to, read, depth) {
+        } else if let Some(inner) = flow.gates_of_callee(from, to, read, depth, budget) {
             gates.extend(inner);
         } else if is_own_way {
             gates.push(flow.gate(to, None)?);
@@ -153,7 +158,9 @@ impl Flow {
                 (number != usize::MAX).then_some(number)
             };
             step.successors = match step.instruction.flow_control() {
-                FlowControl::Next | FlowControl::Call | FlowControl::IndirectCall => next.into_iter().collect(),
+                // Code that goes on beyond what there is of it is not all of the function.
+                FlowControl::Next => vec![next?],
+                FlowControl::Call | FlowControl::IndirectCall => next.into_iter().collect(),
                 FlowControl::Return | FlowControl::Exception | FlowControl::Interrupt => Vec::new(),
                 FlowControl::UnconditionalBranch => vec![inside(step)?],
                 FlowControl::ConditionalBranch => vec![inside(step)?, next?],
@@ -278,6 +285,7 @@ impl Flow {
         to: usize,
         read: &dyn Fn(u64) -> Option<Vec<u8>>,
         depth: u32,
+        budget: &Cell<u32>,
     ) -> Option<Vec<Gate>> {
         let step = &self.steps[call];
         if depth >= MAX_DEPTH || step.instruction.flow_control() != FlowControl::Call {
@@ -292,7 +300,7 @@ impl Flow {
         if self.steps.iter().filter(is_same).count() != 1 {
             return None;
         }
-        let inner = gates_of(callee, read, depth + 1)?;
+        let inner = gates_of(callee, read, depth + 1, budget)?;
         // The call itself pushes the return address.
         let frame = 8 - self.stack[call]?;
         inner.iter().any(|gate| gate.emulated).then_some(())?;

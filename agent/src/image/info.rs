@@ -203,6 +203,10 @@ pub(super) fn component_modules(
         let range = start..info.len() - cursor.bytes.len();
         let mut names = names;
         names.limits = module_limits(&mut cursor, layout, &names);
+        steps = cursor.steps;
+        if steps > MAX_SCAN_STEPS {
+            return vec![None; module_count as usize];
+        }
         let slot = index as usize;
         if certainties[slot].is_better(range.len()) {
             found[slot] = Some((names, range));

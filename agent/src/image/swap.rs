@@ -21,6 +21,8 @@ use super::{
 const MAX_SWAP_BYTES: u64 = 512;
 /// Code searched of one file; wasmtime's own command has 40 MB.
 const MAX_CODE_BYTES: u64 = 512 << 20;
+/// Functions looked up; the runtime library has some 20,000 with the instruction.
+const MAX_LOOK_UPS: u32 = 1_000_000;
 /// Functions looked into; wasmtime's own command has some thousands that set bit 0 of a register.
 const MAX_CANDIDATES: usize = 200_000;
 const CHUNK_BYTES: u64 = 1 << 20;
@@ -69,6 +71,9 @@ fn candidates<R: ReadAt + ?Sized>(reader: &R, image: &HostImage, table: &UnwindT
     let mut found = Vec::new();
     let mut seen = BTreeSet::new();
     let mut left = MAX_CODE_BYTES;
+    let mut look_ups = 0;
+    // The function looked at last: what it holds more of needs no further look.
+    let mut last = 0..0;
     for load in image.loads.iter().filter(|load| load.is_executable) {
         let end = load.file_bytes.min(left);
         left -= end;
@@ -90,10 +95,18 @@ fn candidates<R: ReadAt + ?Sized>(reader: &R, image: &HostImage, table: &UnwindT
                 let Some(address) = load.address.checked_add(position + at as u64) else {
                     continue;
                 };
-                if let Some(function) = table.function_at(reader, address)
-                    && function.size <= MAX_SWAP_BYTES
-                    && seen.insert(function.address)
-                {
+                if last.contains(&address) {
+                    continue;
+                }
+                look_ups += 1;
+                if look_ups > MAX_LOOK_UPS {
+                    return found;
+                }
+                let Some(function) = table.function_at(reader, address) else {
+                    continue;
+                };
+                last = function.address..function.address.saturating_add(function.size);
+                if function.size <= MAX_SWAP_BYTES && seen.insert(function.address) {
                     found.push(function);
                     if found.len() >= MAX_CANDIDATES {
                         return found;

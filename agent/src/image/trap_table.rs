@@ -98,6 +98,11 @@ impl TrapTable {
         Self { bytes, major }
     }
 
+    /// Bytes.
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// The trap that the instruction at exactly this offset of the text raises.
     pub(super) fn lookup(&self, text_offset: u64) -> Option<&'static str> {
         let text_offset = u32::try_from(text_offset).ok()?;

@@ -111,8 +111,7 @@ impl Pipeline {
         let mut limits = host.plan.limits.clone();
         if self.distrusts_swap(host.file_id) {
             limits.push(
-                "the function taken for the swap of activations is another: invocations are seen only as far as they make \
-                 syscalls or host calls"
+                "the function taken for the swap of activations is another: guests of this host are not followed"
                     .to_owned(),
             );
         }

@@ -90,6 +90,11 @@ impl Pipeline {
         });
     }
 
+    pub(super) fn is_guest_code(&mut self, pid: u32, address: u64) -> bool {
+        let watched = self.processes.get_mut(&pid);
+        watched.is_some_and(|watched| watched.guests.contains(address))
+    }
+
     /// The kind and place of a trap that a signal tells.
     pub(super) fn trap(&mut self, pid: u32, address: u64, signal: u64) -> (String, Place) {
         let guests = self.processes.get_mut(&pid).map(|watched| &mut watched.guests);

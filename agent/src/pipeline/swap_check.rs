@@ -20,6 +20,8 @@ pub(super) struct SwapCheck {
     /// What the last swap left, by process and thread.
     left: HashMap<(u32, u32), u64>,
     is_distrusted: bool,
+    /// Records lost by the last swap.
+    lost_count: u64,
 }
 
 impl SwapCheck {
@@ -63,8 +65,12 @@ impl Pipeline {
             return false;
         }
         let old = (swap.header.flags & SLOT_UNKNOWN == 0).then_some(swap.old);
-        // A swap whose record was lost explains everything.
-        if check.agrees(pid, tid, old, swap.new) || self.kernel.counters().get(Counter::RingFull) > 0 {
+        let lost_count = self.kernel.counters().get(Counter::RingFull);
+        if std::mem::replace(&mut check.lost_count, lost_count) != lost_count {
+            // A swap whose record was lost explains everything.
+            check.left.clear();
+        }
+        if check.agrees(pid, tid, old, swap.new) {
             return true;
         }
         self.distrust_swap(file_id, events);
@@ -74,9 +80,11 @@ impl Pipeline {
     /// A thread or a whole process begins anew.
     pub(super) fn forget_swaps(&mut self, pid: u32, tid: Option<u32>) {
         for check in self.swap_checks.values_mut() {
-            check
-                .left
-                .retain(|(of, thread), _| *of != pid || tid.is_some_and(|tid| *thread != tid));
+            if let Some(tid) = tid {
+                check.left.remove(&(pid, tid));
+            } else {
+                check.left.retain(|(of, _), _| *of != pid);
+            }
         }
     }
 

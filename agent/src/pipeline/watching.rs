@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, io, ops::Range, path::Path};
 
-use wasmscope_common::{HOST_FUNCTIONS_SOUGHT, ImportTable, KEEP_TLS_ON_EXEC, ProcessConfig};
+use wasmscope_common::{HOST_FUNCTIONS_SOUGHT, ImportTable, KEEP_TLS_ON_EXEC, MAX_COPIES, ProcessConfig};
 
 use super::{Detail, FileLinks, Pipeline, SharedHost, cold::Loads, copies};
 use crate::{
@@ -242,15 +242,22 @@ impl Pipeline {
 
     /// Looks which files with a runtime are mapped by now, and attaches to those that are new.
     fn find_hosts(&mut self, pid: u32, mappings: &[ExecutableMapping]) {
-        let found = self.hosts.of_process(pid, mappings);
-        let coverages: Vec<_> = found.iter().map(|host| self.attach(host)).collect();
-        let Some(watched) = self.processes.get_mut(&pid) else {
-            return;
-        };
-        for (host, coverage) in found.into_iter().zip(coverages) {
+        for host in self.hosts.of_process(pid, mappings) {
+            let Some(watched) = self.processes.get(&pid) else {
+                return;
+            };
             if watched.hosts.iter().any(|known| known.file_id == host.file_id) {
                 continue;
             }
+            // More copies are not followed, so there is nothing to attach for.
+            let coverage = if watched.hosts.len() < MAX_COPIES {
+                self.attach(&host)
+            } else {
+                Coverage::default()
+            };
+            let Some(watched) = self.processes.get_mut(&pid) else {
+                return;
+            };
             watched.coverage = if watched.hosts.is_empty() {
                 coverage
             } else {
@@ -359,7 +366,9 @@ impl Pipeline {
             .iter()
             .find(|mapping| mapping.range.contains(&range.start))
             .and_then(file_name);
-        let Some(watched) = self.processes.get(&pid) else { return };
+        let Some(watched) = self.processes.get(&pid) else {
+            return;
+        };
         let described = self.process_of(pid, watched);
         // A library may have been loaded after the process had been looked at.
         self.find_hosts(pid, &mappings);
@@ -367,6 +376,7 @@ impl Pipeline {
             return;
         };
         watched.code = mappings.iter().map(|mapping| mapping.range.clone()).collect();
+        let published = range.clone();
         match watched.guests.add(&watched.memory, range, file_name) {
             Ok(Added::Known | Added::New) => {}
             Ok(Added::Replaced) => {
@@ -376,7 +386,11 @@ impl Pipeline {
                     let _ = self.kernel.watch(pid, config);
                 }
             }
-            Err(_) => self.lose("symbols", "image_unreadable"),
+            Err(_) => {
+                // Nor does what was there before hold any longer.
+                watched.guests.remove(&published);
+                self.lose("symbols", "image_unreadable");
+            }
         }
         if self.configure(pid).is_err() {
             self.lose("kernel", "process_table_full");

@@ -22,6 +22,8 @@ use crate::{
 
 /// Code objects kept of one process.
 pub const MAX_OBJECTS: usize = 1024;
+/// Bytes of their tables kept of one process. The largest guests have some 50 MB.
+const MAX_HELD_BYTES: usize = 256 << 20;
 /// Callees remembered of one process.
 const MAX_CALLEES: usize = 16_384;
 /// Types of imported functions looked at of one module.
@@ -125,27 +127,20 @@ impl Guests {
         {
             return Ok(Added::Known);
         }
-        let overlapping: Vec<_> = self
-            .objects
-            .values()
-            .filter(|loaded| loaded.text.start < text.end && text.start < loaded.text.end)
-            .map(|loaded| loaded.text.start)
-            .collect();
-        let mut added = Added::New;
-        for start in overlapping {
-            self.objects.remove(&start);
-            added = Added::Replaced;
+        let mut added = if self.remove(&text) {
+            Added::Replaced
+        } else {
+            Added::New
+        };
+        if self.held_bytes().saturating_add(object.held_bytes()) > MAX_HELD_BYTES {
+            return Err(ImageError::Malformed("more tables than are kept of one process"));
         }
         if self.objects.len() >= MAX_OBJECTS {
             self.objects.pop_first();
             added = Added::Replaced;
         }
         if added == Added::Replaced {
-            self.functions.clear();
-            self.builtins.clear();
-            self.callees.clear();
-            self.callee_count = 0;
-            self.trampolines.clear();
+            self.forget_addresses();
         }
         self.objects.insert(
             text.start,
@@ -169,6 +164,35 @@ impl Guests {
     pub fn is_component(&mut self, address: u64) -> bool {
         self.loaded(address)
             .is_some_and(|loaded| loaded.object.kind() == CodeKind::Component)
+    }
+
+    /// Takes away what lies in a range; `false` if nothing did.
+    pub fn remove(&mut self, range: &Range<u64>) -> bool {
+        let count = self.objects.len();
+        self.objects
+            .retain(|_, loaded| loaded.text.end <= range.start || range.end <= loaded.text.start);
+        let is_less = self.objects.len() < count;
+        if is_less {
+            self.forget_addresses();
+        }
+        is_less
+    }
+
+    fn forget_addresses(&mut self) {
+        self.functions.clear();
+        self.builtins.clear();
+        self.callees.clear();
+        self.callee_count = 0;
+        self.trampolines.clear();
+    }
+
+    fn held_bytes(&self) -> usize {
+        self.objects.values().map(|loaded| loaded.object.held_bytes()).sum()
+    }
+
+    /// Whether an address lies in the code of one of them.
+    pub fn contains(&mut self, address: u64) -> bool {
+        self.loaded(address).is_some()
     }
 
     /// Whether there are any.

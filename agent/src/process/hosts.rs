@@ -21,8 +21,11 @@ use crate::{
     runtime::{self, PlannedSite, ProbePlan},
 };
 
-/// Host images remembered.
-const MAX_HOSTS: usize = 4096;
+/// Files remembered.
+const MAX_FILES: usize = 4096;
+/// Files with a runtime in them: each stays open, with its sites attached. Later ones are treated as having none.
+const MAX_HOSTS: u32 = 512;
+const _: () = assert!(MAX_HOSTS <= wasmscope_common::MAX_FILE_NUMBER);
 
 /// A file by identity rather than path: containers see one file under many paths. The modification time tells a file that
 /// was replaced in place.
@@ -124,11 +127,8 @@ impl Host {
 #[derive(Debug, Default)]
 pub struct Hosts {
     known: HashMap<FileId, Option<Arc<Host>>>,
-    numbers: u32,
+    host_count: u32,
 }
-
-/// Numbers that cookies have room for.
-const MAX_NUMBER: u32 = 0xff_ffff;
 
 impl Hosts {
     /// The files with a runtime in them that a process runs: its executable and its libraries, each once.
@@ -176,11 +176,17 @@ impl Hosts {
             return Ok(known.clone());
         }
         // What cannot be read now may be later, so it is not remembered.
-        let number = self.numbers % MAX_NUMBER + 1;
+        let number = self.host_count + 1;
         let host = examine(file, file_id, number)?;
-        self.numbers = number;
-        if self.known.len() >= MAX_HOSTS {
-            self.known.clear();
+        if host.is_some() {
+            if self.host_count >= MAX_HOSTS {
+                return Ok(None);
+            }
+            self.host_count = number;
+        }
+        if self.known.len() >= MAX_FILES {
+            // Hosts stay: their sites bear their numbers.
+            self.known.retain(|_, host| host.is_some());
         }
         self.known.insert(file_id, host.clone());
         Ok(host)

@@ -136,11 +136,18 @@ impl ProbePlan {
         ] {
             for function in functions {
                 if !self.mark(kind, function, file, returns) {
+                    // What began would never end, and be taken for the cause of what comes later.
+                    self.drop_mark(function);
                     self.limits
-                        .push(format!("{}: its returns cannot be probed", function.path));
+                        .push(format!("{} is not seen: its returns cannot be probed", function.path));
                 }
             }
         }
+    }
+
+    fn drop_mark(&mut self, function: &HostFunction) {
+        self.sites
+            .retain(|site| site.program != SiteProgram::Mark || site.file_offset != function.file_offset);
     }
 
     /// Plans begin and end of host calls; returns for how many functions there is no end.
@@ -232,9 +239,21 @@ impl ProbePlan {
         };
         // Where a function ends in a jump, its frame is gone as it is at a return, and only then does the stack pointer
         // match that of the begin. What it returns is not known there.
-        let jumps = match kind {
-            SiteKind::MakeModule => &[],
-            _ => points.tail_jumps.as_slice(),
+        let needs_result = matches!(
+            kind,
+            SiteKind::MakeModule
+                | SiteKind::MemoryGrow
+                | SiteKind::TableGrow
+                | SiteKind::OutOfFuel
+                | SiteKind::EpochDeadline
+        );
+        if needs_result && kind != SiteKind::MakeModule && !points.tail_jumps.is_empty() {
+            return false;
+        }
+        let jumps = if needs_result {
+            &[]
+        } else {
+            points.tail_jumps.as_slice()
         };
         let returns = points.returns.iter().map(|point| (point.probe_offset, point.emulated));
         let ends: Vec<_> = returns.chain(jumps.iter().map(|offset| (*offset, false))).collect();
@@ -257,7 +276,7 @@ impl ProbePlan {
     /// none.
     fn leave_through_gates(&mut self, function: &HostFunction, all: &dyn Functions, file: &dyn ReadAt) -> bool {
         let read = |address| {
-            let size = all.function_size(address)?;
+            let size = all.function_size(address).filter(|size| *size <= MAX_FUNCTION_BYTES)?;
             let file_offset = all.file_offset(address)?;
             Some(read_code(
                 &HostFunction {
@@ -381,8 +400,7 @@ impl ProbePlan {
             for function in functions.iter().take(MAX_FUNCTIONS_PER_PHASE) {
                 if !self.mark(kind, function, file, with_end) {
                     // A begin without its end would time nothing.
-                    self.sites
-                        .retain(|site| site.program != SiteProgram::Mark || site.file_offset != function.file_offset);
+                    self.drop_mark(function);
                     self.limits.push(format!(
                         "returns of {} cannot be probed: cold starts lack it",
                         function.path

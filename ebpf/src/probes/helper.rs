@@ -7,7 +7,7 @@ use wasmscope_common::{Counter, EMIT_ACTIVATIONS, HandedOver, HelperTask, SiteKi
 use crate::{
     activation::top,
     maps::{HELPER_TASKS, count},
-    thread::{Thread, current, watched},
+    thread::{Thread, current, select_file, watched},
     user::{argument, cookie},
 };
 
@@ -36,6 +36,8 @@ pub fn helper(ctx: ProbeContext) -> u32 {
     let first = argument(regs, cookie.first());
     if cookie.kind() == SiteKind::HelperSpawn as u8 {
         let second = argument(regs, cookie.second());
+        // SAFETY: a pointer into a map value.
+        select_file(thread, unsafe { &*config }, cookie.file());
         hand_over(thread, first, second);
     } else if cookie.kind() == SiteKind::HelperRun as u8 {
         begin(thread, first);

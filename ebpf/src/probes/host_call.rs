@@ -123,8 +123,9 @@ pub fn host_call_end(ctx: ProbeContext) -> u32 {
     // SAFETY: a pointer into a map value.
     let layout = layout_of_file(unsafe { &*config }, cookie.file());
     let succeeded = match cookie.first() {
-        // Where they return nothing, they do not return at all if they fail.
-        _ if layout & LAYOUT_NO_RESULT != 0 => 1,
+        // Where they return nothing, they do not return at all if they fail; which versions those are is not known yet
+        // without a layout.
+        _ if layout == 0 || layout & LAYOUT_NO_RESULT != 0 => 1,
         ArgumentLocation::Constant(value) => u64::from(value),
         _ => regs.rax & 1,
     };

@@ -28,6 +28,11 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
         if config.child_flags & KEEP_TLS_ON_EXEC == 0 {
             config.copies[0] = NOTHING_KNOWN;
         }
+        let mut copy = 1;
+        while copy < MAX_COPIES {
+            config.copies[copy] = NOTHING_KNOWN;
+            copy += 1;
+        }
         config.child_flags &= !KEEP_TLS_ON_EXEC;
         config.flags = config.child_flags;
         config.copies[0].store_offset = 0;

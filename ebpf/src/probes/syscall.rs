@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use wasmscope_common::{
     AGGREGATE_SYSCALLS, CodePublished, Counter, DOES_NOT_RETURN, EMIT_SYSCALLS, HelperSyscall, LAYOUT_NO_HANDLER,
-    MAX_COPIES, MAX_FRAMES, ProcessConfig, RecordKind, STACK_TRUNCATED, Syscall, SyscallKey, SyscallStats,
+    MAX_COPIES, MAX_FRAMES, ProcessConfig, RecordKind, STACK_TRUNCATED, Syscall, SyscallKey, SyscallStats, TLS_DYNAMIC,
     WATCH_NEW_WASM,
 };
 
@@ -140,7 +140,11 @@ fn select_copy(thread: *mut Thread, config: *mut ProcessConfig, stack_pointer: u
     let mut entering = MAX_COPIES;
     let mut copy = 0;
     while copy < MAX_COPIES {
-        if state.copies[copy].slot == 0 && state.copies[copy].announced != 0 {
+        // Elsewhere than in a library's block the slot is found by other means.
+        if state.copies[copy].slot == 0
+            && state.copies[copy].announced != 0
+            && known.copies[copy].tls_kind == TLS_DYNAMIC
+        {
             entering = copy;
         }
         copy += 1;

@@ -1,11 +1,13 @@
 //! Runs a scenario: compiles its guests, gives each task a session and spreads the tasks over threads.
 
 use std::fs::OpenOptions;
+use std::process::ExitCode;
 use std::sync::{Arc, Barrier};
 use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use clap::Parser as _;
 use serde_json::json;
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, InstancePre, Linker, PoolingAllocationConfig};
 
@@ -16,6 +18,17 @@ use crate::report::{self, Report};
 use crate::scenario::components::{self, ComponentScenario};
 use crate::scenario::{self, Scenario, Setup};
 use crate::session::{Session, State};
+
+/// The program: does what its command line asks for.
+pub fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("workload: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
 
 /// Does what the command line asks for.
 pub fn run(options: &Options) -> Result<()> {

@@ -157,9 +157,11 @@ fn ten_thousand_host_calls_on_four_threads_and_on_sixteen_fibers_are_each_seen_o
 #[test]
 fn code_compiled_ahead_of_time_and_mapped_from_a_file_is_seen_exactly() {
     let Some(_kernel) = Kernel::acquire() else { return };
-    let (seen, counted) = traced(&["--scenario", "cwasm", "--calls", "20", "--repeat", "3"]);
-    assert_equal(&seen, &counted);
-    assert_each_is_one_invocation(&seen, 20, &["nanosleep"]);
+    for (mode, nap) in [("sync", &["nanosleep"][..]), ("async", &[])] {
+        let (seen, counted) = traced(&["--scenario", "cwasm", "--mode", mode, "--calls", "20", "--repeat", "3"]);
+        assert_equal(&seen, &counted);
+        assert_each_is_one_invocation(&seen, 20, nap);
+    }
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod grow;
 mod helper_threads;
 mod hostile;
 mod interruptions;
+mod linking;
 mod metrics;
 mod nested;
 mod python;

@@ -1,4 +1,4 @@
-//! What only tests and benchmarks use: strace, bpftrace, wasmtime's Python package and Mermaid's parser.
+//! What only tests and benchmarks use: strace, bpftrace, wasmtime's Python packages and Mermaid's parser.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,6 +24,12 @@ pub(crate) enum Tool {
         environment: PathBuf,
         requirements: PathBuf,
     },
+    /// wasmtime's Python package in every version that tests run against, each in a directory of its own.
+    Wheels {
+        python: PathBuf,
+        directory: PathBuf,
+        versions: Vec<String>,
+    },
     /// The npm packages of `tests/mermaid`.
     Mermaid { directory: PathBuf },
 }
@@ -38,6 +44,14 @@ pub(crate) fn all(workspace: &Workspace) -> Vec<Tool> {
             requirements,
         });
     }
+    let versions = fs::read_to_string(workspace.root.join("tests/python/versions.txt")).unwrap_or_default();
+    if !versions.is_empty() {
+        tools.push(Tool::Wheels {
+            python: python(workspace),
+            directory: wheels(workspace),
+            versions: versions.lines().map(str::to_owned).collect(),
+        });
+    }
     let directory = workspace.root.join("tests/mermaid");
     if directory.join("package-lock.json").is_file() {
         tools.push(Tool::Mermaid { directory });
@@ -50,12 +64,18 @@ pub(crate) fn python(workspace: &Workspace) -> PathBuf {
     workspace.tools().join("python/bin/python3")
 }
 
+/// Where [`Tool::Wheels`] are, whether or not they are there yet.
+pub(crate) fn wheels(workspace: &Workspace) -> PathBuf {
+    workspace.tools().join("wheels")
+}
+
 impl Tool {
     /// For reports.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Program(name) => name,
             Self::Python { .. } => "py-wasmtime",
+            Self::Wheels { .. } => "py-wasmtime, all versions",
             Self::Mermaid { .. } => "mermaid",
         }
     }
@@ -65,6 +85,18 @@ impl Tool {
         match self {
             Self::Program(name) => format!("sudo apt-get install {name}"),
             Self::Python { requirements, .. } => format!("python3 -m pip install -r {}", requirements.display()),
+            Self::Wheels {
+                directory, versions, ..
+            } => {
+                let each = versions.iter().map(|version| {
+                    let target = directory.join(version);
+                    format!(
+                        "python3 -m pip install --target {} wasmtime=={version}",
+                        target.display()
+                    )
+                });
+                each.collect::<Vec<_>>().join(" && ")
+            }
             Self::Mermaid { directory } => {
                 format!("npm ci --prefix {} (needs Node.js 20 or newer)", directory.display())
             }
@@ -82,6 +114,11 @@ impl Tool {
                 let made_for = fs::read(environment.join(REQUIREMENTS)).ok();
                 made_for.is_some() && made_for == fs::read(requirements).ok() && imports_wasmtime(environment)
             }
+            Self::Wheels {
+                directory, versions, ..
+            } => versions
+                .iter()
+                .all(|version| directory.join(version).join("wasmtime/__init__.py").is_file()),
             Self::Mermaid { directory } => {
                 // npm writes this file last.
                 let modified = |name: &str| {
@@ -103,6 +140,13 @@ impl Tool {
                 environment,
                 requirements,
             } => install_wheel(environment, requirements),
+            Self::Wheels {
+                python,
+                directory,
+                versions,
+            } => versions
+                .iter()
+                .try_for_each(|version| install_version(python, &directory.join(version), version)),
             Self::Mermaid { directory } => install_packages(directory),
         };
         installed.with_context(|| format!("try `{}`", self.how_to()))?;
@@ -154,6 +198,30 @@ fn install_wheel(environment: &Path, requirements: &Path) -> Result<()> {
         fs::remove_dir_all(environment).with_context(|| format!("while removing {}", environment.display()))?;
     }
     fs::rename(&staged, environment).with_context(|| format!("while putting {} in place", environment.display()))
+}
+
+fn install_version(python: &Path, directory: &Path, version: &str) -> Result<()> {
+    if directory.join("wasmtime/__init__.py").is_file() {
+        return Ok(());
+    }
+    let parent = directory.parent().context("the wheel has no parent directory")?;
+    fs::create_dir_all(parent).with_context(|| format!("while making {}", parent.display()))?;
+    let staging = super::linker::staging(parent)?;
+    let staged = staging.path().join(version);
+    let mut pip = Command::new(python);
+    pip.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--only-binary=:all:",
+        "--target",
+    ])
+    .arg(&staged)
+    .arg(format!("wasmtime=={version}"));
+    Step::run(format!("installing wasmtime {version} for Python (pip)"), &mut pip)?;
+    fs::rename(&staged, directory).with_context(|| format!("while putting {} in place", directory.display()))
 }
 
 fn install_packages(directory: &Path) -> Result<()> {

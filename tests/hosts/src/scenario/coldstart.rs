@@ -43,7 +43,8 @@ pub(super) const SCENARIO: Scenario = Scenario {
 #[derive(Debug, Serialize)]
 struct Step {
     module: &'static str,
-    step: &'static str,
+    #[serde(rename = "step")]
+    name: &'static str,
     start_ns: u64,
     end_ns: u64,
 }
@@ -63,7 +64,7 @@ impl Steps {
         let end_ns = now_ns();
         self.0.push(Step {
             module,
-            step,
+            name: step,
             start_ns,
             end_ns,
         });
