@@ -55,6 +55,8 @@ struct ProcessState {
     threads: HashMap<u32, ThreadState>,
     activations: HashMap<u64, Activation>,
     modules: cold::Modules,
+    /// A host call has been seen to begin.
+    has_host_calls: bool,
 }
 
 #[derive(Debug, Default)]
@@ -95,8 +97,10 @@ impl Correlator {
             }
             EventKind::Lost { loss } => self.lost(&loss),
             kind @ (EventKind::ModulePublished { .. } | EventKind::Phase { .. }) => {
-                if let Some(state) = self.processes.get_mut(&pid) {
-                    state.module_event(at_ns, tid, kind);
+                if let Some(state) = self.processes.get_mut(&pid)
+                    && !state.module_event(at_ns, tid, kind)
+                {
+                    *self.losses.entry(("correlate", "phase_limit")).or_default() += 1;
                 }
             }
             EventKind::ProcessGone => {
@@ -176,6 +180,7 @@ impl Correlator {
                         threads: HashMap::new(),
                         activations: HashMap::new(),
                         modules: cold::Modules::default(),
+                        has_host_calls: false,
                     },
                 );
             }
@@ -633,6 +638,7 @@ impl Context<'_> {
         activation.failed_call = None;
         activation.open_call = Some(span);
         activation.open_frame = frame;
+        self.state.has_host_calls = true;
     }
 
     fn host_call_end(&mut self, frame: u64, succeeded: bool) {
@@ -640,7 +646,10 @@ impl Context<'_> {
         let top = self.thread().stack.last().copied();
         let top = top.and_then(|top| self.state.activations.get_mut(&top));
         let Some(activation) = top.filter(|activation| activation.open_call.is_some()) else {
-            self.count("host_call_end_without_begin");
+            // Before the first begin, they are of calls that began before the probes were there.
+            if self.state.has_host_calls {
+                self.count("host_call_end_without_begin");
+            }
             return;
         };
         if frame != 0 && activation.open_frame != 0 && frame != activation.open_frame {

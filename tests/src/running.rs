@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long anything may take. Only a test that fails ever waits so long.
-pub const DEADLINE: Duration = Duration::from_mins(4);
+pub const DEADLINE: Duration = Duration::from_mins(2);
 
 /// A running child; killed when dropped.
 #[derive(Debug)]

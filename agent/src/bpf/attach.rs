@@ -39,15 +39,15 @@ pub enum SiteProgram {
 }
 
 impl SiteProgram {
-    /// Every program.
+    /// Every program, ends before begins: attached in this order, no begin is seen whose end cannot be.
     pub const ALL: [Self; 8] = [
+        Self::HostCallEnd,
+        Self::MarkEnd,
         Self::ActivationSwap,
         Self::Unwind,
         Self::HostCall,
         Self::ComponentHostCall,
-        Self::HostCallEnd,
         Self::Mark,
-        Self::MarkEnd,
         Self::Helper,
     ];
 

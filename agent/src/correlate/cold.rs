@@ -32,8 +32,8 @@ struct Loaded {
 }
 
 impl ProcessState {
-    /// Takes what happened to a module before it was called.
-    pub(super) fn module_event(&mut self, at_ns: u64, tid: u32, event: EventKind) {
+    /// Takes what happened to a module before it was called; `false` if there is no room for it.
+    pub(super) fn module_event(&mut self, at_ns: u64, tid: u32, event: EventKind) -> bool {
         let loaded = &mut self.modules.loaded;
         match event {
             EventKind::ModulePublished { module, hash, image } if image != 0 => {
@@ -59,9 +59,10 @@ impl ProcessState {
                 is_first: true,
                 ..
             } => {
-                if let Some(loaded) = loaded.get_mut(&image)
-                    && loaded.phases.len() < MAX_PHASES
-                {
+                if let Some(loaded) = loaded.get_mut(&image) {
+                    if loaded.phases.len() >= MAX_PHASES {
+                        return false;
+                    }
                     loaded.phases.push(Phase {
                         kind: phase,
                         start_ns,
@@ -72,6 +73,7 @@ impl ProcessState {
             }
             _ => {}
         }
+        true
     }
 }
 

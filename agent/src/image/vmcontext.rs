@@ -135,7 +135,7 @@ pub fn imported_functions(
         .take(MAX_VMCONTEXT_BYTES / 8)
         .map(|word| u64::from_le_bytes(*word))
         .collect();
-    let mut found = None;
+    let mut found: Option<Vec<u64>> = None;
     for (place, entry) in words.windows(stride).enumerate() {
         if entry[stride - 1] != callee_vmctx || !is_code(entry[0]) || !is_code(entry[1]) {
             continue;
@@ -156,10 +156,12 @@ pub fn imported_functions(
         if functions.len() < import_count as usize && !is_cut {
             continue;
         }
-        if found.is_some() {
-            return None;
+        // Behind the context may lie what it was made from: the same list, or its beginning where the read ended.
+        match &found {
+            Some(known) if known.starts_with(&functions) => {}
+            Some(known) if !functions.starts_with(known) => return None,
+            _ => found = Some(functions),
         }
-        found = Some(functions);
     }
     found
 }
@@ -214,6 +216,12 @@ mod tests {
             for callee in [0x100, 0x200, 0x300] {
                 let found = imported_functions(&vmcontext, layout, 3, callee, is_code);
                 assert_eq!(found, Some(vec![HOST_CODE; 3]), "{layout:?} {callee:#x}");
+            }
+            let twice = [vmcontext.clone(), vmcontext[FIXED_BYTES..].to_vec()].concat();
+            let cut = &twice[..twice.len() - 0x30 - layout.entry_bytes()];
+            for bytes in [&twice[..], cut] {
+                let found = imported_functions(bytes, layout, 3, 0x100, is_code);
+                assert_eq!(found, Some(vec![HOST_CODE; 3]), "{layout:?}");
             }
             assert_eq!(imported_functions(&vmcontext, layout, 3, 0x400, is_code), None);
             assert_eq!(imported_functions(&vmcontext, layout, 4, 0x200, is_code), None);

@@ -259,7 +259,10 @@ impl Pipeline {
                         }
                     }
                     // The process is gone, or going: another's call has to tell.
-                    Err(_) => is_understood = false,
+                    Err(error) => {
+                        tracing::debug!(pid, address, %error, "a host function cannot be read");
+                        is_understood = false;
+                    }
                 }
             }
             if is_understood {
@@ -277,6 +280,12 @@ impl Pipeline {
                 .partition(|armed| armed.way.pid == pid);
             self.learning.armed = armed;
             if !is_understood {
+                tracing::debug!(
+                    pid,
+                    call_site = table.call_site,
+                    length = table.length,
+                    "an import table says nothing"
+                );
                 let modules: BTreeSet<_> = spent.into_iter().map(|armed| armed.way.module_hash).collect();
                 if learnt.attempts.len() >= MAX_MODULES {
                     learnt.attempts.clear();
