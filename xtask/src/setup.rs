@@ -12,11 +12,14 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::toolchain::{Search, Toolchain};
+use crate::toolchain::{Search, Toolchain, on_path};
 use crate::workspace::Workspace;
 
 use test_tools::Tool;
 pub(crate) use test_tools::{python, wheels};
+
+/// Debian package of the protobuf compiler.
+const PROTOC_PACKAGE: &str = "protobuf-compiler";
 
 /// Find or install what building needs; does nothing when all is there.
 #[derive(Debug, clap::Args)]
@@ -52,6 +55,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> 
 
 /// A compiler and a linker that were seen to build an eBPF program together; installs them where they are missing.
 pub(crate) fn ensure_ebpf(workspace: &Workspace) -> Result<Toolchain> {
+    ensure_protoc()?;
     if let Some(pinned) = Toolchain::read_pinned(&workspace.target) {
         return Ok(pinned);
     }
@@ -92,6 +96,18 @@ pub(crate) fn ensure_ebpf(workspace: &Workspace) -> Result<Toolchain> {
         .pin(&workspace.target)
         .context("while recording the tools that were found")?;
     Ok(toolchain)
+}
+
+/// The bindings of the container runtime interface are generated when they are built.
+fn ensure_protoc() -> Result<()> {
+    if !has_protoc() {
+        apt::install(&[PROTOC_PACKAGE]).context("protoc is needed to build the agent")?;
+    }
+    Ok(())
+}
+
+fn has_protoc() -> bool {
+    std::env::var_os("PROTOC").is_some() || !on_path("protoc").is_empty()
 }
 
 /// Installs what tests use and returns what could not be had, each with its reason.
@@ -155,6 +171,14 @@ fn check(workspace: &Workspace, tests: bool) -> Result<ExitCode> {
         };
         println!("{name:<12}{word:<9}{detail}");
     };
+    say(
+        "protoc",
+        if has_protoc() {
+            Ok(String::new())
+        } else {
+            Err(format!("apt-get install {PROTOC_PACKAGE}"))
+        },
+    );
     let (compiler, linker) = find(workspace)?;
     say("compiler", compiler);
     say("bpf-linker", linker);
