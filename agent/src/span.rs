@@ -4,12 +4,14 @@
 //! All times are nanoseconds of `CLOCK_MONOTONIC`; [`crate::clock`] turns them into wall time where an output needs it.
 
 mod cold;
+mod place;
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 pub use self::cold::{ColdStart, Phase, PhaseKind, Starts};
+pub use self::place::{Owner, Place, PlaceSource};
 
 /// What one outermost activation (host calls into wasm on an otherwise wasm-free call chain) did.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -54,6 +56,9 @@ pub struct Process {
     pub runtime_version: Option<String>,
     /// What limits the view of this process (`stripped: activations are inferred from syscalls`), in words for a person.
     pub limits: Vec<String>,
+    /// Where it runs, as far as is known.
+    #[serde(default, skip_serializing_if = "Place::is_unknown")]
+    pub place: Place,
 }
 
 /// One call across a boundary.

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     event::{RuntimeCall, RuntimeResult, WantedGrowth},
-    span::{InterruptionCause, Suspend},
+    span::{InterruptionCause, Place, Suspend},
 };
 
 const PID: u32 = 100;
@@ -24,6 +24,7 @@ fn correlator() -> Correlator {
         runtime_name: "wasmtime".to_owned(),
         runtime_version: Some("48".to_owned()),
         limits: Vec::new(),
+        place: Place::default(),
     };
     let coverage = Coverage {
         activations: true,
@@ -645,6 +646,7 @@ fn without_probes_another_export_on_the_same_record_is_another_invocation() {
         runtime_name: "wasmtime".to_owned(),
         runtime_version: None,
         limits: Vec::new(),
+        place: Place::default(),
     };
     let coverage = Coverage::default();
     correlator.push(event(0, PID, EventKind::Process { process, coverage }));

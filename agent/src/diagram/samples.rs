@@ -5,8 +5,8 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use crate::span::{
-    Bound, Capture, Function, Growth, Import, Interruption, InterruptionCause, Loss, Module, Outcome, Process, Span,
-    SpanKind, Suspend, Trace, TraceId,
+    Bound, Capture, Function, Growth, Import, Interruption, InterruptionCause, Loss, Module, Outcome, Place, Process,
+    Span, SpanKind, Suspend, Trace, TraceId,
 };
 
 pub(super) const US: u64 = 1_000;
@@ -122,6 +122,7 @@ pub(super) fn trace(root: Span) -> Trace {
             runtime_name: "wasmtime".into(),
             runtime_version: Some("48.0.8".into()),
             limits: Vec::new(),
+            place: Place::default(),
         }),
         root,
         losses: Vec::new(),

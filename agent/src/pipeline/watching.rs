@@ -16,7 +16,7 @@ use crate::{
         memory::ProcessMemory,
     },
     runtime::ProbePlan,
-    span::Process,
+    span::{Place, Process},
 };
 
 /// Processes watched at once; the programs' table has the same size.
@@ -615,6 +615,7 @@ impl Watched {
                 .to_owned(),
             runtime_version: (!versions.is_empty()).then(|| versions.join(", ")),
             limits,
+            place: Place::default(),
         }
     }
 }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::span::{
-    Bound, Function, Growth, Import, Interruption, InterruptionCause, Module, Outcome, Process, Span, SpanKind, Trace,
-    TraceId,
+    Bound, Function, Growth, Import, Interruption, InterruptionCause, Module, Outcome, Place, Process, Span, SpanKind,
+    Trace, TraceId,
 };
 
 pub(crate) fn process() -> Arc<Process> {
@@ -15,6 +15,7 @@ pub(crate) fn process() -> Arc<Process> {
         runtime_name: "wasmtime".to_owned(),
         runtime_version: Some("48".to_owned()),
         limits: Vec::new(),
+        place: Place::default(),
     })
 }
 
