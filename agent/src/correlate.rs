@@ -77,7 +77,7 @@ impl Correlator {
     pub fn push(&mut self, event: Event) {
         let Event { at_ns, pid, tid, kind } = event;
         match kind {
-            EventKind::Process { process, coverage } => self.define_process(pid, process, coverage),
+            EventKind::Process { process, coverage } => self.define_process(pid, *process, coverage),
             EventKind::Function {
                 id,
                 module,

@@ -33,7 +33,7 @@ pub enum EventKind {
     /// Defines, or redefines, the process `pid`.
     Process {
         /// Its description.
-        process: Process,
+        process: Box<Process>,
         /// Which ends are observed rather than inferred.
         coverage: Coverage,
     },

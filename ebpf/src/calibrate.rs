@@ -126,6 +126,8 @@ fn candidate<const SEARCH: bool>(
     }
     let copy = copy & (MAX_COPIES - 1);
     match config.copies[copy].tls_kind {
+        // The thread has no block of that library, so it has never been in an activation.
+        TLS_DYNAMIC if config.copies[copy].tls_module != 0 => 0,
         TLS_DYNAMIC => search_modules(thread, config, copy, stack_pointer),
         _ if !SEARCH => UNKNOWN,
         TLS_SEARCH => search_static(thread, stack_pointer),
@@ -182,14 +184,16 @@ fn first_static(thread: *mut Thread, end: u64, stack_pointer: u64) -> u64 {
     0
 }
 
-/// Looks at the known offset in the TLS block of every shared library.
+/// Looks at the known offset in the TLS block of every shared library, from where the thread's last attempt stopped: another
+/// library may keep something there that looks like a slot.
 #[inline(always)]
 fn search_modules(thread: &mut Thread, config: &ProcessConfig, copy: usize, stack_pointer: u64) -> u64 {
     let Some(pointer) = thread_pointer() else { return 0 };
     let offset = config.copies[copy].tls_offset;
     let announced = thread.copies[copy].announced;
     let module = if config.other_copies == 0 {
-        first_module(pointer, offset, stack_pointer)
+        thread.searched_to = first_module(pointer, offset, stack_pointer, thread.searched_to);
+        thread.searched_to
     } else {
         // Another copy may keep its slot at the same offset of its block, so only what this one has said it would write is
         // taken for its own, and what others have claimed never is.
@@ -202,14 +206,16 @@ fn search_modules(thread: &mut Thread, config: &ProcessConfig, copy: usize, stac
     dynamic_block(pointer, module as u32).wrapping_add_signed(offset)
 }
 
-/// The first library in whose TLS block the word at `offset` looks like a slot, 0 if there is none.
+/// The first library after `after` in whose TLS block the word at `offset` looks like a slot, 0 if there is none.
 #[inline(never)]
-fn first_module(pointer: u64, offset: i64, stack_pointer: u64) -> u64 {
+fn first_module(pointer: u64, offset: i64, stack_pointer: u64, after: u64) -> u64 {
     let mut module = 1u32;
     while module < TLS_MODULES {
         let block = dynamic_block(pointer, module);
         if block != 0 {
-            let word = read_user_word(block.wrapping_add_signed(offset)).unwrap_or(0);
+            // Without a branch, which the verifier would follow both ways.
+            let is_after = core::hint::black_box(after.wrapping_sub(u64::from(module)) >> 63);
+            let word = read_user_word(block.wrapping_add_signed(offset)).unwrap_or(0) * is_after;
             if looks_like_slot(word, stack_pointer) {
                 return u64::from(module);
             }

@@ -35,7 +35,7 @@ impl ColdModules {
                     self.published_ns.retain(|(pid, _), _| *pid != event.pid);
                 }
                 if self.processes.len() < MAX_PROCESSES || self.processes.contains_key(&event.pid) {
-                    self.processes.insert(event.pid, (process.clone(), *coverage));
+                    self.processes.insert(event.pid, (Process::clone(process), *coverage));
                 }
             }
             EventKind::Phase {

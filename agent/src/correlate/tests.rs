@@ -32,7 +32,14 @@ fn correlator() -> Correlator {
         host_call_ends: true,
         unwinds: true,
     };
-    correlator.push(event(0, PID, EventKind::Process { process, coverage }));
+    correlator.push(event(
+        0,
+        PID,
+        EventKind::Process {
+            process: Box::new(process),
+            coverage,
+        },
+    ));
     for (id, name) in ["handle_request", "parse_rule", "level2"].into_iter().enumerate() {
         correlator.push(event(
             0,
@@ -649,7 +656,14 @@ fn without_probes_another_export_on_the_same_record_is_another_invocation() {
         place: Place::default(),
     };
     let coverage = Coverage::default();
-    correlator.push(event(0, PID, EventKind::Process { process, coverage }));
+    correlator.push(event(
+        0,
+        PID,
+        EventKind::Process {
+            process: Box::new(process),
+            coverage,
+        },
+    ));
     for (at_ns, export) in [(10, 0), (20, 0), (30, 2)] {
         let mut kind = syscall(FIBER, 1);
         if let EventKind::Syscall { entry, .. } = &mut kind {

@@ -234,7 +234,7 @@ impl Pipeline {
             pid,
             tid: pid,
             kind: EventKind::Process {
-                process: self.process_of(pid, watched),
+                process: Box::new(self.process_of(pid, watched)),
                 coverage: watched.coverage,
             },
         });
