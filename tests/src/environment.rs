@@ -89,18 +89,34 @@ pub fn test_host(name: &str) -> PathBuf {
     directory.join(name)
 }
 
-/// A test host that is linked in another way than usual: without an interpreter, or not position-independent. `None`, after saying
-/// so as [`left_out`] does, if it was built as any other.
-pub fn linked_host(name: &str) -> Option<PathBuf> {
+/// How a test host is linked, where that is not as usual.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Linking {
+    /// Without an interpreter: `workload-static`.
+    Static,
+    /// At the addresses that the file says: `workload-fixed`.
+    Fixed,
+}
+
+/// A test host that is linked in another way than usual. `None`, after saying so as [`left_out`] does, if it is not.
+pub fn linked_host(linking: Linking) -> Option<PathBuf> {
     const EXECUTABLE: u8 = 2;
     const INTERPRETER: &[u8] = b"/ld-linux-x86-64.so.2\0";
     const HEAD_BYTES: usize = 4096;
+    let name = match linking {
+        Linking::Static => "workload-static",
+        Linking::Fixed => "workload-fixed",
+    };
     let path = test_host(name);
     let bytes = std::fs::read(&path).expect("test hosts are built");
     let head = &bytes[..bytes.len().min(HEAD_BYTES)];
     let is_fixed = head.get(16) == Some(&EXECUTABLE);
     let has_interpreter = head.windows(INTERPRETER.len()).any(|window| window == INTERPRETER);
-    if is_fixed || !has_interpreter {
+    let is_as_named = match linking {
+        Linking::Static => !has_interpreter,
+        Linking::Fixed => is_fixed,
+    };
+    if is_as_named {
         return Some(path);
     }
     left_out(&format!(

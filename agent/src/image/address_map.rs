@@ -3,8 +3,8 @@
 //! Unlike the trap table, an entry holds up to the next one. Written unless the embedder turned
 //! `Config::generate_address_map` off.
 
-/// Entries of one block of the format of wasmtime 47 and later.
-const BLOCK_ENTRIES: usize = 128;
+use super::block::{Block, word};
+
 /// Up to wasmtime 46: code that does not come from the guest.
 const NOWHERE: u32 = u32::MAX;
 
@@ -46,32 +46,22 @@ impl AddressMap {
         word(&self.bytes, offsets_end + 4 * index).filter(|position| *position != NOWHERE)
     }
 
-    /// Since wasmtime 47: counts of entries and blocks, an index of (first offset, position), blocks of variable-length
-    /// tokens (distance << 1 | "comes from nowhere"), each but the latter followed by a position: the first of a block as
+    /// Since wasmtime 47: blocks of variable-length tokens (distance << 1 | "comes from nowhere"), each but the latter followed by a position: the first of a block as
     /// it is, the others as signed distances.
     fn lookup_in_blocks(&self, text_offset: u32) -> Option<u32> {
-        let entry_count = word(&self.bytes, 0)? as usize;
-        let block_count = word(&self.bytes, 4)? as usize;
-        let bodies_at = 8usize.checked_add(block_count.checked_mul(8)?)?;
-        let (index, _) = self.bytes.get(8..bodies_at)?.as_chunks::<8>();
-        let first_offset = |entry: &[u8; 8]| u32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]);
-        let block = index
-            .partition_point(|entry| first_offset(entry) <= text_offset)
-            .checked_sub(1)?;
-        let body_at = u32::from_le_bytes(*index.get(block)?.last_chunk()?) as usize;
-        let mut body = self.bytes.get(bodies_at.checked_add(body_at)?..)?;
-        let mut offset = first_offset(&index[block]);
+        let mut block = Block::find(&self.bytes, text_offset)?;
+        let mut offset = block.first_offset;
         let mut last_position: Option<u32> = None;
         let mut found = None;
-        for _ in 0..BLOCK_ENTRIES.min(entry_count.checked_sub(block * BLOCK_ENTRIES)?) {
-            let token = take_uleb(&mut body)?;
+        for _ in 0..block.entry_count {
+            let token = block.unsigned()?;
             offset = offset.checked_add(u32::try_from(token >> 1).ok()?)?;
             let position = if token & 1 != 0 {
                 None
             } else {
                 let position = match last_position {
-                    None => u32::try_from(take_uleb(&mut body)?).ok()?,
-                    Some(last) => last.checked_add_signed(i32::try_from(take_sleb(&mut body)?).ok()?)?,
+                    None => u32::try_from(block.unsigned()?).ok()?,
+                    Some(last) => last.checked_add_signed(i32::try_from(block.signed()?).ok()?)?,
                 };
                 last_position = Some(position);
                 Some(position)
@@ -85,44 +75,10 @@ impl AddressMap {
     }
 }
 
-fn word(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
-}
-
-fn take_byte(bytes: &mut &[u8]) -> Option<u8> {
-    let (first, rest) = bytes.split_first()?;
-    *bytes = rest;
-    Some(*first)
-}
-
-fn take_uleb(bytes: &mut &[u8]) -> Option<u64> {
-    let mut value = 0;
-    for shift in (0..64).step_by(7) {
-        let byte = take_byte(bytes)?;
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return Some(value);
-        }
-    }
-    None
-}
-
-fn take_sleb(bytes: &mut &[u8]) -> Option<i64> {
-    let mut value = 0;
-    for shift in (0..63).step_by(7) {
-        let byte = take_byte(bytes)?;
-        value |= i64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            let unused = 64 - (shift + 7);
-            return Some((value << unused) >> unused);
-        }
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::block::BLOCK_ENTRIES;
 
     /// As wasmtime 47 and later write it: 300 entries, every third from nowhere, positions that rise and fall.
     fn blocks() -> (AddressMap, Vec<(u32, Option<u32>)>) {

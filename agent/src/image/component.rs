@@ -12,9 +12,9 @@ use super::{bounded_name, info::Cursor};
 const WORLD: &str = "$root";
 /// Instances exported by instances; tools write one level.
 const MAX_EXPORT_DEPTH: u32 = 4;
-/// Names of exports looked at; a component has at most a few hundred.
+/// Names of exports looked at.
 const MAX_EXPORTS: usize = 10_000;
-/// Lowered imports; a component has at most a few hundred.
+/// Lowered imports.
 const MAX_LOWERINGS: usize = 10_000;
 /// Parts of an import's path joined to its name; tools write one.
 const MAX_PATH_PARTS: usize = 8;

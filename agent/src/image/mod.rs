@@ -5,6 +5,7 @@
 use std::{borrow::Cow, fmt::Write as _, fs::File, io, os::unix::fs::FileExt};
 
 mod address_map;
+mod block;
 pub mod call_sites;
 pub mod code_object;
 mod component;

@@ -21,7 +21,7 @@ use super::{
 const MAX_SWAP_BYTES: u64 = 512;
 /// Code searched of one file; wasmtime's own command has 40 MB.
 const MAX_CODE_BYTES: u64 = 512 << 20;
-/// Functions looked up; the runtime library has some 20,000 with the instruction.
+/// Functions looked up.
 const MAX_LOOK_UPS: u32 = 1_000_000;
 /// Functions looked into; wasmtime's own command has some thousands that set bit 0 of a register.
 const MAX_CANDIDATES: usize = 200_000;

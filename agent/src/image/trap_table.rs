@@ -1,7 +1,7 @@
 //! `.wasmtime.traps`: which trap a machine instruction raises, as wasmtime's compiler noted it.
 
-/// Entries of one block of the format of wasmtime 47 and later.
-const BLOCK_ENTRIES: usize = 128;
+use super::block::{Block, word};
+
 /// Codes that are not of the numbered set: broken invariants of the compiler and the collector.
 const GC_HEAP_CORRUPT: u8 = 0xfe;
 const INTERNAL_ASSERT: u8 = 0xff;
@@ -131,29 +131,15 @@ impl TrapTable {
         codes.get(index).copied()
     }
 
-    /// Since wasmtime 47: counts of entries and blocks, an index of (first offset, position), blocks of a default code and
-    /// variable-length tokens (distance << 1 | "a code of its own follows").
+    /// Since wasmtime 47: blocks of a default code and variable-length tokens (distance << 1 | "a code of its own follows").
     fn lookup_in_blocks(&self, text_offset: u32) -> Option<u8> {
-        let entry_count = word(&self.bytes, 0)? as usize;
-        let block_count = word(&self.bytes, 4)? as usize;
-        let bodies_at = 8usize.checked_add(block_count.checked_mul(8)?)?;
-        let (index, _) = self.bytes.get(8..bodies_at)?.as_chunks::<8>();
-        let first_offset = |entry: &[u8; 8]| u32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]);
-        let block = index
-            .partition_point(|entry| first_offset(entry) <= text_offset)
-            .checked_sub(1)?;
-        let position = u32::from_le_bytes(*index.get(block)?.last_chunk()?) as usize;
-        let mut body = self.bytes.get(bodies_at.checked_add(position)?..)?;
-        let default_code = take_byte(&mut body)?;
-        let mut offset = first_offset(&index[block]);
-        for _ in 0..BLOCK_ENTRIES.min(entry_count.checked_sub(block * BLOCK_ENTRIES)?) {
-            let token = take_uleb(&mut body)?;
+        let mut block = Block::find(&self.bytes, text_offset)?;
+        let default_code = block.byte()?;
+        let mut offset = block.first_offset;
+        for _ in 0..block.entry_count {
+            let token = block.unsigned()?;
             offset = offset.checked_add(u32::try_from(token >> 1).ok()?)?;
-            let code = if token & 1 == 0 {
-                default_code
-            } else {
-                take_byte(&mut body)?
-            };
+            let code = if token & 1 == 0 { default_code } else { block.byte()? };
             if offset >= text_offset {
                 return (offset == text_offset).then_some(code);
             }
@@ -174,26 +160,4 @@ fn code_name(code: u8, major: u32) -> Option<&'static str> {
         Some(_) => None,
     };
     name.copied()
-}
-
-fn word(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
-}
-
-fn take_byte(bytes: &mut &[u8]) -> Option<u8> {
-    let (first, rest) = bytes.split_first()?;
-    *bytes = rest;
-    Some(*first)
-}
-
-fn take_uleb(bytes: &mut &[u8]) -> Option<u64> {
-    let mut value = 0;
-    for shift in (0..64).step_by(7) {
-        let byte = take_byte(bytes)?;
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return Some(value);
-        }
-    }
-    None
 }

@@ -22,7 +22,7 @@ use crate::{
 
 /// Code objects kept of one process.
 pub const MAX_OBJECTS: usize = 1024;
-/// Bytes of their tables kept of one process. The largest guests have some 50 MB.
+/// Bytes of their tables kept of one process.
 const MAX_HELD_BYTES: usize = 256 << 20;
 /// Callees remembered of one process.
 const MAX_CALLEES: usize = 16_384;

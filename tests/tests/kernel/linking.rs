@@ -1,13 +1,13 @@
 //! Hosts that are linked in other ways than as position-independent programs with shared libraries.
 
 use wasmscope_tests::agent::Agent;
-use wasmscope_tests::environment::{self, Kernel};
+use wasmscope_tests::environment::{self, Kernel, Linking};
 use wasmscope_tests::workload::Workload;
 
 /// A host linked otherwise is seen as any other.
-fn is_seen_exactly(name: &str) {
+fn is_seen_exactly(linking: Linking) {
     let Some(_kernel) = Kernel::acquire() else { return };
-    let Some(program) = environment::linked_host(name) else {
+    let Some(program) = environment::linked_host(linking) else {
         return;
     };
     for arguments in [
@@ -26,10 +26,10 @@ fn is_seen_exactly(name: &str) {
 
 #[test]
 fn a_statically_linked_host_is_seen_exactly() {
-    is_seen_exactly("workload-static");
+    is_seen_exactly(Linking::Static);
 }
 
 #[test]
 fn a_host_at_a_fixed_address_is_seen_exactly() {
-    is_seen_exactly("workload-fixed");
+    is_seen_exactly(Linking::Fixed);
 }
