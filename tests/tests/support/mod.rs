@@ -151,6 +151,7 @@ pub(crate) fn sample_trace(id: u8) -> Trace {
             runtime_name: "wasmtime".to_owned(),
             runtime_version: Some("48.0.8".to_owned()),
             limits: vec!["stripped: activations are inferred from syscalls".to_owned()],
+            place: wasmscope::span::Place::default(),
         }),
         root,
         losses: vec![Loss {
