@@ -15,6 +15,7 @@ pub mod http;
 pub mod image;
 pub mod metrics;
 pub mod pipeline;
+pub mod place;
 pub mod process;
 pub mod recording;
 pub mod runtime;

@@ -9,6 +9,7 @@ use crate::{
     bpf::{MapError, SiteProgram, UprobeSite},
     clock,
     event::{Coverage, Event, EventKind, FunctionId, ImportId},
+    place::cgroup,
     process::{
         describe,
         guests::{Added, Guests},
@@ -30,6 +31,8 @@ pub(super) struct Watched {
     pub(super) hosts: Vec<SharedHost>,
     pub(super) loads: Loads,
     facts: describe::ProcessFacts,
+    /// As its cgroup says.
+    place: Place,
     /// Executable ranges, to tell code from data.
     pub(super) code: Vec<Range<u64>>,
     pub(super) coverage: Coverage,
@@ -170,6 +173,7 @@ impl Pipeline {
             loads: Loads::default(),
             hosts: Vec::new(),
             facts,
+            place: cgroup::place_of(pid),
             code: Vec::new(),
             coverage: Coverage::default(),
             known_functions: HashSet::new(),
@@ -376,6 +380,11 @@ impl Pipeline {
             return;
         };
         watched.code = mappings.iter().map(|mapping| mapping.range.clone()).collect();
+        // Container runtimes move a process into its cgroup after they have forked it.
+        let place = cgroup::place_of(pid);
+        if !place.is_unknown() {
+            watched.place = place;
+        }
         let published = range.clone();
         match watched.guests.add(&watched.memory, range, file_name) {
             Ok(Added::Known | Added::New) => {}
@@ -615,7 +624,7 @@ impl Watched {
                 .to_owned(),
             runtime_version: (!versions.is_empty()).then(|| versions.join(", ")),
             limits,
-            place: Place::default(),
+            place: self.place.clone(),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 /// Where a process runs. Everything in it is untrusted text, bounded where it is read.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Place {
     /// Id of the container as its runtime knows it, 64 hex digits as a rule.
@@ -41,7 +41,7 @@ pub struct Place {
 }
 
 /// The workload that owns a pod.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Owner {
     /// `Deployment`, `StatefulSet`, `Job`, …
     pub kind: String,
@@ -67,5 +67,17 @@ impl Place {
     /// Whether nothing is known.
     pub fn is_unknown(&self) -> bool {
         *self == Self::default()
+    }
+}
+
+impl PlaceSource {
+    /// The word used in labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::CgroupPath => "cgroup_path",
+            Self::Cri => "cri",
+            Self::Kubelet => "kubelet",
+            Self::ApiServer => "api_server",
+        }
     }
 }

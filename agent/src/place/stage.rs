@@ -1,0 +1,117 @@
+//! Traces wait here until their pod is known, a bounded number for a bounded time.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Instant,
+};
+
+use super::{Lookup, Places};
+use crate::span::{Place, Process, Trace};
+
+/// Processes whose description with names is shared among their traces.
+const MAX_SHARED: usize = 4_096;
+
+/// Lets traces through once they say where their process runs.
+#[derive(Debug)]
+pub struct PlaceStage {
+    places: Arc<Places>,
+    held: VecDeque<(Instant, Trace)>,
+    max_held: usize,
+    /// By pid and start: the description as it came, and the one with names.
+    shared: HashMap<(u32, u64), (Arc<Process>, Arc<Process>)>,
+}
+
+impl PlaceStage {
+    /// At most `max_held` traces wait.
+    pub fn new(places: Arc<Places>, max_held: usize) -> Self {
+        Self {
+            places,
+            held: VecDeque::new(),
+            max_held,
+            shared: HashMap::new(),
+        }
+    }
+
+    /// Takes traces and gives those whose pod is known, and those that have waited too long. To be called at every turn, with or without new ones:
+    /// it never waits itself. Traces of one process keep their order.
+    pub fn pass(&mut self, traces: Vec<Trace>) -> Vec<Trace> {
+        let now = Instant::now();
+        if self.held.is_empty() && traces.is_empty() {
+            return Vec::new();
+        }
+        self.held.extend(traces.into_iter().map(|trace| (now, trace)));
+        let mut answers: HashMap<Place, Lookup> = HashMap::new();
+        let mut ready = Vec::new();
+        let mut waiting = VecDeque::new();
+        for (since, trace) in std::mem::take(&mut self.held) {
+            let place = &trace.process.place;
+            if !answers.contains_key(place) {
+                answers.insert(place.clone(), self.places.lookup(place));
+            }
+            match &answers[place] {
+                Lookup::Known(known) => {
+                    let known = known.clone();
+                    ready.push(self.filled(trace, known));
+                }
+                Lookup::Pending(_) if now.duration_since(since) < self.places.hold() => {
+                    waiting.push_back((since, trace));
+                }
+                Lookup::Pending(so_far) => {
+                    self.places.count("hold", "timeout");
+                    let so_far = so_far.clone();
+                    ready.push(self.filled(trace, so_far));
+                }
+            }
+        }
+        self.held = waiting;
+        while self.held.len() > self.max_held {
+            if let Some((_, trace)) = self.held.pop_front() {
+                self.places.count("hold", "overflow");
+                ready.push(trace);
+            }
+        }
+        ready
+    }
+
+    /// At the end: gives all, with what is known by now.
+    pub fn flush(&mut self) -> Vec<Trace> {
+        let held = std::mem::take(&mut self.held);
+        held.into_iter()
+            .map(|(_, trace)| {
+                let (Lookup::Known(place) | Lookup::Pending(place)) = self.places.lookup(&trace.process.place);
+                self.filled(trace, place)
+            })
+            .collect()
+    }
+
+    /// Traces that wait.
+    pub fn held_count(&self) -> usize {
+        self.held.len()
+    }
+
+    fn filled(&mut self, mut trace: Trace, place: Place) -> Trace {
+        if trace.process.place == place {
+            return trace;
+        }
+        let key = (trace.process.pid, trace.process.start_ns);
+        if let Some((before, after)) = self.shared.get(&key)
+            && (Arc::ptr_eq(before, &trace.process) || **before == *trace.process)
+            && after.place == place
+        {
+            trace.process = after.clone();
+            return trace;
+        }
+        let before = trace.process.clone();
+        let after = Arc::new(Process {
+            place,
+            ..Process::clone(&before)
+        });
+        if self.shared.len() >= MAX_SHARED {
+            self.shared.clear();
+        }
+        self.shared.insert(key, (before, after.clone()));
+        trace.process = after;
+        trace
+    }
+}
