@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod captured;
+pub mod containerd;
 pub mod environment;
 pub mod http;
 pub mod otlp_receiver;

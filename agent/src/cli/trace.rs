@@ -26,9 +26,10 @@ use crate::{
     event::{Coverage, Event},
     http,
     pipeline::{Detail, Options, Output, Pipeline, WatchReport},
+    place::{KubernetesConfig, PlaceStage, Places},
     recording::Writer,
     sink::text::printable,
-    span::Capture,
+    span::{Capture, Trace},
 };
 
 pub(super) const EXAMPLES: &str = "\
@@ -50,6 +51,12 @@ pub(super) struct TraceArguments {
     /// Trace this process; may be given several times
     #[arg(long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
     pid: Vec<u32>,
+    /// Keep only what ran in this pod
+    #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with_all = ["command", "metrics_only"], value_parser = pod)]
+    pod: Option<(String, String)>,
+    /// Socket of the container runtime, which names pods: auto, off or a path
+    #[arg(long, value_name = "SOCKET", env = "WASMSCOPE_CRI_SOCKET", default_value = "auto")]
+    cri_socket: String,
     /// End after this many seconds [default: when the processes end, or at Ctrl-C]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     duration: Option<Duration>,
@@ -85,6 +92,15 @@ fn seconds(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "must be more than 0".to_owned())
 }
 
+fn pod(text: &str) -> Result<(String, String), String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
+            Ok((namespace.to_owned(), name.to_owned()))
+        }
+        _ => Err("must be a namespace and a name, with a slash between them".to_owned()),
+    }
+}
+
 fn ring_mib(text: &str) -> Result<u32, String> {
     match text.parse::<u32>() {
         Ok(mib @ 1..=1024) if mib.is_power_of_two() => Ok(mib),
@@ -113,6 +129,12 @@ async fn trace(arguments: TraceArguments) -> anyhow::Result<ExitCode> {
         "--metrics-only needs --metrics-file or --metrics-listen: it has nothing else to show"
     );
     // Everything that can be wrong with the request is found before anything is loaded or started.
+    let kubernetes = KubernetesConfig {
+        cri_socket: arguments.cri_socket.clone(),
+        api_server: "off".to_owned(),
+        ..KubernetesConfig::default()
+    };
+    let places = Places::start(&kubernetes).context("cannot ask who runs where")?;
     let program = arguments.command.first().map(find_program).transpose()?;
     let watch_all = arguments.pid.is_empty() && program.is_none();
     let mut outputs = Outputs::open(arguments.outputs, clock)?;
@@ -134,6 +156,8 @@ async fn trace(arguments: TraceArguments) -> anyhow::Result<ExitCode> {
         recording,
         outputs: &mut outputs,
         watched: arguments.pid.clone(),
+        pod: arguments.pod.clone(),
+        places: PlaceStage::new(places, kubernetes.max_held),
     };
     let server = match arguments.metrics_listen {
         Some(address) => Some(
@@ -188,6 +212,7 @@ async fn trace(arguments: TraceArguments) -> anyhow::Result<ExitCode> {
     progress.finish_and_clear();
     let (last, capture) = pipeline.finish();
     session.take(last)?;
+    session.settle_places().await?;
     if detail == Detail::MetricsOnly {
         let metrics = session.outputs.metrics();
         for row in pipeline.syscall_aggregate() {
@@ -222,6 +247,8 @@ struct Session<'a> {
     outputs: &'a mut Outputs,
     recording: Option<(Writer<BufWriter<File>>, PathBuf)>,
     watched: Vec<u32>,
+    pod: Option<(String, String)>,
+    places: PlaceStage,
 }
 
 impl Session<'_> {
@@ -281,7 +308,24 @@ impl Session<'_> {
         self.record(&output.events)?;
         self.outputs.events(&output.events);
         self.outputs.losses(&output.losses);
-        self.outputs.traces(output.traces)
+        let traces = self.places.pass(output.traces);
+        self.show(traces)
+    }
+
+    fn show(&mut self, mut traces: Vec<Trace>) -> anyhow::Result<()> {
+        if let Some((namespace, name)) = &self.pod {
+            traces.retain(|trace| {
+                let place = &trace.process.place;
+                place.namespace.as_ref() == Some(namespace) && place.pod_name.as_ref() == Some(name)
+            });
+        }
+        self.outputs.traces(traces)
+    }
+
+    /// Waits, not for long, for the pods of the last traces.
+    async fn settle_places(&mut self) -> anyhow::Result<()> {
+        let traces = self.places.finish().await;
+        self.show(traces)
     }
 
     fn record(&mut self, events: &[Event]) -> anyhow::Result<()> {

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use crate::span::{Bound, Capture, Function, Outcome, Role, Span, SpanKind, Trace};
+use crate::span::{Bound, Capture, Function, Outcome, Process, Role, Span, SpanKind, Trace};
 
 use super::Options;
-use super::label::{Spread, counted, duration, filled, grouped};
+use super::label::{Spread, counted, duration, filled, grouped, visible};
 use super::lifeline::{Lifeline, callee_name, lifeline_of};
 use super::model::{Arrow, Bar, Group, Participant, ParticipantId, ParticipantKind, Sequence, Step, Totals};
 use super::select::{ItemId, ItemSection, Selection};
@@ -69,6 +69,15 @@ pub(super) struct Scope<'t> {
     /// The innermost invocation and the function it entered.
     pub(super) invocation: ItemId,
     pub(super) entered: Option<&'t Function>,
+}
+
+/// The box around everything but the kernel: the pod, where it is known.
+fn process_title(process: &Process) -> String {
+    let own = format!("process {}", process.pid);
+    match (&process.place.namespace, &process.place.pod_name) {
+        (Some(namespace), Some(pod)) => format!("pod {}/{} · {own}", visible(namespace, 40), visible(pod, 60)),
+        _ => own,
+    }
 }
 
 /// Whether a syscall by which its thread or process ended itself is the last thing in it.
@@ -481,7 +490,7 @@ impl<'t> Drawing<'_, 't> {
             .filter(|participant| participant.kind != ParticipantKind::Kernel)
             .count();
         let groups = vec![Group {
-            title: format!("process {}", self.trace.process.pid),
+            title: process_title(&self.trace.process),
             first: 0,
             last: in_process - 1,
         }];

@@ -1,6 +1,8 @@
 //! The label sets of the families. Values come from traced processes: each is bounded, printable and never empty before it becomes a label.
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::encoding::{
+    EncodeLabelKey, EncodeLabelSet, EncodeLabelValue, LabelSetEncoder, LabelValueEncoder,
+};
 
 use super::bounded::Labels;
 use crate::sink::text::bounded_line;
@@ -39,23 +41,56 @@ impl EncodeLabelValue for Value {
 }
 
 /// Whose activity it is. Every `wasm_…` family flattens this into its labels, so where a process runs (`namespace`, `pod`, `container`) is added here
-/// and nowhere else.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+/// and nowhere else. What is not in a pod has none of these labels.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Workload {
     process: Value,
+    namespace: Option<Value>,
+    pod: Option<Value>,
+    container: Option<Value>,
 }
 
 impl Workload {
     pub(super) fn new(process: &Process) -> Self {
+        let value = |name: &Option<String>| name.as_deref().map(Value::new);
         Self {
             process: Value::new(&process.command),
+            namespace: value(&process.place.namespace),
+            pod: value(&process.place.pod_name),
+            container: value(&process.place.container_name),
         }
     }
 
     fn other() -> Self {
         Self {
             process: Value::other(),
+            namespace: None,
+            pod: None,
+            container: None,
         }
+    }
+}
+
+impl EncodeLabelSet for Workload {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let places = [
+            ("process", Some(&self.process)),
+            ("namespace", self.namespace.as_ref()),
+            ("pod", self.pod.as_ref()),
+            ("container", self.container.as_ref()),
+        ];
+        for (name, value) in places {
+            let Some(value) = value else {
+                continue;
+            };
+            let mut label = encoder.encode_label();
+            let mut key = label.encode_label_key()?;
+            EncodeLabelKey::encode(&name, &mut key)?;
+            let mut encoded = key.encode_label_value()?;
+            EncodeLabelValue::encode(value, &mut encoded)?;
+            encoded.finish()?;
+        }
+        Ok(())
     }
 }
 

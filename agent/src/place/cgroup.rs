@@ -113,7 +113,10 @@ pub fn parse_path(path: &str) -> CgroupPlace {
     }
     // Seen from a cgroup namespace, the folder `kubepods` itself may be above what is shown.
     let mut in_kubepods = path.starts_with("/..");
-    for segment in path.split('/').filter(|segment| !segment.is_empty() && *segment != "..") {
+    for segment in path
+        .split('/')
+        .filter(|segment| !segment.is_empty() && *segment != "..")
+    {
         // The systemd form `slice:prefix:id`, taken literally by the cgroupfs driver.
         let mut parts = segment.rsplitn(3, ':');
         let (folder, id) = match (parts.next(), parts.next(), parts.next()) {
@@ -182,10 +185,7 @@ fn container_id(segment: &str) -> Option<&str> {
 }
 
 fn is_container_id(text: &str) -> bool {
-    text.len() == 64
-        && text
-            .bytes()
-            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 fn is_unit(segment: &str) -> bool {

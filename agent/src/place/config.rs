@@ -73,12 +73,17 @@ impl KubernetesConfig {
             ));
         }
         if self.api_server == "on" && self.node_name.is_empty() {
-            return Err("kubernetes.api_server is on, but kubernetes.node_name is empty: the API server is only asked \
+            return Err(
+                "kubernetes.api_server is on, but kubernetes.node_name is empty: the API server is only asked \
                         for the pods of one node (set NODE_NAME)"
-                .to_owned());
+                    .to_owned(),
+            );
         }
         if !self.host_root.is_absolute() {
-            return Err(format!("kubernetes.host_root is {:?}: must be absolute", self.host_root));
+            return Err(format!(
+                "kubernetes.host_root is {:?}: must be absolute",
+                self.host_root
+            ));
         }
         if self.hold_ms > 60_000 {
             return Err(format!("kubernetes.hold_ms is {}: must be at most 60000", self.hold_ms));

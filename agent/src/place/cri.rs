@@ -159,7 +159,12 @@ fn call(status: tonic::Status) -> CriError {
 fn facts(sandbox: PodSandbox, container: Option<&Container>) -> Option<PodFacts> {
     let metadata = sandbox.metadata?;
     let containers = container
-        .and_then(|container| Some((bounded_name(&container.id), bounded_name(&container.metadata.as_ref()?.name))))
+        .and_then(|container| {
+            Some((
+                bounded_name(&container.id),
+                bounded_name(&container.metadata.as_ref()?.name),
+            ))
+        })
         .into_iter()
         .collect();
     // The kubelet's own labels repeat what is in the metadata.

@@ -6,10 +6,10 @@
 
 pub mod api;
 pub mod cgroup;
+mod config;
 pub mod cri;
 pub mod facts;
 pub mod kubelet;
-mod config;
 mod stage;
 
 use std::{
@@ -21,13 +21,13 @@ use std::{
 
 use tokio::sync::{Semaphore, mpsc};
 
-pub use self::{config::KubernetesConfig, stage::PlaceStage};
 use self::{
     api::Watch,
     cri::Cri,
     facts::{Merge, PodFacts},
     kubelet::{Kubelet, KubeletOptions},
 };
+pub use self::{config::KubernetesConfig, stage::PlaceStage};
 use crate::span::{Place, PlaceSource};
 
 /// Containers and pods remembered.
@@ -209,7 +209,10 @@ impl Places {
             let answer = client.pod_of(&found).await;
             cri.note(answer.is_ok());
             let answer = answer.inspect_err(|error| {
-                tracing::debug!(error = error as &dyn std::error::Error, "the container runtime does not say");
+                tracing::debug!(
+                    error = error as &dyn std::error::Error,
+                    "the container runtime does not say"
+                );
             });
             self.merge(&mut found, PlaceSource::Cri, answer.map_err(drop));
         }
@@ -298,7 +301,9 @@ impl Places {
 
 impl std::fmt::Debug for Places {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Places").field("hold", &self.hold).finish_non_exhaustive()
+        f.debug_struct("Places")
+            .field("hold", &self.hold)
+            .finish_non_exhaustive()
     }
 }
 

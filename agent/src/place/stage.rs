@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::{Lookup, Places};
@@ -11,6 +11,9 @@ use crate::span::{Place, Process, Trace};
 
 /// Processes whose description with names is shared among their traces.
 const MAX_SHARED: usize = 4_096;
+
+/// How often it is looked whether an answer has come, when there is nothing else to do.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Lets traces through once they say where their process runs.
 #[derive(Debug)]
@@ -83,6 +86,16 @@ impl PlaceStage {
                 self.filled(trace, place)
             })
             .collect()
+    }
+
+    /// At the end: waits, no longer than a trace ever waits, and gives all.
+    pub async fn finish(&mut self) -> Vec<Trace> {
+        let mut ready = self.pass(Vec::new());
+        while !self.held.is_empty() {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+            ready.append(&mut self.pass(Vec::new()));
+        }
+        ready
     }
 
     /// Traces that wait.

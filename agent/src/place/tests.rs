@@ -1,1 +1,143 @@
-//! Tests of the watch.
+//! Sources that are real servers, and traces that wait for them.
+
+use axum::{Json, Router, http::StatusCode, routing::get};
+use serde_json::json;
+
+use super::*;
+use crate::sink::testing;
+
+const ID: &str = "c1";
+
+fn quiet() -> KubernetesConfig {
+    KubernetesConfig {
+        cri_socket: "off".to_owned(),
+        api_server: "off".to_owned(),
+        hold_ms: 60_000,
+        ..KubernetesConfig::default()
+    }
+}
+
+fn place(id: &str) -> Place {
+    Place {
+        container_id: Some(id.to_owned()),
+        pod_uid: Some("u1".to_owned()),
+        sources: vec![PlaceSource::CgroupPath],
+        ..Place::default()
+    }
+}
+
+async fn serve(router: Router) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    format!("http://{address}")
+}
+
+fn kubelet(url: String) -> Kubelet {
+    Kubelet::new(&KubeletOptions {
+        url,
+        token_file: None,
+        ca_file: None,
+        insecure_skip_verify: false,
+    })
+    .unwrap()
+}
+
+fn pods() -> serde_json::Value {
+    json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": [{
+        "metadata": {"name": "edge", "namespace": "shop", "uid": "u1", "labels": {"app": "edge"}},
+        "spec": {"containers": []},
+        "status": {"containerStatuses": [{
+            "name": "guest", "containerID": "cri-o://c1", "image": "i", "imageID": "i", "ready": true, "restartCount": 0,
+        }]},
+    }]})
+}
+
+#[tokio::test]
+async fn the_kubelet_names_a_pod_and_traces_wait_for_it() {
+    let url = serve(Router::new().route("/pods", get(|| async { Json(pods()) }))).await;
+    let places = Places::with_sources(&quiet(), Some(kubelet(url)), None);
+    let mut stage = PlaceStage::new(places.clone(), 10);
+    let trace = |at: Place| {
+        let mut trace = testing::trace(testing::invoke("run", 1, 2));
+        let process = crate::span::Process {
+            place: at,
+            ..crate::span::Process::clone(&trace.process)
+        };
+        trace.process = Arc::new(process);
+        trace
+    };
+    let mut ready = stage.pass(vec![trace(place(ID)), trace(place(ID)), trace(Place::default())]);
+    assert_eq!(ready.len(), 1, "what is in no container does not wait");
+    assert_eq!(stage.held_count(), 2);
+    ready = stage.finish().await;
+    assert_eq!(ready.len(), 2);
+    let named = &ready[0].process.place;
+    assert_eq!(named.pod_name.as_deref(), Some("edge"));
+    assert_eq!(named.namespace.as_deref(), Some("shop"));
+    assert_eq!(named.container_name.as_deref(), Some("guest"));
+    assert_eq!(named.sources, [PlaceSource::CgroupPath, PlaceSource::Kubelet]);
+    assert!(
+        Arc::ptr_eq(&ready[0].process, &ready[1].process),
+        "one description per process"
+    );
+    assert_eq!(places.counts(), [("kubelet", "known", 1)]);
+    // From now on nothing waits.
+    assert_eq!(stage.pass(vec![trace(place(ID))]).len(), 1);
+}
+
+#[tokio::test]
+async fn a_stage_that_is_full_lets_the_oldest_go_and_counts() {
+    // Nobody answers on this port in time: the socket listens and never accepts.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let places = Places::with_sources(&quiet(), Some(kubelet(url)), None);
+    let mut stage = PlaceStage::new(places.clone(), 3);
+    let traces = (0..5).map(|_| {
+        let mut trace = testing::trace(testing::invoke("run", 1, 2));
+        let process = crate::span::Process {
+            place: place(ID),
+            ..crate::span::Process::clone(&trace.process)
+        };
+        trace.process = Arc::new(process);
+        trace
+    });
+    let through = stage.pass(traces.collect());
+    assert_eq!((through.len(), stage.held_count()), (2, 3));
+    assert!(places.counts().contains(&("hold", "overflow", 2)));
+    assert_eq!(stage.flush().len(), 3);
+}
+
+#[tokio::test]
+async fn a_kubelet_that_refuses_or_talks_nonsense_is_an_error_and_nothing_is_named() {
+    let refuses = get(|| async { StatusCode::FORBIDDEN });
+    let nonsense = get(|| async { "[" });
+    for handler in [refuses, nonsense] {
+        let url = serve(Router::new().route("/pods", handler)).await;
+        let places = Places::with_sources(&quiet(), Some(kubelet(url)), None);
+        assert_eq!(places.resolve(&place(ID)).await, place(ID));
+        assert_eq!(places.counts(), [("kubelet", "error", 1)]);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_for_another_pod_is_a_conflict() {
+    let url = serve(Router::new().route("/pods", get(|| async { Json(pods()) }))).await;
+    let places = Places::with_sources(&quiet(), Some(kubelet(url)), None);
+    let other = Place {
+        pod_uid: Some("u2".to_owned()),
+        ..place(ID)
+    };
+    assert_eq!(places.resolve(&other).await, other);
+    assert_eq!(places.counts(), [("kubelet", "conflict", 1)]);
+}
+
+#[tokio::test]
+async fn what_is_remembered_is_bounded() {
+    let url = serve(Router::new().route("/pods", get(|| async { Json(pods()) }))).await;
+    let places = Places::with_sources(&quiet(), Some(kubelet(url)), None);
+    for index in 0..MAX_ENTRIES + 100 {
+        let _ = places.lookup(&place(&index.to_string()));
+    }
+    assert!(places.remembered_count() <= MAX_ENTRIES);
+}

@@ -14,6 +14,7 @@ pub mod json;
 pub mod otlp;
 pub mod otlp_json;
 mod phases;
+mod place;
 mod rejections;
 pub(crate) mod spans;
 pub(crate) mod text;

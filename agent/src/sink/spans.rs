@@ -21,6 +21,7 @@ use opentelemetry_sdk::trace::{SpanData, SpanEvents};
 use super::fold::{self, Limits, Node};
 use super::growth::{growth_attributes, wasm_offset};
 use super::phases;
+use super::place;
 use super::text::{bounded, bounded_line};
 use crate::clock::ClockAnchor;
 use crate::errno;
@@ -128,6 +129,7 @@ impl Converter {
                 .collect();
             attributes.push(KeyValue::new("wasmscope.limits", Value::Array(Array::String(limits))));
         }
+        attributes.extend(place::attributes(&process.place));
         attributes.extend(self.overrides.iter().cloned());
         Resource::builder_empty().with_attributes(attributes).build()
     }

@@ -1,4 +1,4 @@
-//! What only tests and benchmarks use: strace, bpftrace, wasmtime's Python packages and Mermaid's parser.
+//! What only tests and benchmarks use: strace, bpftrace, containerd, wasmtime's Python packages and Mermaid's parser.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,6 +19,12 @@ const REQUIREMENTS: &str = "requirements.txt";
 pub(crate) enum Tool {
     /// A program that Debian packages under its own name.
     Program(&'static str),
+    /// A program that comes in a package of another name.
+    Packaged {
+        /// Where it is, from the root.
+        file: &'static str,
+        package: &'static str,
+    },
     /// A virtual environment with what `requirements` lists.
     Python {
         environment: PathBuf,
@@ -36,7 +42,17 @@ pub(crate) enum Tool {
 
 /// Every tool that this checkout has a use for.
 pub(crate) fn all(workspace: &Workspace) -> Vec<Tool> {
-    let mut tools = vec![Tool::Program("strace"), Tool::Program("bpftrace")];
+    let mut tools = vec![
+        Tool::Program("strace"),
+        Tool::Program("bpftrace"),
+        // Pods for the tests of who runs where: on the host's network, so no plugins for networks are needed.
+        Tool::Program("containerd"),
+        Tool::Program("runc"),
+        Tool::Packaged {
+            file: "/usr/share/doc/busybox-static",
+            package: "busybox-static",
+        },
+    ];
     let requirements = workspace.root.join("tests/python").join(REQUIREMENTS);
     if requirements.is_file() {
         tools.push(Tool::Python {
@@ -74,6 +90,7 @@ impl Tool {
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Program(name) => name,
+            Self::Packaged { package, .. } => package,
             Self::Python { .. } => "py-wasmtime",
             Self::Wheels { .. } => "py-wasmtime, all versions",
             Self::Mermaid { .. } => "mermaid",
@@ -84,6 +101,7 @@ impl Tool {
     pub(crate) fn how_to(&self) -> String {
         match self {
             Self::Program(name) => format!("sudo apt-get install {name}"),
+            Self::Packaged { package, .. } => format!("sudo apt-get install {package}"),
             Self::Python { requirements, .. } => format!("python3 -m pip install -r {}", requirements.display()),
             Self::Wheels {
                 directory, versions, ..
@@ -107,6 +125,7 @@ impl Tool {
     pub(crate) fn is_present(&self) -> bool {
         match self {
             Self::Program(name) => !on_path(name).is_empty(),
+            Self::Packaged { file, .. } => Path::new(file).exists(),
             Self::Python {
                 environment,
                 requirements,
@@ -136,6 +155,7 @@ impl Tool {
     pub(crate) fn install(&self) -> Result<()> {
         let installed = match self {
             Self::Program(name) => apt::candidate(name).and_then(|_| apt::install(&[name])),
+            Self::Packaged { package, .. } => apt::candidate(package).and_then(|_| apt::install(&[package])),
             Self::Python {
                 environment,
                 requirements,

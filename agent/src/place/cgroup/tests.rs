@@ -38,7 +38,9 @@ fn layouts_of_distributions_are_understood() {
         // kubelet pkg/kubelet/cm: `kubepods[-qos]-podUID.slice`; containerd's CRI names the scope `cri-containerd-ID`. EKS, AKS and GKE on v2 alike.
         (
             "kubeadm, systemd driver, v2",
-            format!("0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{SLICE}.slice/cri-containerd-{ID}.scope\n"),
+            format!(
+                "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{SLICE}.slice/cri-containerd-{ID}.scope\n"
+            ),
             pod(Some(ID), UID),
         ),
         (
@@ -54,7 +56,9 @@ fn layouts_of_distributions_are_understood() {
         // Seen with containerd 1.6.20 and runc 1.1.5, all nine v1 hierarchies and `0::` alike.
         (
             "containerd, cgroupfs driver, hybrid (seen)",
-            format!("12:cpu,cpuacct:/kubepods/besteffort/pod{UID}/{ID}\n1:name=systemd:/kubepods/besteffort/pod{UID}/{ID}\n0::/kubepods/besteffort/pod{UID}/{ID}\n"),
+            format!(
+                "12:cpu,cpuacct:/kubepods/besteffort/pod{UID}/{ID}\n1:name=systemd:/kubepods/besteffort/pod{UID}/{ID}\n0::/kubepods/besteffort/pod{UID}/{ID}\n"
+            ),
             pod(Some(ID), UID),
         ),
         // Seen with containerd 1.6.20: a systemd path given to the cgroupfs driver.
@@ -90,7 +94,9 @@ fn layouts_of_distributions_are_understood() {
         // CRI-O internal/config/cgmgr: prefix `crio`; OpenShift runs it with systemd.
         (
             "OpenShift, CRI-O with systemd",
-            format!("0::/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{SLICE}.slice/crio-{ID}.scope/container\n"),
+            format!(
+                "0::/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{SLICE}.slice/crio-{ID}.scope/container\n"
+            ),
             pod(Some(ID), UID),
         ),
         (
@@ -100,19 +106,25 @@ fn layouts_of_distributions_are_understood() {
         ),
         (
             "CRI-O's monitor is beside the container, not in it",
-            format!("0::/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{SLICE}.slice/crio-conmon-{ID}.scope\n"),
+            format!(
+                "0::/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{SLICE}.slice/crio-conmon-{ID}.scope\n"
+            ),
             pod(None, UID),
         ),
         // cri-dockerd: the scope is named by docker.
         (
             "minikube with docker as runtime, v1",
-            format!("11:pids:/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{SLICE}.slice/docker-{ID}.scope\n1:name=systemd:/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{SLICE}.slice/docker-{ID}.scope\n"),
+            format!(
+                "11:pids:/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{SLICE}.slice/docker-{ID}.scope\n1:name=systemd:/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{SLICE}.slice/docker-{ID}.scope\n"
+            ),
             pod(Some(ID), UID),
         ),
         // kind's kubelet has `--cgroup-root=/kubelet`; seen from the host, the node is a docker container.
         (
             "kind, systemd driver, seen from the host",
-            format!("0::/system.slice/docker-{OUTER}.scope/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-pod{SLICE}.slice/cri-containerd-{ID}.scope\n"),
+            format!(
+                "0::/system.slice/docker-{OUTER}.scope/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-pod{SLICE}.slice/cri-containerd-{ID}.scope\n"
+            ),
             pod(Some(ID), UID),
         ),
         (
@@ -128,7 +140,9 @@ fn layouts_of_distributions_are_understood() {
         ),
         (
             "RKE2, systemd driver",
-            format!("0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{SLICE}.slice/cri-containerd-{ID}.scope\n"),
+            format!(
+                "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{SLICE}.slice/cri-containerd-{ID}.scope\n"
+            ),
             pod(Some(ID), UID),
         ),
         (
@@ -138,18 +152,24 @@ fn layouts_of_distributions_are_understood() {
         ),
         (
             "GKE COS of the v1 days, cgroupfs",
-            format!("8:memory:/kubepods/burstable/pod{UID}/{ID}\n1:name=systemd:/kubepods/burstable/pod{UID}/{ID}\n0::/\n"),
+            format!(
+                "8:memory:/kubepods/burstable/pod{UID}/{ID}\n1:name=systemd:/kubepods/burstable/pod{UID}/{ID}\n0::/\n"
+            ),
             pod(Some(ID), UID),
         ),
         (
             "Bottlerocket (EKS), systemd driver below the runtime's slice",
-            format!("0::/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{SLICE}.slice/cri-containerd-{ID}.scope\n"),
+            format!(
+                "0::/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{SLICE}.slice/cri-containerd-{ID}.scope\n"
+            ),
             pod(Some(ID), UID),
         ),
         // kubelet: a pod from a file has the MD5 of its manifest for a UID.
         (
             "static pod",
-            format!("0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{HASH}.slice/cri-containerd-{ID}.scope\n"),
+            format!(
+                "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{HASH}.slice/cri-containerd-{ID}.scope\n"
+            ),
             pod(Some(ID), HASH),
         ),
         // cgroup_namespaces(7): paths are relative to the reader's own.
@@ -163,11 +183,7 @@ fn layouts_of_distributions_are_understood() {
             format!("0::/../../kubepods-burstable-pod{SLICE}.slice/cri-containerd-{ID}.scope\n"),
             pod(Some(ID), UID),
         ),
-        (
-            "docker, cgroupfs",
-            format!("0::/docker/{ID}\n"),
-            container(ID),
-        ),
+        ("docker, cgroupfs", format!("0::/docker/{ID}\n"), container(ID)),
         (
             "docker, systemd",
             format!("0::/system.slice/docker-{ID}.scope\n"),

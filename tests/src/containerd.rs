@@ -1,0 +1,384 @@
+//! A containerd of the test's own, with its CRI: pods as the kubelet makes them, without a kubelet. Everything is in one folder and gone afterwards.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use hyper_util::rt::TokioIo;
+use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
+use k8s_cri::v1::{
+    ContainerConfig, ContainerMetadata, ContainerStatusRequest, CreateContainerRequest, ImageSpec,
+    LinuxContainerConfig, LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount,
+    NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, RemovePodSandboxRequest,
+    RunPodSandboxRequest, StartContainerRequest, StopPodSandboxRequest, VersionRequest,
+};
+use sha2::{Digest as _, Sha256};
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::environment::left_out;
+use crate::running::{DEADLINE, Running};
+
+const IMAGE: &str = "localhost/busybox:1";
+const BUSYBOX: &str = "/bin/busybox";
+
+/// A running containerd; its pods end with it.
+#[derive(Debug)]
+pub struct Containerd {
+    directory: PathBuf,
+    client: RuntimeServiceClient<Channel>,
+    runtime: tokio::runtime::Runtime,
+    sandboxes: Vec<(String, String)>,
+    _daemon: Running,
+}
+
+/// What a pod is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Pod<'a> {
+    /// UID, with dashes.
+    pub uid: &'a str,
+    /// Namespace.
+    pub namespace: &'a str,
+    /// Name.
+    pub name: &'a str,
+    /// Labels.
+    pub labels: &'a [(&'a str, &'a str)],
+    /// Name of its container.
+    pub container: &'a str,
+}
+
+/// A container that runs.
+#[derive(Debug)]
+pub struct Container {
+    /// Its id.
+    pub id: String,
+    /// Its main process, in the test's pid namespace.
+    pub pid: u32,
+    log: PathBuf,
+}
+
+impl Containerd {
+    /// `None`, after saying so, where it is not installed.
+    pub fn start(directory: &Path) -> Option<Self> {
+        for program in ["containerd", "runc", "ctr"] {
+            if Command::new(program).arg("--version").output().is_err() {
+                left_out(&format!("{program} is not installed (cargo xtask setup --tests)"));
+                return None;
+            }
+        }
+        if !Path::new(BUSYBOX).is_file() || !Path::new("/usr/share/doc/busybox-static").exists() {
+            left_out("busybox-static is not installed (cargo xtask setup --tests)");
+            return None;
+        }
+        let directory = directory.to_owned();
+        let config = directory.join("containerd.toml");
+        let shown = directory.display();
+        let text = format!(
+            r#"version = 2
+root = "{shown}/root"
+state = "{shown}/state"
+[grpc]
+  address = "{shown}/c.sock"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{shown}/opt"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{IMAGE}"
+  restrict_oom_score_adj = true
+  disable_tcp_service = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    conf_dir = "{shown}/cni"
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "native"
+"#
+        );
+        fs::write(&config, text).expect("the folder can be written");
+        let mut command = Command::new("containerd");
+        command.arg("--config").arg(&config).args(["--log-level", "warn"]);
+        let daemon = Running::start(command);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime can be made");
+        let socket = directory.join("c.sock");
+        let channel = runtime.block_on(async {
+            Endpoint::from_static("http://cri.invalid").connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+                let socket = socket.clone();
+                async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
+            }))
+        });
+        let started = Self {
+            client: RuntimeServiceClient::new(channel),
+            directory,
+            runtime,
+            sandboxes: Vec::new(),
+            _daemon: daemon,
+        };
+        started.until("containerd answers", || {
+            let mut client = started.client.clone();
+            started
+                .runtime
+                .block_on(client.version(VersionRequest::default()))
+                .is_ok()
+        });
+        started.import();
+        Some(started)
+    }
+
+    /// Where it is asked.
+    pub fn socket(&self) -> String {
+        self.directory.join("c.sock").display().to_string()
+    }
+
+    /// Makes a pod and its container, which runs `script` by a shell with `mounts` (host's path, container's path).
+    pub fn run(&mut self, pod: Pod<'_>, script: &str, mounts: &[(&Path, &str)]) -> Container {
+        let labels = |more: &[(&str, &str)]| -> HashMap<String, String> {
+            let all = pod.labels.iter().chain(more);
+            all.map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect()
+        };
+        let of_kubelet = [
+            ("io.kubernetes.pod.name", pod.name),
+            ("io.kubernetes.pod.namespace", pod.namespace),
+            ("io.kubernetes.pod.uid", pod.uid),
+        ];
+        let logs = self.directory.join(pod.uid);
+        fs::create_dir_all(&logs).expect("the folder can be written");
+        // On the host's network: no bridge, no address, nothing to clean up.
+        let namespaces = NamespaceOption {
+            network: NamespaceMode::Node.into(),
+            ..NamespaceOption::default()
+        };
+        let sandbox_config = PodSandboxConfig {
+            metadata: Some(PodSandboxMetadata {
+                name: pod.name.to_owned(),
+                uid: pod.uid.to_owned(),
+                namespace: pod.namespace.to_owned(),
+                attempt: 0,
+            }),
+            log_directory: logs.display().to_string(),
+            labels: labels(&of_kubelet),
+            linux: Some(LinuxPodSandboxConfig {
+                cgroup_parent: format!("/kubepods/besteffort/pod{}", pod.uid),
+                security_context: Some(LinuxSandboxSecurityContext {
+                    namespace_options: Some(namespaces.clone()),
+                    ..LinuxSandboxSecurityContext::default()
+                }),
+                ..LinuxPodSandboxConfig::default()
+            }),
+            ..PodSandboxConfig::default()
+        };
+        let container_config = ContainerConfig {
+            metadata: Some(ContainerMetadata {
+                name: pod.container.to_owned(),
+                attempt: 0,
+            }),
+            image: Some(ImageSpec {
+                image: IMAGE.to_owned(),
+                ..ImageSpec::default()
+            }),
+            command: [BUSYBOX, "sh", "-c", script].map(str::to_owned).to_vec(),
+            mounts: mounts
+                .iter()
+                .map(|(host, container)| Mount {
+                    container_path: (*container).to_owned(),
+                    host_path: host.display().to_string(),
+                    ..Mount::default()
+                })
+                .collect(),
+            log_path: "log".to_owned(),
+            linux: Some(LinuxContainerConfig {
+                security_context: Some(LinuxContainerSecurityContext {
+                    namespace_options: Some(namespaces),
+                    ..LinuxContainerSecurityContext::default()
+                }),
+                ..LinuxContainerConfig::default()
+            }),
+            ..ContainerConfig::default()
+        };
+        let mut client = self.client.clone();
+        let (sandbox, id, pid) = self.runtime.block_on(async {
+            let request = RunPodSandboxRequest {
+                config: Some(sandbox_config.clone()),
+                runtime_handler: String::new(),
+            };
+            let answer = client.run_pod_sandbox(request).await.expect("the sandbox runs");
+            let sandbox = answer.into_inner().pod_sandbox_id;
+            let request = CreateContainerRequest {
+                pod_sandbox_id: sandbox.clone(),
+                config: Some(container_config),
+                sandbox_config: Some(sandbox_config),
+            };
+            let answer = client.create_container(request).await.expect("the container is made");
+            let container_id = answer.into_inner().container_id;
+            let request = StartContainerRequest {
+                container_id: container_id.clone(),
+            };
+            client.start_container(request).await.expect("the container starts");
+            let request = ContainerStatusRequest {
+                container_id: container_id.clone(),
+                verbose: true,
+            };
+            let status = client
+                .container_status(request)
+                .await
+                .expect("it has a status")
+                .into_inner();
+            let info: serde_json::Value = serde_json::from_str(&status.info["info"]).expect("it is JSON");
+            let pid = info["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
+            (sandbox, container_id, pid.expect("it has a process"))
+        });
+        self.sandboxes.push((sandbox, pod.uid.to_owned()));
+        Container {
+            id,
+            pid,
+            log: logs.join("log"),
+        }
+    }
+
+    /// Waits for a line that a container prints.
+    pub fn line(&self, container: &Container, mut wanted: impl FnMut(&str) -> bool) -> String {
+        let mut found = None;
+        self.until("the line that was waited for", || {
+            found = container.lines().into_iter().find(|line| wanted(line));
+            found.is_some()
+        });
+        found.expect("it was found")
+    }
+
+    fn until(&self, what: &str, mut holds: impl FnMut() -> bool) {
+        let begun = Instant::now();
+        while !holds() {
+            assert!(
+                begun.elapsed() < DEADLINE,
+                "never: {what} (in {})",
+                self.directory.display()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// One layer with a static busybox: the pause program of sandboxes as well as the shell of containers.
+    fn import(&self) {
+        let busybox = fs::read(BUSYBOX).expect("busybox is there");
+        let layer = tar(&[("bin/busybox", &busybox, 0o755)]);
+        let config = serde_json::json!({
+            "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }, "os": "linux",
+            "config": {"Entrypoint": [BUSYBOX, "sleep", "3600"]},
+            "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]},
+        })
+        .to_string();
+        let described = |kind: &str, bytes: &[u8]| {
+            serde_json::json!({
+                "mediaType": format!("application/vnd.oci.image.{kind}"), "digest": digest(bytes), "size": bytes.len(),
+            })
+        };
+        let manifest = serde_json::json!({
+            "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": described("config.v1+json", config.as_bytes()),
+            "layers": [described("layer.v1.tar", &layer)],
+        })
+        .to_string();
+        let mut entry = described("manifest.v1+json", manifest.as_bytes());
+        entry["annotations"] = serde_json::json!({"io.containerd.image.name": IMAGE});
+        let index = serde_json::json!({"schemaVersion": 2, "manifests": [entry]}).to_string();
+        let blob = |bytes: &[u8]| format!("blobs/sha256/{}", &digest(bytes)["sha256:".len()..]);
+        let image = tar(&[
+            ("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#, 0o644),
+            ("index.json", index.as_bytes(), 0o644),
+            (&blob(manifest.as_bytes()), manifest.as_bytes(), 0o644),
+            (&blob(config.as_bytes()), config.as_bytes(), 0o644),
+            (&blob(&layer), &layer, 0o644),
+        ]);
+        let path = self.directory.join("image.tar");
+        fs::write(&path, image).expect("the folder can be written");
+        let mut ctr = Command::new("ctr");
+        ctr.args(["--address", &self.socket(), "--namespace", "k8s.io", "images", "import"]);
+        ctr.args(["--snapshotter", "native"]).arg(&path);
+        let output = ctr.output().expect("ctr can be run");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+impl Container {
+    /// What it has printed, without what CRI writes before each line.
+    pub fn lines(&self) -> Vec<String> {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        // `TIME stdout F TEXT`; long lines come in parts, marked P.
+        let mut lines = Vec::new();
+        let mut part = String::new();
+        for line in log.lines() {
+            let mut fields = line.splitn(4, ' ').skip(1);
+            if let (Some("stdout"), Some(tag), Some(text)) = (fields.next(), fields.next(), fields.next()) {
+                part.push_str(text);
+                if tag == "F" {
+                    lines.push(std::mem::take(&mut part));
+                }
+            }
+        }
+        lines
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        let mut client = self.client.clone();
+        for (sandbox, uid) in std::mem::take(&mut self.sandboxes) {
+            let pod_sandbox_id = sandbox.clone();
+            let _ = self
+                .runtime
+                .block_on(client.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id }));
+            let request = RemovePodSandboxRequest {
+                pod_sandbox_id: sandbox,
+            };
+            let _ = self.runtime.block_on(client.remove_pod_sandbox(request));
+            // Without a kubelet, nobody else removes them. Those that others use are not empty and stay.
+            for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+                for folder in [
+                    format!("kubepods/besteffort/pod{uid}"),
+                    "kubepods/besteffort".to_owned(),
+                    "kubepods".to_owned(),
+                ] {
+                    let _ = fs::remove_dir(hierarchy.path().join(&folder));
+                    let _ = fs::remove_dir(Path::new("/sys/fs/cgroup").join(folder));
+                }
+            }
+        }
+    }
+}
+
+fn digest(bytes: &[u8]) -> String {
+    let mut text = String::from("sha256:");
+    for byte in Sha256::digest(bytes) {
+        text.push_str(&format!("{byte:02x}"));
+    }
+    text
+}
+
+/// A POSIX archive of files.
+fn tar(files: &[(&str, &[u8], u32)]) -> Vec<u8> {
+    let mut archive = Vec::new();
+    for (name, bytes, mode) in files {
+        let mut header = [0_u8; 512];
+        let mut put = |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
+        put(0, name);
+        put(100, &format!("{mode:07o}"));
+        put(108, "0000000");
+        put(116, "0000000");
+        put(124, &format!("{:011o}", bytes.len()));
+        put(136, "00000000000");
+        put(148, "        ");
+        put(156, "0");
+        put(257, "ustar\x0000");
+        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        archive.write_all(&header).expect("a vector takes all");
+        archive.extend_from_slice(bytes);
+        archive.resize(archive.len().next_multiple_of(512), 0);
+    }
+    archive.resize(archive.len() + 1024, 0);
+    archive
+}
