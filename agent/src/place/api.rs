@@ -30,7 +30,7 @@ use crate::span::Place;
 /// Pods kept; more than run on any node.
 const MAX_PODS: usize = 2_000;
 /// How long a pod that is gone is still known: what it did may be told late.
-const GRACE: Duration = Duration::from_secs(60);
+const GRACE: Duration = Duration::from_mins(1);
 /// Pods in one answer while listing.
 const PAGE_SIZE: u32 = 100;
 

@@ -81,8 +81,8 @@ impl KubernetesConfig {
         }
         if !self.host_root.is_absolute() {
             return Err(format!(
-                "kubernetes.host_root is {:?}: must be absolute",
-                self.host_root
+                "kubernetes.host_root is {}: must be absolute",
+                self.host_root.display()
             ));
         }
         if self.hold_ms > 60_000 {

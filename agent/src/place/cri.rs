@@ -181,6 +181,7 @@ fn facts(sandbox: PodSandbox, container: Option<&Container>) -> Option<PodFacts>
         owner: None,
         // CRI knows the handler; the class that names it may have another name.
         runtime_class: None,
+        runtime_handler: Some(bounded_name(&sandbox.runtime_handler)).filter(|handler| !handler.is_empty()),
         containers,
     })
 }

@@ -35,6 +35,8 @@ pub struct PodFacts {
     pub owner: Option<Owner>,
     /// `RuntimeClass`.
     pub runtime_class: Option<String>,
+    /// What the container runtime runs it by.
+    pub runtime_handler: Option<String>,
     /// Container ids with the containers' names, those that the source knows.
     pub containers: Vec<(String, String)>,
 }
@@ -93,6 +95,7 @@ impl PodFacts {
                 .as_ref()
                 .and_then(|spec| spec.runtime_class_name.as_deref())
                 .map(bounded_name),
+            runtime_handler: None,
             containers,
         })
     }
@@ -126,6 +129,7 @@ impl PodFacts {
         }
         place.owner = place.owner.take().or_else(|| self.owner.clone());
         place.runtime_class = place.runtime_class.take().or_else(|| self.runtime_class.clone());
+        place.runtime_handler = place.runtime_handler.take().or_else(|| self.runtime_handler.clone());
         if !place.sources.contains(&source) {
             place.sources.push(source);
         }

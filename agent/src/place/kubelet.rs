@@ -63,10 +63,13 @@ pub enum KubeletError {
     TooSoon,
 }
 
+/// The pods, or `None` if the kubelet did not say.
+type Answer = Option<Arc<Vec<PodFacts>>>;
+
 /// A client for one kubelet.
 pub struct Kubelet {
     client: kube::Client,
-    last: Mutex<Option<(Instant, Option<Arc<Vec<PodFacts>>>)>>,
+    last: Mutex<Option<(Instant, Answer)>>,
 }
 
 #[derive(Deserialize)]

@@ -37,16 +37,21 @@ const MAX_WANTED: usize = 1_024;
 /// Containers asked about at once.
 const MAX_CONCURRENT: usize = 4;
 /// How long an answer is good; labels change. Old answers are given while a new one is sought.
-const REFRESH: Duration = Duration::from_secs(300);
+const REFRESH: Duration = Duration::from_mins(5);
 /// How long what nobody asks about is remembered; spans of gone pods come late.
-const GRACE: Duration = Duration::from_secs(600);
+const GRACE: Duration = Duration::from_mins(10);
 /// First and longest time until a question without an answer is put again.
 const FIRST_RETRY: Duration = Duration::from_millis(200);
-const LAST_RETRY: Duration = Duration::from_secs(60);
+const LAST_RETRY: Duration = Duration::from_mins(1);
+
+/// Where the v2 hierarchy is mounted, below the root of the host: alone, or beside those of v1.
+const CGROUP_MOUNTS: [&str; 2] = ["sys/fs/cgroup", "sys/fs/cgroup/unified"];
 
 /// Knows where processes run, and asks for what it does not know.
 pub struct Places {
     hold: Duration,
+    host_root: PathBuf,
+    by_cgroup: Mutex<HashMap<u64, Place>>,
     cache: Mutex<HashMap<String, Entry>>,
     cri: Option<CriSource>,
     kubelet: Option<Kubelet>,
@@ -141,6 +146,8 @@ impl Places {
         let now = Instant::now();
         let places = Arc::new(Self {
             hold: Duration::from_millis(config.hold_ms),
+            host_root: config.host_root.clone(),
+            by_cgroup: Mutex::new(HashMap::new()),
             cache: Mutex::new(HashMap::new()),
             cri: socket.map(|socket| CriSource {
                 socket,
@@ -167,6 +174,27 @@ impl Places {
             PlaceSource::CgroupPath.as_str(),
             if place.is_unknown() { "unknown" } else { "known" },
         );
+        place
+    }
+
+    /// Where the processes of a v2 cgroup run, by the id that BPF has for it; as [`Self::immediate`], for when the process itself is gone. The folders
+    /// are walked once for each id, whether it is found or not.
+    pub fn immediate_of_cgroup(&self, id: u64) -> Place {
+        if let Some(place) = lock(&self.by_cgroup).get(&id) {
+            return place.clone();
+        }
+        let place = CGROUP_MOUNTS
+            .iter()
+            .map(|mount| self.host_root.join(mount))
+            .filter(|mount| mount.join("cgroup.controllers").is_file())
+            .find_map(|mount| cgroup::place_of_id(&mount, id))
+            .map(cgroup::CgroupPlace::into_place)
+            .unwrap_or_default();
+        let mut by_cgroup = lock(&self.by_cgroup);
+        if by_cgroup.len() >= MAX_ENTRIES {
+            by_cgroup.clear();
+        }
+        by_cgroup.insert(id, place.clone());
         place
     }
 
@@ -281,6 +309,7 @@ impl Places {
         if cache.len() >= MAX_ENTRIES && !cache.contains_key(key) {
             make_room(&mut cache, now);
         }
+        cache.retain(|_, entry| now.duration_since(entry.used) < GRACE);
         let entry = cache.entry(key.to_owned()).or_insert_with(|| Entry::new(now));
         entry.is_being_asked = false;
         if found.pod_name.is_some() {

@@ -141,3 +141,65 @@ async fn what_is_remembered_is_bounded() {
     }
     assert!(places.remembered_count() <= MAX_ENTRIES);
 }
+
+#[tokio::test]
+async fn what_is_in_no_pod_waits_for_one_answer_and_no_longer() {
+    let empty = || async { Json(json!({"kind": "PodList", "apiVersion": "v1", "items": []})) };
+    let url = serve(Router::new().route("/pods", get(empty))).await;
+    let places = Places::with_sources(&quiet(), Some(kubelet(url)), None);
+    let outside = Place {
+        pod_uid: None,
+        ..place(ID)
+    };
+    assert_eq!(places.lookup(&outside), Lookup::Pending(outside.clone()));
+    while places.lookup(&outside) == Lookup::Pending(outside.clone()) {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(places.lookup(&outside), Lookup::Known(outside));
+    assert_eq!(places.counts(), [("kubelet", "unknown", 1)]);
+}
+
+#[tokio::test]
+async fn a_pod_that_the_source_learns_of_later_is_asked_for_again() {
+    let answers = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let asked = answers.clone();
+    let late = move || {
+        let count = asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        async move {
+            if count == 0 {
+                Json(json!({"kind": "PodList", "apiVersion": "v1", "items": []}))
+            } else {
+                Json(pods())
+            }
+        }
+    };
+    let url = serve(Router::new().route("/pods", get(late))).await;
+    let places = Places::with_sources(&quiet(), Some(kubelet(url)), None);
+    while let Lookup::Pending(_) = places.lookup(&place(ID)) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let Lookup::Known(known) = places.lookup(&place(ID)) else {
+        panic!("it was known a moment ago");
+    };
+    assert_eq!(known.pod_name.as_deref(), Some("edge"));
+    assert_eq!(answers.load(std::sync::atomic::Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn without_anybody_to_ask_nothing_waits() {
+    let places = Places::with_sources(&quiet(), None, None);
+    assert_eq!(places.lookup(&place(ID)), Lookup::Known(place(ID)));
+    assert_eq!(places.resolve(&place(ID)).await, place(ID));
+}
+
+#[tokio::test]
+async fn a_runtime_that_is_not_there_is_an_error_and_not_asked_again_at_once() {
+    let config = KubernetesConfig {
+        cri_socket: "/nonexistent/containerd.sock".to_owned(),
+        ..quiet()
+    };
+    let places = Places::with_sources(&config, None, None);
+    assert_eq!(places.resolve(&place(ID)).await, place(ID));
+    assert_eq!(places.resolve(&place(ID)).await, place(ID));
+    assert_eq!(places.counts(), [("cri", "error", 1)]);
+}

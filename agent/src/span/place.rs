@@ -32,6 +32,9 @@ pub struct Place {
     /// `RuntimeClass` of the pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runtime_class: Option<String>,
+    /// What the container runtime runs it by, as its configuration calls it: `runc`, `wasmtime`; empty in its answer for its default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runtime_handler: Option<String>,
     /// systemd unit, of a process that is in no container.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unit: Option<String>,

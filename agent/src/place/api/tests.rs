@@ -25,7 +25,7 @@ type Line = Option<Value>;
 struct Server {
     requests: Arc<Mutex<Vec<HashMap<String, String>>>>,
     lists: Arc<Mutex<VecDeque<Value>>>,
-    watches: Arc<Mutex<VecDeque<mpsc::UnboundedReceiver<Line>>>>,
+    watches: Arc<Mutex<VecDeque<mpsc::Receiver<Line>>>>,
 }
 
 impl Server {
@@ -43,8 +43,8 @@ impl Server {
         self.lists.lock().unwrap().push_back(list);
     }
 
-    fn watch(&self) -> mpsc::UnboundedSender<Line> {
-        let (lines, receiver) = mpsc::unbounded_channel();
+    fn watch(&self) -> mpsc::Sender<Line> {
+        let (lines, receiver) = mpsc::channel(16);
         self.watches.lock().unwrap().push_back(receiver);
         lines
     }
@@ -84,8 +84,8 @@ fn pod(name: &str, version: &str) -> Value {
     })
 }
 
-fn event(kind: &str, object: &Value) -> Line {
-    Some(json!({"type": kind, "object": object}))
+fn event(kind: &str, object: &Value) -> Value {
+    json!({"type": kind, "object": object})
 }
 
 fn known(pods: &NodePods, name: &str) -> bool {
@@ -122,11 +122,11 @@ async fn the_watch_follows_what_the_server_tells_and_asks_for_one_node_only() {
     let pods = watch.pods().clone();
     until("the first list", || pods.is_synced() && known(&pods, "a")).await;
 
-    first.send(event("ADDED", &pod("b", "11"))).unwrap();
+    first.send(Some(event("ADDED", &pod("b", "11")))).await.unwrap();
     until("an added pod", || known(&pods, "b")).await;
     let mut changed = pod("b", "12");
     changed["metadata"]["labels"] = json!({"stage": "two"});
-    first.send(event("MODIFIED", &changed)).unwrap();
+    first.send(Some(event("MODIFIED", &changed))).await.unwrap();
     let place = Place {
         pod_uid: Some("uid-b".to_owned()),
         ..Place::default()
@@ -136,28 +136,28 @@ async fn the_watch_follows_what_the_server_tells_and_asks_for_one_node_only() {
             .is_some_and(|facts| facts.labels.contains_key("stage"))
     })
     .await;
-    first.send(event("DELETED", &pod("a", "13"))).unwrap();
+    first.send(Some(event("DELETED", &pod("a", "13")))).await.unwrap();
     until("its end", || pods.is_gone("uid-a")).await;
     assert!(known(&pods, "a"), "what it did may be told late");
 
     // Only the bookmark says how far the server is; the connection is cut, and the next one goes on from there.
     let bookmark =
         json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"resourceVersion": "20"}, "spec": {"containers": []}});
-    first.send(event("BOOKMARK", &bookmark)).unwrap();
-    first.send(None).unwrap();
+    first.send(Some(event("BOOKMARK", &bookmark))).await.unwrap();
+    first.send(None).await.unwrap();
     until("a second watch", || server.requests().len() == 3).await;
     assert_eq!(server.requests()[2]["resourceVersion"], "20");
-    second.send(event("ADDED", &pod("c", "21"))).unwrap();
+    second.send(Some(event("ADDED", &pod("c", "21")))).await.unwrap();
     until("what came afterwards", || known(&pods, "c")).await;
 
     // Too long ago: everything is listed anew, and what is not in the list is gone.
     server.list("40", &[pod("c", "21"), pod("d", "39")]);
     let third = server.watch();
     let gone = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": "Expired", "message": "too old", "code": 410});
-    second.send(event("ERROR", &gone)).unwrap();
+    second.send(Some(event("ERROR", &gone))).await.unwrap();
     until("a new list", || known(&pods, "d") && pods.is_gone("uid-b")).await;
     assert!(!pods.is_gone("uid-c"));
-    third.send(event("ADDED", &pod("e", "41"))).unwrap();
+    third.send(Some(event("ADDED", &pod("e", "41")))).await.unwrap();
     until("what came after the new list", || known(&pods, "e")).await;
 
     for request in server.requests() {
