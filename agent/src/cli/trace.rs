@@ -157,7 +157,7 @@ async fn trace(arguments: TraceArguments) -> anyhow::Result<ExitCode> {
         outputs: &mut outputs,
         watched: arguments.pid.clone(),
         pod: arguments.pod.clone(),
-        places: PlaceStage::new(places, kubernetes.max_held),
+        places: PlaceStage::new(places.clone(), kubernetes.max_held),
     };
     let server = match arguments.metrics_listen {
         Some(address) => Some(
@@ -213,6 +213,7 @@ async fn trace(arguments: TraceArguments) -> anyhow::Result<ExitCode> {
     let (last, capture) = pipeline.finish();
     session.take(last)?;
     session.settle_places().await?;
+    session.outputs.metrics().set_pod_resolutions(&places.counts());
     if detail == Detail::MetricsOnly {
         let metrics = session.outputs.metrics();
         for row in pipeline.syscall_aggregate() {

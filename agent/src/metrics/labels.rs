@@ -313,6 +313,19 @@ impl Labels for LossLabels {
     }
 }
 
+/// Whom it was asked which pod a process is in, and with what result.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ResolutionLabels {
+    pub(super) source: &'static str,
+    pub(super) result: &'static str,
+}
+
+impl Labels for ResolutionLabels {
+    fn other(&self) -> Self {
+        self.clone()
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct KindLabels {
     pub(super) kind: Value,

@@ -24,8 +24,8 @@ use prometheus_client::registry::Registry;
 use self::bounded::{BoundedFamily, Labels};
 use self::labels::{
     ExportLabels, FamilyLabels, GrowLabels, HostCallLabels, ImportLabels, InterruptionLabels, InvocationLabels,
-    IoLabels, KindLabels, LossLabels, ModuleLabels, PhaseLabels, SyscallLabels, SyscallTimeLabels, TrapLabels, Value,
-    Workload,
+    IoLabels, KindLabels, LossLabels, ModuleLabels, PhaseLabels, ResolutionLabels, SyscallLabels, SyscallTimeLabels,
+    TrapLabels, Value, Workload,
 };
 use crate::errno;
 use wasmscope_common::SyscallStats;
@@ -100,6 +100,7 @@ pub struct Metrics {
     memory_bytes: BoundedFamily<ModuleLabels, Gauge<u64, AtomicU64>>,
     events: BoundedFamily<KindLabels, Counter>,
     losses: BoundedFamily<LossLabels, Counter>,
+    pod_resolutions: BoundedFamily<ResolutionLabels, Counter>,
     symbol_coverage: Gauge<f64, AtomicU64>,
     named_count: AtomicU64,
     nameable_count: AtomicU64,
@@ -173,6 +174,10 @@ impl Metrics {
             ),
             events: families.counters("wasmscope_events", "Kernel records handled"),
             losses: families.counters("wasmscope_events_lost", "What the agent knows it missed or dropped"),
+            pod_resolutions: families.counters(
+                "wasmscope_pod_resolutions",
+                "Times that a source was asked which pod a process is in, and traces that did not wait for the answer",
+            ),
             symbol_coverage,
             named_count: AtomicU64::new(0),
             nameable_count: AtomicU64::new(0),
@@ -244,6 +249,16 @@ impl Metrics {
         self.losses.with(&loss_labels(loss), |counter| {
             counter.inner().fetch_max(loss.count, Ordering::Relaxed);
         });
+    }
+
+    /// Sets how often each source was asked for pods to its running total, `Places::counts`.
+    pub fn set_pod_resolutions(&self, counts: &[(&'static str, &'static str, u64)]) {
+        for (source, result, count) in counts {
+            self.pod_resolutions
+                .with(&ResolutionLabels { source, result }, |counter| {
+                    counter.inner().fetch_max(*count, Ordering::Relaxed);
+                });
+        }
     }
 
     /// Counts kernel records of a kind (`syscall`, `push`, …).

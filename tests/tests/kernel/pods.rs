@@ -9,7 +9,7 @@ use tempfile::tempdir;
 use wasmscope::span::PlaceSource;
 use wasmscope_tests::agent::Agent;
 use wasmscope_tests::containerd::{Containerd, Pod};
-use wasmscope_tests::environment::{self, Kernel};
+use wasmscope_tests::environment::{self, Kernel, Linking};
 use wasmscope_tests::workload::Counts;
 
 const EDGE: Pod<'_> = Pod {
@@ -38,7 +38,7 @@ fn pipe(path: &Path) -> File {
 #[test]
 fn a_guest_in_a_pod_is_named_by_containerd_and_told_from_its_neighbour() {
     let Some(_kernel) = Kernel::acquire() else { return };
-    let Some(program) = environment::linked_host("workload-static") else {
+    let Some(program) = environment::linked_host(Linking::Static) else {
         return;
     };
     let directory = tempdir().unwrap();
@@ -108,4 +108,7 @@ fn a_guest_in_a_pod_is_named_by_containerd_and_told_from_its_neighbour() {
     let labels =
         r#"wasm_invocations_total{process="workload",namespace="shop",pod="edge-7d9f8c6b5-x2x4z",container="guest","#;
     assert!(metrics.contains(labels), "{metrics}");
+    // Each container was asked for once, however many traces it made.
+    let asked = r#"wasmscope_pod_resolutions_total{source="cri",result="known"} 2"#;
+    assert!(metrics.contains(asked), "{metrics}");
 }

@@ -45,6 +45,8 @@ pub(crate) fn all(workspace: &Workspace) -> Vec<Tool> {
     let mut tools = vec![
         Tool::Program("strace"),
         Tool::Program("bpftrace"),
+        // Certificates of a kubelet.
+        Tool::Program("openssl"),
         // Pods for the tests of who runs where: on the host's network, so no plugins for networks are needed.
         Tool::Program("containerd"),
         Tool::Program("runc"),
