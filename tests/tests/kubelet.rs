@@ -1,5 +1,7 @@
 //! The kubelet's authenticated port: TLS with a CA of its own, and a token.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -45,16 +47,12 @@ fn certificate(directory: &Path, name: &str) -> Option<(PathBuf, PathBuf)> {
         .arg(&certificate)
         .arg("-keyout")
         .arg(&key);
-    match openssl.output() {
-        Ok(output) => {
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-            Some((certificate, key))
-        }
-        Err(_) => {
-            left_out("openssl is not installed (cargo xtask setup --tests)");
-            None
-        }
-    }
+    let Ok(output) = openssl.output() else {
+        left_out("openssl is not installed (cargo xtask setup --tests)");
+        return None;
+    };
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Some((certificate, key))
 }
 
 async fn serve(certificate: &Path, key: &Path) -> (String, Asked) {
