@@ -16,6 +16,7 @@ pub mod image;
 pub mod metrics;
 pub mod pipeline;
 pub mod process;
+pub mod recorder;
 pub mod recording;
 pub mod runtime;
 pub mod sink;
