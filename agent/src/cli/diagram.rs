@@ -92,6 +92,7 @@ pub(super) struct DiagramArguments {
 
 #[derive(Debug, clap::Args)]
 #[group(multiple = false)]
+#[expect(clippy::struct_excessive_bools, reason = "flags of which at most one is given")]
 struct Which {
     /// The invocation that took longest; so it is when nothing else is said
     #[arg(long)]

@@ -7,6 +7,7 @@ use std::hash::{BuildHasher as _, RandomState};
 pub(super) struct Random(u64);
 
 impl Random {
+    #[cfg(test)]
     pub(super) fn new(seed: u64) -> Self {
         Self(seed)
     }

@@ -1,6 +1,6 @@
 //! As much of an HTTP client as asking an agent takes: one request a connection, bounded in time and bytes.
 
-use std::time::Duration;
+use std::{fmt::Write as _, time::Duration};
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
@@ -94,7 +94,7 @@ impl Client {
             let body = body.map_err(|error| anyhow::anyhow!("while reading the agent's answer: {error}"))?;
             Ok((status, body.to_bytes().to_vec()))
         };
-        let (answer, _) = tokio::join!(answer, async {
+        let (answer, ()) = tokio::join!(answer, async {
             // Its errors are those of the answer.
             let _ = connection.await;
         });
@@ -120,7 +120,7 @@ fn escaped(text: &str) -> String {
         if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
             out.push(char::from(byte));
         } else {
-            out.push_str(&format!("%{byte:02X}"));
+            write!(out, "%{byte:02X}").expect("writing to a string cannot fail");
         }
     }
     out

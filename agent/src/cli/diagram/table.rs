@@ -1,5 +1,7 @@
 //! A list of traces for a terminal.
 
+use std::fmt::Write as _;
+
 use unicode_width::UnicodeWidthStr as _;
 
 use crate::{diagram::label::duration, recorder::Page, sink::text::bounded_line, sink::text::printable};
@@ -53,10 +55,8 @@ pub(super) fn table(page: &Page) -> String {
     }
     let shown = page.traces.len();
     if shown < page.matching_count {
-        out.push_str(&format!(
-            "{} more match; --limit shows more\n",
-            page.matching_count - shown
-        ));
+        writeln!(out, "{} more match; --limit shows more", page.matching_count - shown)
+            .expect("writing to a string cannot fail");
     }
     out
 }
