@@ -416,7 +416,7 @@ fn diagram_says_what_to_do_where_there_is_nothing_to_draw() {
     let served = Served::offering(&[traces[0].clone(), alike], clock);
     let digits = &traces[0].id.to_string()[..20];
     let error = served.diagram(&["--trace-id", digits]).stderr.join("\n");
-    assert!(error.contains("2 traces begin with that id"), "{error}");
+    assert!(error.contains("2 traces have that id or begin so"), "{error}");
     let error = served.diagram(&["--trace-id", "abc"]).stderr.join("\n");
     assert!(error.contains("32 hex digits"), "{error}");
 
@@ -460,7 +460,10 @@ fn diagram_draws_from_a_recording_without_an_agent() {
     assert!(early.matching_count < page.matching_count, "{}", early.matching_count);
     let end = on_recording(&["--list", "--format", "json", "--since", "15m"]).succeeded();
     let end: Page = serde_json::from_str(&text(&end)).unwrap();
-    assert_eq!(end.matching_count, page.matching_count, "15 minutes before the end of the recording");
+    assert_eq!(
+        end.matching_count, page.matching_count,
+        "15 minutes before the end of the recording"
+    );
     let error = on_recording(&["--export", "none"]).stderr.join("\n");
     assert!(
         error.contains(&format!("none of the {} traces", traces.len())),

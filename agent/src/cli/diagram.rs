@@ -103,7 +103,7 @@ struct Which {
     /// Any
     #[arg(long)]
     random: bool,
-    /// The one with this id, or whose id begins with these 8 or more digits
+    /// The one with this id, or whose id begins with these 8 or more digits; the id of the application's trace will do
     #[arg(long, value_name = "ID")]
     trace_id: Option<String>,
     /// List what there is, the slowest first
@@ -187,7 +187,7 @@ async fn choose(source: &Source, arguments: &DiagramArguments) -> anyhow::Result
     match page.traces.as_slice() {
         [] => Err(nothing(source, &page).await),
         [first, second, ..] if which.trace_id.is_some() => bail!(
-            "{} traces begin with that id, {} and {} among them; give more digits",
+            "{} traces have that id or begin so, {} and {} among them; give more digits",
             page.matching_count,
             first.trace_id,
             second.trace_id

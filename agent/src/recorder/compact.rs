@@ -2,7 +2,7 @@
 //!
 //! JSON makes a field that the model gains a field here too, and deflating takes back what repeated words cost.
 
-use std::io::{self, Read as _, Write};
+use std::io::{self, BufReader, Write};
 use std::sync::Arc;
 
 use flate2::{Compression, read::ZlibDecoder, write::ZlibEncoder};
@@ -72,9 +72,8 @@ fn alone(span: &Span) -> Span {
 
 /// What [`encode`] made of a trace of `process`.
 pub(super) fn decode(bytes: &[u8], process: Arc<Process>) -> io::Result<Trace> {
-    let mut json = Vec::new();
-    ZlibDecoder::new(bytes).read_to_end(&mut json)?;
-    let mut input = serde_json::Deserializer::from_slice(&json);
+    // Not all at once: the text of a trace is many times its compact form.
+    let mut input = serde_json::Deserializer::from_reader(BufReader::new(ZlibDecoder::new(bytes)));
     let head = Head::deserialize(&mut input)?;
     let mut open: Vec<(Span, usize)> = Vec::new();
     let root = 'spans: loop {

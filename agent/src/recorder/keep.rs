@@ -145,6 +145,10 @@ impl Keep {
     /// Keeps a trace that was wanted, and gives up what that displaces.
     pub(super) fn insert(&mut self, place: Place, entry: Entry) {
         let id = entry.id;
+        if self.ids.contains_key(&id) {
+            self.counts.not_wanted += 1;
+            return;
+        }
         let Some(key) = self.keys.get_mut(&place.key).filter(|key| key.tenant == place.tenant) else {
             // Its key was given up in between.
             self.counts.too_many_keys += 1;

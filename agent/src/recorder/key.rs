@@ -30,6 +30,8 @@ impl Wanted {
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) id: TraceId,
+    /// The application's trace that it is part of.
+    pub(super) application_id: Option<TraceId>,
     /// When it was kept.
     pub(super) at_ns: u64,
     /// How many traces had been offered by then.
@@ -346,6 +348,7 @@ impl Entry {
     ) -> Self {
         Self {
             id: trace.id,
+            application_id: super::query::application_id(trace),
             at_ns,
             offered_count,
             start_ns: trace.root.start_ns,

@@ -114,7 +114,7 @@ pub enum FindError {
     #[error("no trace with that id is kept")]
     Unknown,
     /// Several begin with those digits.
-    #[error("{} traces begin with that, {} and {} among them; give more digits", .count, .first, .second)]
+    #[error("{} traces have that id or begin so, {} and {} among them; give more digits", .count, .first, .second)]
     Ambiguous {
         /// How many.
         count: usize,
@@ -228,19 +228,23 @@ impl Recorder {
         let mut state = self.lock();
         state.keep.expire(now_ns);
         let keep = &state.keep;
-        let view = |(key, entry)| self.view(key, entry);
-        match query.ids() {
-            Some((first, last)) => query.page(keep.in_range(first, last).map(view), keep.trace_count()),
-            None => query.page(keep.entries().map(view), keep.trace_count()),
-        }
+        let views = keep.entries().map(|(key, entry)| self.view(key, entry));
+        query.page(views, keep.trace_count())
     }
 
-    /// The kept trace whose id is, or begins with, some digits.
+    /// The kept trace whose id is, or begins with, some digits; if there is none, the one that is part of such a trace of the
+    /// application.
     pub fn find(&self, digits: &str) -> Result<Found, FindError> {
         let (first, last) = query::id_range(digits).map_err(FindError::NotAnId)?;
         let mut state = self.lock();
         state.keep.expire(clock::monotonic_ns());
-        let mut matching = state.keep.in_range(first, last);
+        let of_application = |entry: &Entry| entry.application_id.is_some_and(|id| (first..=last).contains(&id));
+        let mut own = state.keep.in_range(first, last).peekable();
+        let mut matching: Box<dyn Iterator<Item = (&Key, &Entry)>> = if own.peek().is_some() {
+            Box::new(own)
+        } else {
+            Box::new(state.keep.entries().filter(|(_, entry)| of_application(entry)))
+        };
         let (key, entry) = matching.next().ok_or(FindError::Unknown)?;
         match matching.next() {
             None => Ok(self.found(key, entry)),
@@ -275,6 +279,7 @@ impl Recorder {
     fn view<'a>(&self, key: &'a Key, entry: &'a Entry) -> View<'a> {
         View {
             id: entry.id,
+            application_id: entry.application_id,
             start_unix_ns: query::unix_ns(entry.start_ns, self.clock),
             duration_ns: entry.duration_ns,
             outcome: &entry.outcome,

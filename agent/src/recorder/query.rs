@@ -22,6 +22,9 @@ pub const MIN_ID_DIGITS: usize = 8;
 pub struct Summary {
     /// 32 hex digits.
     pub trace_id: TraceId,
+    /// The application's trace that it is part of; others may be part of it too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub application_trace_id: Option<TraceId>,
     /// When it began, nanoseconds since the Unix epoch.
     pub start_unix_ns: u64,
     /// The same as RFC 3339.
@@ -107,7 +110,7 @@ pub enum Order {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Question {
-    /// An id, or its first digits: [`MIN_ID_DIGITS`] at least.
+    /// An id, its own or that of the application's trace, or its first digits: [`MIN_ID_DIGITS`] at least.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trace_id: Option<String>,
     /// Name of a pod, or its UID.
@@ -213,18 +216,13 @@ impl Question {
 }
 
 impl Query {
-    /// The ids it is limited to.
-    pub(super) fn ids(&self) -> Option<(TraceId, TraceId)> {
-        self.ids
-    }
-
     /// Whether a trace is one of those asked for, wherever it is in the list.
     pub fn admits(&self, view: &View<'_>) -> bool {
         let question = &self.question;
         let place = &view.process.place;
         let module = view.function.map(|function| &*function.module);
         let pid = || Some(view.process.pid.to_string());
-        self.ids.is_none_or(|(first, last)| (first..=last).contains(&view.id))
+        self.ids.is_none_or(|range| view.is_in(range))
             && view.duration_ns >= self.min_duration_ns
             && view.start_unix_ns.saturating_add(view.duration_ns) >= self.since_unix_ns
             && self.until_unix_ns.is_none_or(|until| view.start_unix_ns <= until)
@@ -301,6 +299,7 @@ impl Query {
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
     pub(super) id: TraceId,
+    pub(super) application_id: Option<TraceId>,
     pub(super) start_unix_ns: u64,
     pub(super) duration_ns: u64,
     pub(super) outcome: &'a Outcome,
@@ -317,6 +316,7 @@ impl<'a> View<'a> {
     pub fn of(trace: &'a Trace, clock: ClockAnchor) -> Self {
         Self {
             id: trace.id,
+            application_id: application_id(trace),
             start_unix_ns: unix_ns(trace.root.start_ns, clock),
             duration_ns: trace.root.duration_ns(),
             outcome: &trace.root.outcome,
@@ -329,12 +329,19 @@ impl<'a> View<'a> {
         }
     }
 
+    /// Whether one of its ids is in a range.
+    fn is_in(&self, (first, last): (TraceId, TraceId)) -> bool {
+        let is = |id: TraceId| (first..=last).contains(&id);
+        is(self.id) || self.application_id.is_some_and(is)
+    }
+
     /// What a list says of it.
     pub fn summary(&self) -> Summary {
         let place = &self.process.place;
         let module = self.function.map(|function| &function.module);
         Summary {
             trace_id: self.id,
+            application_trace_id: self.application_id,
             start_unix_ns: self.start_unix_ns,
             start: rfc3339(self.start_unix_ns),
             duration_ns: self.duration_ns,
@@ -382,6 +389,11 @@ pub(super) fn unix_ns(monotonic_ns: u64, clock: ClockAnchor) -> u64 {
         .unix_ns
         .saturating_add(monotonic_ns)
         .saturating_sub(clock.monotonic_ns)
+}
+
+/// The application's trace that a trace is part of. None is known of any yet.
+pub(super) fn application_id(_trace: &Trace) -> Option<TraceId> {
+    None
 }
 
 /// What is known to be missing from a trace, all reasons together.
