@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod pipeline;
 pub mod place;
 pub mod process;
+pub mod recorder;
 pub mod recording;
 pub mod runtime;
 pub mod sink;

@@ -5,6 +5,7 @@
 
 mod cold;
 mod place;
+mod trace_id;
 
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::cold::{ColdStart, Phase, PhaseKind, Starts};
 pub use self::place::{Owner, Place, PlaceSource};
+pub use self::trace_id::NotATraceId;
 
 /// What one outermost activation (host calls into wasm on an otherwise wasm-free call chain) did.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,14 +34,8 @@ pub struct Trace {
 }
 
 /// A W3C trace id, never all zero.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TraceId(pub [u8; 16]);
-
-impl std::fmt::Display for TraceId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
 
 /// A process that runs WebAssembly, as it was when it was first seen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,6 +2,7 @@
 
 mod check;
 mod cold;
+mod diagram;
 mod outputs;
 mod pick;
 mod replay;
@@ -30,6 +31,9 @@ enum Command {
     Trace(trace::TraceArguments),
     /// Draw or export a recording: needs no privileges and no kernel support
     Replay(replay::ReplayArguments),
+    /// Draw an invocation that a running agent kept, or one of a recording: the slowest, a failed one, any
+    #[command(after_help = diagram::EXAMPLES)]
+    Diagram(diagram::DiagramArguments),
     /// Say what this kernel, these privileges and these processes allow, and what to do about the rest
     Check(check::CheckArguments),
 }
@@ -46,6 +50,7 @@ pub fn run() -> ExitCode {
     let result = match arguments.command {
         Command::Trace(arguments) => trace::run(arguments),
         Command::Replay(arguments) => replay::run(arguments),
+        Command::Diagram(arguments) => diagram::run(arguments),
         Command::Check(arguments) => Ok(check::run(&arguments)),
     };
     match result {

@@ -85,7 +85,7 @@ enum Stream {
 }
 
 /// Standard output, or a file that takes its place under its name only when it is complete.
-enum Target {
+pub(super) enum Target {
     Stdout(io::StdoutLock<'static>),
     Special(File),
     File {
@@ -237,7 +237,7 @@ impl Outputs {
 }
 
 impl Target {
-    fn open(path: Option<&Path>) -> anyhow::Result<Self> {
+    pub(super) fn open(path: Option<&Path>) -> anyhow::Result<Self> {
         let Some(path) = path else {
             return Ok(Self::Stdout(io::stdout().lock()));
         };
@@ -258,7 +258,7 @@ impl Target {
         })
     }
 
-    fn finish(mut self) -> anyhow::Result<()> {
+    pub(super) fn finish(mut self) -> anyhow::Result<()> {
         self.flush().context("while writing the output")?;
         if let Self::File { file, path } = self {
             let cannot = || format!("cannot write {}", path.display());
@@ -300,7 +300,7 @@ impl Write for Target {
 }
 
 /// Width of the terminal on standard output, 100 where that is none.
-fn terminal_columns() -> usize {
+pub(super) fn terminal_columns() -> usize {
     let stdout = io::stdout();
     if !stdout.is_terminal() {
         return 100;

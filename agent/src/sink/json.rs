@@ -89,6 +89,11 @@ impl<W: Write> JsonWriter<W> {
         Ok(self.output)
     }
 
+    /// Gives the output back without an account of a capture.
+    pub fn into_inner(self) -> W {
+        self.output
+    }
+
     fn line(&mut self, line: &Line<'_>) -> io::Result<()> {
         serde_json::to_writer(&mut self.output, line)?;
         self.output.write_all(b"\n")
