@@ -11,10 +11,11 @@ mod state;
 
 pub use counters::{COUNTER_SLOTS, Counter};
 pub use records::{
-    ActivationSwap, COMPONENT_CALL, Calibrated, CodePublished, DOES_NOT_RETURN, Descriptor, HOST_FUNCTIONS_SOUGHT,
-    HelperSyscall, HostCall, HostCallEnd, HttpRequest, IMPORT_TABLE_BYTES, IMPORT_TABLE_CHUNK_BYTES, ImportTable,
-    MARK_ARGUMENTS, MAX_FRAMES, MAX_RECORD_BYTES, MAY_BE_FILE, Mark, MarkEnd, ProcessEvent, REQUEST_HEAD_BYTES,
-    RecordHeader, RecordKind, SLOT_UNKNOWN, STACK_TRUNCATED, Syscall, THREAD_MULTIPLEXES, Trap, Unwind,
+    ActivationSwap, COMPONENT_CALL, CONTINUES, Calibrated, CodePublished, DOES_NOT_RETURN, Descriptor,
+    HOST_FUNCTIONS_SOUGHT, HelperSyscall, HostCall, HostCallEnd, HttpRequest, IMPORT_TABLE_BYTES,
+    IMPORT_TABLE_CHUNK_BYTES, ImportTable, MARK_ARGUMENTS, MAX_FRAMES, MAX_GLANCE_BYTES, MAX_RECORD_BYTES, MAY_BE_FILE,
+    Mark, MarkEnd, ProcessEvent, REQUEST_HEAD_BYTES, RecordHeader, RecordKind, SLOT_UNKNOWN, STACK_TRUNCATED, Syscall,
+    THREAD_MULTIPLEXES, Trap, Unwind,
 };
 pub use site::{ArgumentLocation, MAX_FILE_NUMBER, MAX_FRAME_BYTES, SiteCookie, SiteKind};
 pub use state::{

@@ -341,6 +341,11 @@ pub struct ImportTable {
 pub const MAY_BE_FILE: u8 = 32;
 /// Header flag of an [`HttpRequest`]: the thread has waited for several descriptors at once before.
 pub const THREAD_MULTIPLEXES: u8 = 64;
+/// Header flag of an [`HttpRequest`]: it is what was read next from where the one before was cut.
+pub const CONTINUES: u8 = 128;
+/// A first read of at most this many bytes is taken for a look at which protocol is spoken (hyper-util's looks at 24), and what
+/// is read next is sent too.
+pub const MAX_GLANCE_BYTES: u64 = 32;
 /// Bytes of what was read that an [`HttpRequest`] may hold.
 pub const REQUEST_HEAD_BYTES: usize = 4096;
 

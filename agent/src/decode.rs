@@ -1,13 +1,13 @@
 //! From a ring record's bytes to a typed record. Lengths are checked, nothing is assumed of the content.
 
 use wasmscope_common::{
-    ActivationSwap, Calibrated, CodePublished, DOES_NOT_RETURN, Descriptor, HelperSyscall, HostCall, HostCallEnd,
-    HttpRequest, ImportTable, MAX_FRAMES, Mark, MarkEnd, ProcessEvent, RecordHeader, RecordKind, STACK_TRUNCATED,
-    Syscall, Trap, Unwind,
+    ActivationSwap, CONTINUES, Calibrated, CodePublished, DOES_NOT_RETURN, Descriptor, HelperSyscall, HostCall,
+    HostCallEnd, HttpRequest, ImportTable, MAX_FRAMES, MAX_GLANCE_BYTES, Mark, MarkEnd, ProcessEvent, RecordHeader,
+    RecordKind, STACK_TRUNCATED, Syscall, Trap, Unwind,
 };
 use zerocopy::{FromBytes, FromZeros as _, Immutable, IntoBytes, KnownLayout};
 
-use crate::http_request::{self, RequestHead};
+use crate::http_request::{self, RequestHead, RequestProblem};
 
 /// A record, as a program wrote it.
 #[derive(Clone, Debug)]
@@ -42,6 +42,11 @@ pub struct SeenRequest {
     pub descriptor: u32,
     /// What was taken from it.
     pub head: RequestHead,
+    /// Bytes that say nothing by themselves: the first few of a request of which the rest comes next, or that rest. Empty for
+    /// all other requests.
+    pub piece: Vec<u8>,
+    /// Bytes read.
+    pub length: u64,
 }
 
 /// Why bytes are not a record.
@@ -107,11 +112,16 @@ fn request(bytes: &[u8]) -> Result<SeenRequest, DecodeError> {
     let mut record = HttpRequest::new_zeroed();
     record.as_mut_bytes()[..head_at].copy_from_slice(fixed);
     let head_length = usize::try_from(record.head_length).map_err(|_| too_short)?;
-    let head = bytes[head_at..].get(..head_length).ok_or(too_short)?;
+    let start = bytes[head_at..].get(..head_length).ok_or(too_short)?;
+    let head = http_request::read(start, record.length);
+    let is_glance = head.problem == Some(RequestProblem::HeadCut) && record.length <= MAX_GLANCE_BYTES;
+    let is_piece = is_glance || record.header.flags & CONTINUES != 0;
     Ok(SeenRequest {
         header: record.header,
         descriptor: record.descriptor as u32,
-        head: http_request::read(head, record.length),
+        piece: if is_piece { start.to_vec() } else { Vec::new() },
+        length: record.length,
+        head,
     })
 }
 

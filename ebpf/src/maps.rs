@@ -41,7 +41,7 @@ pub static CALL_SITES: LruHashMap<SeenCallSite, SeenCallee> = LruHashMap::with_m
 #[map]
 pub static HELPER_TASKS: LruHashMap<HelperTask, HandedOver> = LruHashMap::with_max_entries(16_384, 0);
 
-/// Sockets from which requests were read that nothing has been written back for; the least recently used are forgotten.
+/// Sockets from which requests were read that nothing has been written back for; 1: what is read next belongs to it. The least recently used are forgotten.
 #[map]
 pub static OPEN_REQUESTS: LruHashMap<OpenRequest, u64> = LruHashMap::with_max_entries(16_384, 0);
 

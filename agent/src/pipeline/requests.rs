@@ -7,14 +7,14 @@ use std::{
     io::Read as _,
 };
 
-use wasmscope_common::{Counter, MAY_BE_FILE, RecordHeader, THREAD_MULTIPLEXES};
+use wasmscope_common::{CONTINUES, Counter, MAY_BE_FILE, RecordHeader, THREAD_MULTIPLEXES};
 
 use super::Pipeline;
 use crate::{
     clock,
     decode::SeenRequest,
     event::{Event, EventKind},
-    http_request::RequestProblem,
+    http_request::{self, RequestProblem},
     span::{Parent, ParentSource},
 };
 
@@ -23,6 +23,8 @@ use crate::{
 const UNRELIABLE_TURNS: u32 = 2;
 /// Descriptors looked at in search of one that waits for many others.
 const MAX_DESCRIPTORS: usize = 65_536;
+/// Requests of one process that have been begun to be read.
+const MAX_GLANCES: usize = 16_384;
 /// Bytes of a process's environment searched.
 const MAX_ENVIRONMENT_BYTES: u64 = 1 << 20;
 /// Longest value of a variable that is read, bytes.
@@ -39,6 +41,8 @@ pub(super) struct Requests {
     /// It can wait for many things at once, and so may do anything between a request and its activation. `None`: nobody
     /// has looked yet.
     multiplexes: Option<bool>,
+    /// First bytes of requests of which the rest is read next, by descriptor.
+    glances: HashMap<u32, Vec<u8>>,
 }
 
 /// Which records can be relied on.
@@ -68,6 +72,7 @@ impl Pipeline {
             .filter(|(_, watched)| watched.requests.has_read);
         for (pid, watched) in readers {
             watched.requests.multiplexes = None;
+            watched.requests.glances.clear();
             events.push(Event {
                 at_ns: clock::monotonic_ns(),
                 pid: *pid,
@@ -89,9 +94,21 @@ impl Pipeline {
             return;
         }
         watched.requests.has_read = true;
+        let glances = &mut watched.requests.glances;
+        let before = glances.remove(&request.descriptor);
+        let mut head = request.head.clone();
+        if flags & CONTINUES != 0 {
+            let Some(mut start) = before else { return };
+            let length = request.length + start.len() as u64;
+            start.extend_from_slice(&request.piece);
+            head = http_request::read(&start, length);
+        } else if !request.piece.is_empty() && is_reliable && glances.len() < MAX_GLANCES {
+            glances.insert(request.descriptor, request.piece.clone());
+            return;
+        }
         let multiplexes = *watched.requests.multiplexes.get_or_insert_with(|| multiplexes(pid));
         let problem = if is_reliable {
-            request.head.problem
+            head.problem
         } else {
             Some(RequestProblem::RecordsLost)
         };
@@ -106,7 +123,7 @@ impl Pipeline {
                 descriptor: request.descriptor,
                 task: request.header.task,
                 is_exclusive: !multiplexes && flags & THREAD_MULTIPLEXES == 0,
-                parent: request.head.parent.clone().filter(|_| problem.is_none()),
+                parent: head.parent.filter(|_| problem.is_none()),
                 problem,
             },
         });

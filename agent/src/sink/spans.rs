@@ -730,6 +730,38 @@ mod tests {
     }
 
     #[test]
+    fn a_trace_with_a_parent_leaves_as_a_part_of_the_applications_trace() {
+        let mut root = invoke("run", 0, 50);
+        root.children = vec![host_call("a", 1, 2)];
+        let own = trace(root);
+        let parent = Parent::parse(
+            b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-02",
+            crate::span::ParentSource::Request,
+        )
+        .unwrap()
+        .with_tracestate(b"vendor=1");
+        let under = Trace {
+            parent: Some(parent.clone()),
+            ..own.clone()
+        };
+        let (alone, under) = (converter().spans(&own).spans, converter().spans(&under).spans);
+        for (alone, under) in alone.iter().zip(&under) {
+            assert_eq!(under.span_context.trace_id().to_bytes(), parent.trace_id.0);
+            assert_eq!(under.span_context.trace_state().header(), "vendor=1");
+            assert_eq!(under.span_context.span_id(), alone.span_context.span_id());
+            assert_eq!(under.span_kind, OtelKind::Internal);
+        }
+        assert_eq!(under[0].parent_span_id.to_bytes(), parent.span_id);
+        assert_eq!(
+            (under[0].parent_span_is_remote, under[1].parent_span_is_remote),
+            (true, false)
+        );
+        assert_eq!(under[1].parent_span_id, under[0].span_context.span_id());
+        assert_eq!(string(&under[0], "wasmscope.trace.id"), Some(own.id.to_string()));
+        assert_eq!(string(&alone[0], "wasmscope.trace.id"), None);
+    }
+
+    #[test]
     fn the_process_names_the_service() {
         let resource = converter().resource(&process());
         assert_eq!(resource.get(&Key::new("service.name")), Some(Value::from("edge-host")));

@@ -1,10 +1,14 @@
 //! Requests that threads read before they enter a guest: what begins like one is sent as it is, once, and so is the moment
 //! at which something is written back.
 //!
+//! Some hosts look at the first bytes of a connection before they read the rest; then what is read next belongs to it.
+//!
 //! Most of what a thread does outside of activations is none of that, and costs a comparison or two.
 
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use wasmscope_common::{
-    Descriptor, HttpRequest, MAY_BE_FILE, OpenRequest, REQUEST_HEAD_BYTES, RecordKind, THREAD_MULTIPLEXES,
+    CONTINUES, Descriptor, HttpRequest, MAX_GLANCE_BYTES, MAY_BE_FILE, OpenRequest, REQUEST_HEAD_BYTES, RecordKind,
+    THREAD_MULTIPLEXES,
 };
 
 use crate::{
@@ -34,8 +38,6 @@ const EPOLL_CREATE1: u64 = 291;
 const SENDMMSG: u64 = 307;
 const IO_URING_SETUP: u64 = 425;
 
-/// No request line is shorter.
-const SHORTEST_REQUEST: i64 = 16;
 /// From the start of a `msghdr` to the address of its first buffer's description.
 const MESSAGE_BUFFERS: u64 = 16;
 
@@ -44,7 +46,7 @@ const MESSAGE_BUFFERS: u64 = 16;
 pub fn observe(thread: &mut Thread, regs: u64, result: i64) {
     match thread.syscall {
         READ | READV | RECVFROM | RECVMSG => {
-            if result >= SHORTEST_REQUEST {
+            if result > 0 {
                 read(thread, regs, result);
             }
         }
@@ -86,13 +88,29 @@ fn read(thread: &Thread, regs: u64, result: i64) {
         buffer = first[0];
         length = length.min(first[1]);
     }
+    let descriptor = registers.first & u64::from(u32::MAX);
+    let mut flags = 0;
     match read_user_word(buffer) {
         Some(start) if begins_request(start) => {}
-        _ => return,
+        _ => {
+            let key = OpenRequest {
+                pid: (bpf_get_current_pid_tgid() >> 32) as u32,
+                descriptor: descriptor as u32,
+            };
+            let Some(glance) = OPEN_REQUESTS.get_ptr_mut(&key) else {
+                return;
+            };
+            // SAFETY: a pointer into a map value.
+            if unsafe { core::ptr::replace(glance, 0) } == 0 {
+                return;
+            }
+            flags = CONTINUES;
+        }
     }
     let Some(config) = watched() else { return };
     let Some(record) = REQUEST.get_ptr_mut(0) else { return };
     let mut head = header(RecordKind::HttpRequest);
+    head.flags = flags;
     // SAFETY: a pointer into a map value.
     head.task = task(unsafe { &*config });
     if thread.syscall == READ || thread.syscall == READV {
@@ -107,7 +125,6 @@ fn read(thread: &Thread, regs: u64, result: i64) {
     } else {
         length
     };
-    let descriptor = registers.first & u64::from(u32::MAX);
     // SAFETY: the record of this CPU, in which nothing else runs here; it has room for as much as is read.
     let failed = unsafe {
         (*record).header = head;
@@ -127,7 +144,10 @@ fn read(thread: &Thread, regs: u64, result: i64) {
         pid: head.pid,
         descriptor: descriptor as u32,
     };
-    let _ = OPEN_REQUESTS.insert(&key, &head.at_ns, 0);
+    if flags == 0 {
+        let is_glance = u64::from(result as u64 <= MAX_GLANCE_BYTES);
+        let _ = OPEN_REQUESTS.insert(&key, &is_glance, 0);
+    }
     send(
         record.cast_const().cast(),
         core::mem::offset_of!(HttpRequest, head) as u64 + length,

@@ -59,7 +59,7 @@ pub struct Options {
     #[arg(long, conflicts_with_all = ["before_ms", "hand_over"])]
     pub blocking: bool,
 
-    /// Run the guest's `_start` once, and end.
+    /// Run the guest's `_start` once, when there is a line on standard input, and end.
     #[arg(long, conflicts_with_all = ["before_ms", "hand_over", "blocking"])]
     pub command: bool,
 

@@ -25,12 +25,14 @@ struct State {
     target: String,
 }
 
-/// Runs the guest as a command.
+/// Runs the guest as a command, once there is a line on standard input.
 pub(super) fn run_command(options: &Options) -> Result<()> {
     let (guest, log) = load(options)?;
     let target = "command".to_owned();
     let mut store = Store::new(guest.module().engine(), State { log, target });
     let instance = guest.instantiate(&mut store)?;
+    report::print_line("ready")?;
+    std::io::stdin().read_line(&mut String::new())?;
     instance
         .get_typed_func::<(), ()>(&mut store, "_start")?
         .call(&mut store, ())?;
