@@ -311,17 +311,13 @@ mod tests {
             let mut open: [Option<u8>; 6] = [None; 6];
             for (number, (connection, thread)) in steps.into_iter().enumerate() {
                 let place = &mut open[connection as usize];
-                match place {
-                    Some(expected) => {
-                        prop_assert_eq!(served(&requests, connection + 1, thread), Some(*expected));
-                        requests.end(connection + 10);
-                        *place = None;
-                    }
-                    None => {
-                        let name = number as u8 | 1;
-                        requests.read(Server::Task(connection + 1), connection + 10, Some(parent(name)), None);
-                        *place = Some(name);
-                    }
+                if let Some(expected) = place.take() {
+                    prop_assert_eq!(served(&requests, connection + 1, thread), Some(expected));
+                    requests.end(connection + 10);
+                } else {
+                    let name = number as u8 | 1;
+                    requests.read(Server::Task(connection + 1), connection + 10, Some(parent(name)), None);
+                    *place = Some(name);
                 }
             }
             prop_assert!(requests.open.len() <= 6);
