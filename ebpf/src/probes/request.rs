@@ -45,16 +45,10 @@ const MESSAGE_BUFFERS: u64 = 16;
 #[inline(always)]
 pub fn observe(thread: &mut Thread, regs: u64, result: i64) {
     match thread.syscall {
-        READ | READV | RECVFROM | RECVMSG => {
-            if result > 0 {
-                read(thread, regs, result);
-            }
-        }
+        READ | READV | RECVFROM | RECVMSG if result > 0 => read(thread, regs, result),
         WRITE | WRITEV | SENDTO | SENDMSG | SENDMMSG | SENDFILE | CLOSE | SHUTDOWN => written(regs),
-        POLL | PPOLL => {
-            if SyscallRegisters::read(regs).is_some_and(|registers| registers.second > 1) {
-                thread.multiplexes = 1;
-            }
+        POLL | PPOLL if SyscallRegisters::read(regs).is_some_and(|registers| registers.second > 1) => {
+            thread.multiplexes = 1;
         }
         // How many descriptors are waited for takes reading all of the set.
         SELECT | PSELECT6 => thread.multiplexes = 1,
