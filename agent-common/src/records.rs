@@ -61,11 +61,17 @@ pub enum RecordKind {
     MarkEnd = 14,
     /// [`HelperSyscall`]
     HelperSyscall = 15,
+    /// [`HttpRequest`]
+    HttpRequest = 16,
+    /// [`Descriptor`]: something was written to a socket from which a request had been read, or it was closed.
+    RequestEnd = 17,
+    /// [`Descriptor`]: the process can wait for many things at once from now on.
+    Multiplexes = 18,
 }
 
 impl RecordKind {
     /// Every kind, in order of its number.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::ActivationSwap,
         Self::HostCall,
         Self::HostCallEnd,
@@ -81,6 +87,9 @@ impl RecordKind {
         Self::Mark,
         Self::MarkEnd,
         Self::HelperSyscall,
+        Self::HttpRequest,
+        Self::RequestEnd,
+        Self::Multiplexes,
     ];
 
     /// The kind that `value` stands for.
@@ -104,8 +113,9 @@ pub struct RecordHeader {
     pub tid: u32,
     /// Process: the kernel's thread-group id.
     pub pid: u32,
-    /// Unused, zero.
-    pub reserved: u32,
+    /// Of an [`ActivationSwap`] that puts something on top and of an [`HttpRequest`]: low half of the number of the
+    /// asynchronous task that the thread runs. 0: none, or not known.
+    pub task: u32,
     /// `CLOCK_MONOTONIC`, nanoseconds. For a syscall: when it was entered.
     pub at_ns: u64,
 }
@@ -327,6 +337,45 @@ pub struct ImportTable {
     pub vmcontext: [u8; IMPORT_TABLE_BYTES],
 }
 
+/// Header flag of an [`HttpRequest`]: it came out of a call that reads files as well as sockets.
+pub const MAY_BE_FILE: u8 = 32;
+/// Header flag of an [`HttpRequest`]: the thread has waited for several descriptors at once before.
+pub const THREAD_MULTIPLEXES: u8 = 64;
+/// Header flag of an [`HttpRequest`]: it is what was read next from where the one before was cut.
+pub const CONTINUES: u8 = 128;
+/// A first read of at most this many bytes is taken for a look at which protocol is spoken (hyper-util's looks at 24), and what
+/// is read next is sent too.
+pub const MAX_GLANCE_BYTES: u64 = 32;
+/// Bytes of what was read that an [`HttpRequest`] may hold.
+pub const REQUEST_HEAD_BYTES: usize = 4096;
+
+/// A thread without activation has read something that begins like an HTTP/1 request. The record is cut after the last byte
+/// of `head` that is in use.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct HttpRequest {
+    /// Kind [`RecordKind::HttpRequest`]; `at_ns` is when the call returned.
+    pub header: RecordHeader,
+    /// Descriptor that it was read from.
+    pub descriptor: u64,
+    /// Bytes read.
+    pub length: u64,
+    /// Bytes of `head` that are in use.
+    pub head_length: u64,
+    /// The first bytes of them.
+    pub head: [u8; REQUEST_HEAD_BYTES],
+}
+
+/// Something happened to a descriptor.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Descriptor {
+    /// Kind [`RecordKind::RequestEnd`] or [`RecordKind::Multiplexes`].
+    pub header: RecordHeader,
+    /// Which.
+    pub descriptor: u64,
+}
+
 // Frames come last and follow 8-byte fields only, so cutting a record never splits a field.
 const _: () = {
     assert!(size_of::<RecordHeader>() == 24);
@@ -337,5 +386,6 @@ const _: () = {
     assert!(size_of::<Mark>() <= MAX_RECORD_BYTES);
     assert!(size_of::<HostCall>() <= MAX_RECORD_BYTES);
     assert!(size_of::<Trap>() <= MAX_RECORD_BYTES);
+    assert!(core::mem::offset_of!(HttpRequest, head) == 24 + 3 * 8);
     assert!(size_of::<Calibrated>() == 64);
 };

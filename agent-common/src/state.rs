@@ -10,6 +10,8 @@ pub const EMIT_HOST_CALLS: u32 = 2;
 pub const EMIT_ACTIVATIONS: u32 = 4;
 /// Count syscalls in [`SyscallStats`].
 pub const AGGREGATE_SYSCALLS: u32 = 16;
+/// Emit [`crate::HttpRequest`], [`crate::RecordKind::RequestEnd`] and [`crate::RecordKind::Multiplexes`] records.
+pub const EMIT_REQUESTS: u32 = 32;
 /// Flag of a child that is about to replace its image by one that the agent has looked at: its TLS fields are of that image
 /// already. Good for one exec.
 pub const KEEP_TLS_ON_EXEC: u32 = 8;
@@ -90,8 +92,9 @@ pub struct ProcessConfig {
     pub layouts: [u32; MAX_COPIES],
     /// Copies in use beyond the first.
     pub other_copies: u32,
-    /// Unused, zero.
-    pub reserved: u32,
+    /// Bytes from the thread pointer to the number of the asynchronous task that the thread runs, always negative; 0: not
+    /// known.
+    pub task_offset: i32,
     /// The copies of the runtime.
     pub copies: [RuntimeCopy; MAX_COPIES],
 }
@@ -170,6 +173,16 @@ pub struct HandedOver {
     pub activation: u64,
     /// `CLOCK_MONOTONIC`, nanoseconds.
     pub at_ns: u64,
+}
+
+/// A socket from which a request was read that nothing has been written back for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct OpenRequest {
+    /// Process.
+    pub pid: u32,
+    /// Its descriptor.
+    pub descriptor: u32,
 }
 
 /// Bytes of the programs' state of a thread.

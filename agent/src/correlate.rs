@@ -10,6 +10,7 @@
 mod activation;
 mod cold;
 mod helpers;
+mod request;
 mod runtime_call;
 
 use std::{
@@ -55,6 +56,7 @@ struct ProcessState {
     threads: HashMap<u32, ThreadState>,
     activations: HashMap<u64, Activation>,
     modules: cold::Modules,
+    requests: request::Requests,
     /// A host call has been seen to begin.
     has_host_calls: bool,
 }
@@ -63,6 +65,8 @@ struct ProcessState {
 struct ThreadState {
     /// Activations on the thread, outermost first.
     stack: Vec<u64>,
+    /// The asynchronous task that it runs at the next event; 0: none, or not known.
+    task: u32,
     /// An activation that has just left; the next event of the thread tells whether it failed.
     ended: Option<(Activation, u64)>,
 }
@@ -180,6 +184,7 @@ impl Correlator {
                         threads: HashMap::new(),
                         activations: HashMap::new(),
                         modules: cold::Modules::default(),
+                        requests: request::Requests::default(),
                         has_host_calls: false,
                     },
                 );
@@ -222,6 +227,23 @@ impl Correlator {
             at_ns,
             tid,
         };
+        match kind {
+            EventKind::HttpRequest {
+                descriptor,
+                task,
+                is_exclusive,
+                parent,
+                problem,
+            } => return context.request(descriptor, task, is_exclusive, parent, problem),
+            EventKind::RequestEnd { descriptor } => return context.state.requests.end(descriptor),
+            EventKind::RequestsUncertain => return context.state.requests.forget(),
+            EventKind::Environment { parent } => return context.state.requests.environment(parent),
+            EventKind::Task { task } => {
+                context.thread().task = task;
+                return;
+            }
+            _ => {}
+        }
         context.settle_thread(matches!(kind, EventKind::Unwind));
         match kind {
             EventKind::ActivationSwap {
@@ -251,6 +273,7 @@ impl Correlator {
                 handed_over_ns,
                 is_open,
             } => {
+                context.state.requests.syscall(number, arguments[0]);
                 let span = Span {
                     start_ns: at_ns,
                     end_ns: at_ns.saturating_add(duration_ns),
@@ -455,6 +478,11 @@ impl Context<'_> {
     }
 
     fn begin(&mut self, address: u64, parent: Option<u64>, start_bound: Bound) {
+        let origin = if parent.is_none() && start_bound == Bound::Exact {
+            self.origin()
+        } else {
+            request::Origin::default()
+        };
         if self.state.activations.len() >= MAX_OPEN_ACTIVATIONS {
             self.count("too_many_activations");
             return;
@@ -495,6 +523,7 @@ impl Context<'_> {
                 losses: BTreeMap::new(),
                 cold: Vec::new(),
                 is_warm: false,
+                origin,
             },
         );
     }
@@ -526,7 +555,9 @@ impl Context<'_> {
             }
             None => self.begin(new, parent, Bound::Exact),
         }
-        self.thread().stack.push(new);
+        let thread = self.thread();
+        thread.stack.push(new);
+        thread.task = 0;
     }
 
     fn leave(&mut self, top: u64, stack_pointer: u64) {
@@ -687,6 +718,7 @@ impl Context<'_> {
     }
 
     fn thread_exit(&mut self) {
+        self.state.requests.thread_exit(self.tid);
         let Some(thread) = self.state.threads.remove(&self.tid) else {
             return;
         };
@@ -726,6 +758,7 @@ fn place(
         parent.add(done.span);
         return;
     }
+    let parent = done.origin.parent(&done.span);
     finished.push(Trace {
         id: trace_id(process, done.address, done.span.start_ns),
         process: process.clone(),
@@ -740,6 +773,7 @@ fn place(
             cold: done.cold,
             is_warm: done.is_warm,
         },
+        parent,
     });
 }
 

@@ -1,10 +1,13 @@
 //! From a ring record's bytes to a typed record. Lengths are checked, nothing is assumed of the content.
 
 use wasmscope_common::{
-    ActivationSwap, Calibrated, CodePublished, DOES_NOT_RETURN, HelperSyscall, HostCall, HostCallEnd, ImportTable,
-    MAX_FRAMES, Mark, MarkEnd, ProcessEvent, RecordHeader, RecordKind, STACK_TRUNCATED, Syscall, Trap, Unwind,
+    ActivationSwap, CONTINUES, Calibrated, CodePublished, DOES_NOT_RETURN, Descriptor, HelperSyscall, HostCall,
+    HostCallEnd, HttpRequest, ImportTable, MAX_FRAMES, MAX_GLANCE_BYTES, Mark, MarkEnd, ProcessEvent, RecordHeader,
+    RecordKind, STACK_TRUNCATED, Syscall, Trap, Unwind,
 };
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, FromZeros as _, Immutable, IntoBytes, KnownLayout};
+
+use crate::http_request::{self, RequestHead, RequestProblem};
 
 /// A record, as a program wrote it.
 #[derive(Clone, Debug)]
@@ -25,6 +28,25 @@ pub enum Record {
     Mark(Mark),
     MarkEnd(MarkEnd),
     HelperSyscall(HelperSyscall),
+    HttpRequest(Box<SeenRequest>),
+    RequestEnd(Descriptor),
+    Multiplexes(Descriptor),
+}
+
+/// A request, without its bytes: they go no further than here.
+#[derive(Clone, Debug)]
+pub struct SeenRequest {
+    /// Who and when.
+    pub header: RecordHeader,
+    /// Descriptor that it was read from.
+    pub descriptor: u32,
+    /// What was taken from it.
+    pub head: RequestHead,
+    /// Bytes that say nothing by themselves: the first few of a request of which the rest comes next, or that rest. Empty for
+    /// all other requests.
+    pub piece: Vec<u8>,
+    /// Bytes read.
+    pub length: u64,
 }
 
 /// Why bytes are not a record.
@@ -76,6 +98,30 @@ pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
         RecordKind::Mark => Record::Mark(read(bytes, header.frame_count, MAX_FRAMES)?),
         RecordKind::MarkEnd => Record::MarkEnd(read(bytes, 0, 0)?),
         RecordKind::HelperSyscall => Record::HelperSyscall(read(bytes, 0, 0)?),
+        RecordKind::HttpRequest => Record::HttpRequest(Box::new(request(bytes)?)),
+        RecordKind::RequestEnd => Record::RequestEnd(read(bytes, 0, 0)?),
+        RecordKind::Multiplexes => Record::Multiplexes(read(bytes, 0, 0)?),
+    })
+}
+
+/// Takes from a request what is wanted of it.
+fn request(bytes: &[u8]) -> Result<SeenRequest, DecodeError> {
+    let too_short = DecodeError::TooShort { length: bytes.len() };
+    let head_at = std::mem::offset_of!(HttpRequest, head);
+    let fixed = bytes.get(..head_at).ok_or(too_short)?;
+    let mut record = HttpRequest::new_zeroed();
+    record.as_mut_bytes()[..head_at].copy_from_slice(fixed);
+    let head_length = usize::try_from(record.head_length).map_err(|_| too_short)?;
+    let start = bytes[head_at..].get(..head_length).ok_or(too_short)?;
+    let head = http_request::read(start, record.length);
+    let is_glance = head.problem == Some(RequestProblem::HeadCut) && record.length <= MAX_GLANCE_BYTES;
+    let is_piece = is_glance || record.header.flags & CONTINUES != 0;
+    Ok(SeenRequest {
+        header: record.header,
+        descriptor: record.descriptor as u32,
+        piece: if is_piece { start.to_vec() } else { Vec::new() },
+        length: record.length,
+        head,
     })
 }
 
@@ -111,6 +157,8 @@ impl Record {
             Self::Mark(record) => &record.header,
             Self::MarkEnd(record) => &record.header,
             Self::HelperSyscall(record) => &record.header,
+            Self::HttpRequest(record) => &record.header,
+            Self::RequestEnd(record) | Self::Multiplexes(record) => &record.header,
         }
     }
 

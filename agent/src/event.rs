@@ -5,7 +5,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::span::{InterruptionCause, Loss, PhaseKind, Process};
+use crate::{
+    http_request::RequestProblem,
+    span::{InterruptionCause, Loss, Parent, PhaseKind, Process},
+};
 
 /// Number of a function defined earlier in the same stream.
 pub type FunctionId = u32;
@@ -215,6 +218,39 @@ pub enum EventKind {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         wasm_offset: Option<u32>,
     },
+    /// An HTTP request was read, outside of any activation.
+    HttpRequest {
+        /// Where it was read from: a number that is used again.
+        descriptor: u32,
+        /// The asynchronous task that read it; 0: none, or not known.
+        #[serde(default, skip_serializing_if = "is_zero_u32")]
+        task: u32,
+        /// Nothing in the process switches between requests: what the thread does next is for this one.
+        is_exclusive: bool,
+        /// The span that it names.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        parent: Option<Parent>,
+        /// Why it is not known which span that is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        problem: Option<RequestProblem>,
+    },
+    /// Something was written to a socket from which a request had been read, or it was closed.
+    RequestEnd {
+        /// As in its `HttpRequest`.
+        descriptor: u32,
+    },
+    /// The asynchronous task that the thread runs at the next event, which is of the thread too.
+    Task {
+        /// Its number.
+        task: u32,
+    },
+    /// Records of requests may be missing: none of those seen so far is known to go on.
+    RequestsUncertain,
+    /// The environment of the process says under which span of the application it runs.
+    Environment {
+        /// That span.
+        parent: Parent,
+    },
     /// The error of the activation that just ended is being made: it ended in a trap or host error.
     Unwind,
     /// The thread ended.
@@ -303,6 +339,11 @@ impl EventKind {
             Self::RuntimeCall { .. } => "runtime_call",
             Self::RuntimeCallEnd { .. } => "runtime_call_end",
             Self::Raise { .. } => "raise",
+            Self::HttpRequest { .. } => "http_request",
+            Self::RequestEnd { .. } => "request_end",
+            Self::Task { .. } => "task",
+            Self::RequestsUncertain => "requests_uncertain",
+            Self::Environment { .. } => "environment",
             Self::Unwind => "unwind",
             Self::ThreadExit => "thread_exit",
             Self::ProcessGone => "process_gone",
@@ -313,6 +354,11 @@ impl EventKind {
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
 fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero_u32(number: &u32) -> bool {
     *number == 0
 }
 

@@ -14,6 +14,7 @@ pub mod diagram;
 pub mod errno;
 pub mod event;
 pub mod http;
+pub mod http_request;
 pub mod image;
 pub mod metrics;
 pub mod pipeline;

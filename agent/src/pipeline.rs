@@ -8,6 +8,7 @@ mod helpers;
 mod in_flight;
 mod learning;
 mod marks;
+mod requests;
 mod runtime_calls;
 mod swap_check;
 mod watching;
@@ -18,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use wasmscope_common::{AGGREGATE_SYSCALLS, Counter, EMIT_ACTIVATIONS, EMIT_HOST_CALLS, EMIT_SYSCALLS};
+use wasmscope_common::{AGGREGATE_SYSCALLS, Counter, EMIT_ACTIVATIONS, EMIT_HOST_CALLS, EMIT_REQUESTS, EMIT_SYSCALLS};
 
 pub use self::{
     aggregate::SyscallRow,
@@ -67,7 +68,7 @@ impl Detail {
         match self {
             Self::MetricsOnly => AGGREGATE_SYSCALLS,
             Self::Node => EMIT_SYSCALLS,
-            Self::Boundary => EMIT_SYSCALLS | EMIT_HOST_CALLS | EMIT_ACTIVATIONS,
+            Self::Boundary => EMIT_SYSCALLS | EMIT_HOST_CALLS | EMIT_ACTIVATIONS | EMIT_REQUESTS,
         }
     }
 }
@@ -108,6 +109,8 @@ pub struct Pipeline {
     /// No process is taken on any more.
     is_finishing: bool,
     aggregate: Vec<SyscallRow>,
+    /// Which records of requests can be relied on.
+    requests: requests::Reliance,
 }
 
 impl Pipeline {
@@ -139,6 +142,7 @@ impl Pipeline {
             drained_ns: 0,
             is_finishing: false,
             aggregate: Vec::new(),
+            requests: requests::Reliance::default(),
         })
     }
 
@@ -171,6 +175,7 @@ impl Pipeline {
             *self.losses.entry(("decode", "malformed")).or_default() += undecodable;
         }
         self.forget_loads_if_lost(undecodable);
+        self.forget_requests_if_lost(undecodable, &mut output.events);
         let is_drained = records.len() < RECORDS_PER_TURN;
         for record in records {
             self.handle(&record, &mut output.events);
@@ -356,6 +361,7 @@ impl Pipeline {
                     return;
                 }
                 let entry = self.function(pid, swap.entry_handler, events);
+                self.tell_task(&header, swap.new, events);
                 // Before the activation is gone.
                 self.tell_first_call((pid, tid, at_ns), swap.old, swap.entry_handler, events);
                 if let Some(watched) = self.processes.get_mut(&pid) {
@@ -406,6 +412,7 @@ impl Pipeline {
                 succeeded: end.succeeded != 0,
             }),
             Record::Syscall(syscall) => {
+                self.notice_multiplexing(pid, syscall.number, syscall.result);
                 let entry = self.function(pid, syscall.entry_handler, events);
                 let stack = self.stack(pid, record.frames(), events);
                 events.push(Event {
@@ -451,6 +458,11 @@ impl Pipeline {
                 });
                 self.tell_first_call((pid, tid, at_ns), trap.activation, trap.entry_handler, events);
             }
+            Record::HttpRequest(request) => self.request(request, events),
+            Record::RequestEnd(end) => push(EventKind::RequestEnd {
+                descriptor: end.descriptor as u32,
+            }),
+            Record::Multiplexes(_) => self.multiplexes(pid),
             Record::Unwind(_) => push(EventKind::Unwind),
             Record::Mark(mark) => self.mark(mark, record, events),
             Record::MarkEnd(end) => self.mark_end(end, events),

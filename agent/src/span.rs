@@ -4,6 +4,7 @@
 //! All times are nanoseconds of `CLOCK_MONOTONIC`; [`crate::clock`] turns them into wall time where an output needs it.
 
 mod cold;
+mod parent;
 mod place;
 mod trace_id;
 
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use self::cold::{ColdStart, Phase, PhaseKind, Starts};
+pub use self::parent::{MAX_TRACESTATE_BYTES, Parent, ParentSource};
 pub use self::place::{Owner, Place, PlaceSource};
 pub use self::trace_id::NotATraceId;
 
@@ -31,6 +33,9 @@ pub struct Trace {
     /// Which of its invocations were the first of their module, and what came before.
     #[serde(default)]
     pub starts: Starts,
+    /// The span of the application that caused it, if that is known for sure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Parent>,
 }
 
 /// A W3C trace id, never all zero.
@@ -304,6 +309,14 @@ pub struct Capture {
     pub replay_of: Option<String>,
     /// Traces that were seen, including those not kept.
     pub trace_count: u64,
+}
+
+impl Trace {
+    /// The trace id under which it leaves: that of the application's trace where it is part of one, else its own. Several
+    /// traces may share one.
+    pub fn exported_id(&self) -> TraceId {
+        self.parent.as_ref().map_or(self.id, |parent| parent.trace_id)
+    }
 }
 
 impl Span {

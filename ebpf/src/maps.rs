@@ -5,7 +5,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
 };
 use wasmscope_common::{
-    COUNTER_SLOTS, Counter, HandedOver, HelperTask, ProcessConfig, SeenCallSite, SeenCallee, SyscallKey, SyscallStats,
+    COUNTER_SLOTS, Counter, HandedOver, HelperTask, HttpRequest, OpenRequest, ProcessConfig, SeenCallSite, SeenCallee,
+    SyscallKey, SyscallStats,
 };
 
 use crate::thread::Thread;
@@ -39,6 +40,14 @@ pub static CALL_SITES: LruHashMap<SeenCallSite, SeenCallee> = LruHashMap::with_m
 /// those of work that never begins are forgotten when room is needed.
 #[map]
 pub static HELPER_TASKS: LruHashMap<HelperTask, HandedOver> = LruHashMap::with_max_entries(16_384, 0);
+
+/// Sockets from which requests were read that nothing has been written back for; 1: what is read next belongs to it. The least recently used are forgotten.
+#[map]
+pub static OPEN_REQUESTS: LruHashMap<OpenRequest, u64> = LruHashMap::with_max_entries(16_384, 0);
+
+/// Room to build the record of a request in: raw tracepoints of one CPU do not interleave.
+#[map]
+pub static REQUEST: PerCpuArray<HttpRequest> = PerCpuArray::with_max_entries(1, 0);
 
 /// Entry 0 changes after every change the agent makes to [`PROCESSES`]: threads then look at their process again.
 #[map]

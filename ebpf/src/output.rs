@@ -26,7 +26,7 @@ pub fn header(kind: RecordKind) -> RecordHeader {
         frame_count: 0,
         tid: id as u32,
         pid: (id >> 32) as u32,
-        reserved: 0,
+        task: 0,
         // SAFETY: the helper has no preconditions.
         at_ns: unsafe { bpf_ktime_get_ns() },
     }
@@ -55,7 +55,7 @@ pub fn emit_with_frames<T>(record: *const T, frames_at: usize, frame_count: u64)
 }
 
 #[inline(always)]
-fn send(bytes: *const u8, length: u64, wake: Wake) {
+pub fn send(bytes: *const u8, length: u64, wake: Wake) {
     count(Counter::Emitted);
     let flags = if wake == Wake::Now {
         BPF_RB_FORCE_WAKEUP

@@ -65,8 +65,8 @@ pub struct Thread {
     /// [`TRAPPED`] from a trap of the guest until its activation leaves, [`LEFT_AFTER_TRAP`] from then on until the next
     /// crossing; meanwhile the exit fields are of an earlier moment. 0 otherwise.
     pub trapped: u32,
-    /// Unused, zero.
-    pub padding: u32,
+    /// Not 0: the thread has waited for several descriptors at once.
+    pub multiplexes: u32,
     /// All copies, where there are several.
     pub copies: [CopyState; MAX_COPIES],
     /// `VMStoreContext` fields as read last.
@@ -149,7 +149,7 @@ static NEW_THREAD: Thread = Thread {
     innermost: 0,
     found_module: 0,
     trapped: 0,
-    padding: 0,
+    multiplexes: 0,
     copies: [CopyState { slot: 0, announced: 0 }; MAX_COPIES],
     limits: Limits {
         exit_fp: 0,
@@ -210,7 +210,8 @@ pub fn current(config: &ProcessConfig) -> Option<*mut Thread> {
         && state.generation == config.generation
         && state.flags == config.flags
         && state.calibrations == config.calibrations;
-    if state.pid != pid {
+    let is_same_process = state.pid == pid;
+    if !is_same_process {
         state.on_behalf_of.activation = 0;
         state.task = 0;
     }
@@ -223,6 +224,9 @@ pub fn current(config: &ProcessConfig) -> Option<*mut Thread> {
         state.entered_ns = 0;
         state.searched_to = 0;
         state.trapped = 0;
+        if !is_same_process {
+            state.multiplexes = 0;
+        }
         state.copies = [CopyState { slot: 0, announced: 0 }; MAX_COPIES];
         state.copy = NO_COPY;
         select(state, config, 0);
@@ -320,4 +324,14 @@ pub fn dynamic_block(thread_pointer: u64, module: u32) -> u64 {
         Some(block) if block != u64::MAX => block,
         _ => 0,
     }
+}
+
+/// Low half of the number of the asynchronous task that the current thread runs; 0: none, or not known.
+#[inline(always)]
+pub fn task(config: &ProcessConfig) -> u32 {
+    if config.task_offset == 0 {
+        return 0;
+    }
+    let Some(pointer) = thread_pointer() else { return 0 };
+    read_user_word(pointer.wrapping_add_signed(i64::from(config.task_offset))).unwrap_or(0) as u32
 }

@@ -42,6 +42,8 @@ pub(super) struct Activation {
     pub(super) cold: Vec<ColdStart>,
     /// Its module had been called before.
     pub(super) is_warm: bool,
+    /// Who it works for; known of outermost ones.
+    pub(super) origin: super::request::Origin,
 }
 
 /// A host call that unwound its guest.

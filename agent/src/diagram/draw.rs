@@ -484,6 +484,16 @@ impl<'t> Drawing<'_, 't> {
                 Step::LoopBegin { .. } | Step::LoopEnd => {}
             }
         }
+        if let Some(parent) = &self.trace.parent {
+            let id = parent.trace_id.to_string();
+            // The host comes first.
+            let note = Step::Note {
+                first: 0,
+                last: 0,
+                lines: vec![format!("traceparent {}…{}", &id[..8], &id[28..])],
+            };
+            self.steps.insert(0, note);
+        }
         let participants: Vec<Participant> = order.into_iter().map(|(participant, _)| participant).collect();
         let in_process = participants
             .iter()

@@ -128,6 +128,7 @@ pub(super) fn trace(root: Span) -> Trace {
         losses: Vec::new(),
         event_count,
         starts: crate::span::Starts::default(),
+        parent: None,
     }
 }
 

@@ -94,6 +94,14 @@ pub(super) fn lines(
         "trace {} · process {} thread {}",
         trace.id, trace.process.pid, trace.root.tid
     ));
+    if let Some(parent) = &trace.parent {
+        lines.push(format!(
+            "under trace {} span {}, named by the {}",
+            parent.trace_id,
+            parent.span_id_text(),
+            parent.how.as_str()
+        ));
+    }
     let version = trace.process.runtime_version.as_deref();
     let version = version.map_or(String::new(), |version| format!(" {}", visible(version, 16)));
     let kernel = match capture.kernel_release.as_str() {

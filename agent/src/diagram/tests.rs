@@ -60,6 +60,32 @@ fn a_simple_request() {
 }
 
 #[test]
+fn the_span_that_a_trace_hangs_under_is_named_first_and_in_the_closing_note() {
+    let parent = crate::span::Parent::parse(
+        b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        crate::span::ParentSource::Request,
+    );
+    let under = Trace {
+        parent,
+        ..trace(simple_root())
+    };
+    for format in Format::ALL {
+        let options = Options {
+            format: *format,
+            ..Options::default()
+        };
+        let drawn = draw(&under, &capture(), &options);
+        let (note, call) = (drawn.find("traceparent 0af76519…319c"), drawn.find("run"));
+        assert!(
+            note.is_some() && note < call.and_then(|_| drawn.find("fd_read")),
+            "{drawn}"
+        );
+        let named = "under trace 0af7651916cd43dd8448eb211c80319c span b7ad6b7169203331, named by the request";
+        assert!(drawn.contains(named), "{drawn}");
+    }
+}
+
+#[test]
 fn a_slow_request_that_traps() {
     assert_drawn!("slow_request", slow_request(), capture());
 }

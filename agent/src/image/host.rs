@@ -76,6 +76,10 @@ pub struct HostSymbols {
     pub task_complete: Vec<HostFunction>,
     /// A thread becomes one that runs everybody's tasks.
     pub worker_run: Vec<HostFunction>,
+    /// Sets the number of the task that a thread of tokio runs. Argument 0: the number.
+    pub task_enter: Vec<HostFunction>,
+    /// Thread-local context of tokio.
+    pub task_context: Option<TlsSlot>,
     /// What else a module goes through before it is first called.
     pub loading: Loading,
     /// Thread-local pointer to the current activation record, bit 0 set once initialised.
@@ -450,6 +454,16 @@ const KINDS: &[Kind] = &[
         list: |symbols| &mut symbols.worker_run,
     },
     Kind {
+        fragment: b"11TaskIdGuard5enter",
+        paths: &["tokio::runtime::task::core::TaskIdGuard::enter"],
+        list: |symbols| &mut symbols.task_enter,
+    },
+    Kind {
+        fragment: b"19set_current_task_id",
+        paths: &["tokio::runtime::context::set_current_task_id"],
+        list: |symbols| &mut symbols.task_enter,
+    },
+    Kind {
         fragment: b"14compile_module",
         paths: &["wasmtime::compile::code_builder::CodeBuilder::compile_module"],
         list: |symbols| &mut symbols.loading.compile,
@@ -662,6 +676,9 @@ impl<'a> Search<'a> {
         {
             self.symbols.tls_slot = Some(slot);
         }
+        if is_thread_local(&path, "tokio::runtime::context::CONTEXT::") {
+            self.symbols.task_context = self.image.tls_slot(symbol.st_value.get(E));
+        }
     }
 
     fn finish(self) -> HostSymbols {
@@ -711,11 +728,15 @@ fn is_activation_slot(path: &str) -> bool {
         return false;
     };
     let rest = rest.strip_prefix("std_tls::").unwrap_or(rest);
-    let Some(rest) = rest.strip_prefix("TLS::") else {
-        return false;
-    };
-    rest.split("::")
-        .all(|segment| segment.starts_with('{') || matches!(segment, "VAL" | "__RUST_STD_INTERNAL_VAL"))
+    is_thread_local(rest, "TLS::")
+}
+
+/// Whether what follows in a path is only what the standard library's macro for thread-locals makes.
+fn is_thread_local(path: &str, variable: &str) -> bool {
+    path.strip_prefix(variable).is_some_and(|rest| {
+        rest.split("::")
+            .all(|segment| segment.starts_with('{') || matches!(segment, "VAL" | "__RUST_STD_INTERNAL_VAL"))
+    })
 }
 
 /// Calls `visit` with each symbol and its name until it returns `false`.

@@ -10,6 +10,7 @@ pub mod call_sites;
 pub mod code_object;
 mod component;
 mod elf;
+pub mod exchange;
 pub mod gates;
 pub mod host;
 mod info;

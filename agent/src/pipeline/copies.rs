@@ -51,6 +51,7 @@ pub(super) fn apply_hosts(config: &mut ProcessConfig, hosts: &[SharedHost]) {
             host.plan.tls.apply(copy);
         }
     }
+    config.task_offset = hosts.iter().find_map(|host| host.plan.task_offset).unwrap_or(0);
     config.other_copies = hosts.len().saturating_sub(1) as u32;
 }
 

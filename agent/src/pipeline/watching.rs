@@ -4,7 +4,7 @@ use std::{collections::HashSet, io, ops::Range, path::Path};
 
 use wasmscope_common::{HOST_FUNCTIONS_SOUGHT, ImportTable, KEEP_TLS_ON_EXEC, MAX_COPIES, ProcessConfig};
 
-use super::{Detail, FileLinks, Pipeline, SharedHost, cold::Loads, copies};
+use super::{Detail, FileLinks, Pipeline, SharedHost, cold::Loads, copies, requests, requests::Requests};
 use crate::{
     bpf::{MapError, SiteProgram, UprobeSite},
     clock,
@@ -40,6 +40,7 @@ pub(super) struct Watched {
     pub(super) known_functions: HashSet<u64>,
     /// Of the layouts that are not known, how many have been counted as lost.
     layout_error_count: usize,
+    pub(super) requests: Requests,
 }
 
 /// Why a process cannot be watched.
@@ -178,6 +179,7 @@ impl Pipeline {
             coverage: Coverage::default(),
             known_functions: HashSet::new(),
             layout_error_count: 0,
+            requests: Requests::default(),
         };
         // Guests first: they are gone with the process, which may be short, while its host binary stays.
         let lost = watched.scan(&mappings);
@@ -196,6 +198,7 @@ impl Pipeline {
         }
         self.count_layout_errors(pid);
         self.describe(pid, events);
+        requests::tell_environment(pid, events);
         self.seek_host_functions();
         Ok(())
     }

@@ -55,6 +55,8 @@ pub struct ProbePlan {
     pub learns_host_functions: bool,
     /// The function that swaps activations was recognised by what it does, which remains to be seen.
     pub recognises_swap: bool,
+    /// Bytes from the thread pointer to the number of the asynchronous task that a thread runs, negative.
+    pub task_offset: Option<i32>,
     /// The file's build id.
     pub build_id: Option<String>,
 }

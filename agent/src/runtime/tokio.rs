@@ -17,7 +17,8 @@ use crate::{
     image::{
         ReadAt,
         call_sites::indirect_calls,
-        host::{HostFunction, HostSymbols},
+        exchange::exchanged_field,
+        host::{HostFunction, HostSymbols, TlsModel},
         prologue,
     },
 };
@@ -121,4 +122,24 @@ impl ProbePlan {
             }
         }
     }
+}
+
+/// Bytes from the thread pointer to the number of the task that a thread runs, if it is known where that is: numbers are never
+/// used again, and 0 outside of tasks. tokio 1.x: `runtime/task/core.rs` (`TaskIdGuard`), `runtime/context.rs`
+/// (`set_current_task_id`).
+pub(super) fn task_offset(symbols: &HostSymbols, file: &dyn ReadAt) -> Option<i32> {
+    let TlsModel::LocalExec { thread_pointer_offset } = symbols.task_context?.model else {
+        return None;
+    };
+    // One of the two calls the other, or both have the same code.
+    let mut found: Vec<_> = symbols
+        .task_enter
+        .iter()
+        .filter_map(|function| exchanged_field(&read_code(function, file), function.address))
+        .collect();
+    found.dedup();
+    let [field] = found[..] else { return None };
+    i32::try_from(thread_pointer_offset.checked_add(field)?)
+        .ok()
+        .filter(|offset| *offset < 0)
 }

@@ -95,6 +95,7 @@ impl RuntimeAdapter for Wasmtime {
         plan.explain(image, without_end);
         if plan.coverage.activations {
             plan.follow_helpers(symbols, file);
+            plan.task_offset = super::tokio::task_offset(symbols, file);
         }
         Some(plan)
     }

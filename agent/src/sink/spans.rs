@@ -6,7 +6,8 @@
 //! traceparent of the request is known, the outermost span becomes its child; it stays `INTERNAL` unless it is all that is known of the request.
 //!
 //! # Ids
-//! The trace id is the model's. A span id is mixed from the trace id and the positions of its ancestors and itself among their siblings, so
+//! The trace id is the application's where the trace hangs under a span of it, else the model's, which then is in `wasmscope.trace.id`
+//! of the outermost span. A span id is mixed from the model's trace id and the positions of its ancestors and itself among their siblings, so
 //! the same trace exported twice, through any sink, has the same ids.
 
 use std::borrow::Cow;
@@ -25,7 +26,7 @@ use super::place;
 use super::text::{bounded, bounded_line};
 use crate::clock::ClockAnchor;
 use crate::errno;
-use crate::span::{Bound, Function, Outcome, Process, Span, SpanKind, Trace};
+use crate::span::{Bound, Function, Outcome, Parent, Process, Span, SpanKind, Trace};
 
 /// Spans sent for one trace; the rest is folded or counted on the parents (`wasmscope.cut.span_count`).
 pub(crate) const MAX_SPANS_PER_TRACE: usize = 2_000;
@@ -166,22 +167,25 @@ impl Converter {
 
     fn span(&self, trace: &Trace, node: &Node<'_>, id: u64, parent_id: Option<u64>) -> SpanData {
         let context = |id: u64| SpanId::from_bytes(id.to_be_bytes());
+        let remote = trace.parent.as_ref();
+        let remote_id = remote.map(|parent| SpanId::from_bytes(parent.span_id));
         let mut attributes = span_attributes(node.span);
         attributes.extend(run_attributes(node));
         attributes.extend(phases::attribute(trace, node.span, parent_id.is_none()));
         if parent_id.is_none() {
             attributes.extend(trace_attributes(trace));
+            attributes.extend(remote.into_iter().flat_map(|parent| parent_attributes(trace, parent)));
         }
         SpanData {
             span_context: SpanContext::new(
-                TraceId::from_bytes(trace.id.0),
+                TraceId::from_bytes(trace.exported_id().0),
                 context(id),
-                TraceFlags::SAMPLED,
+                trace.parent.as_ref().map_or(TraceFlags::SAMPLED, flags),
                 false,
-                TraceState::NONE,
+                trace.parent.as_ref().map_or(TraceState::NONE, state),
             ),
-            parent_span_id: parent_id.map_or(SpanId::INVALID, context),
-            parent_span_is_remote: false,
+            parent_span_id: parent_id.map(context).or(remote_id).unwrap_or(SpanId::INVALID),
+            parent_span_is_remote: parent_id.is_none() && remote_id.is_some(),
             span_kind: OtelKind::Internal,
             name: Cow::Owned(name(node.span)),
             start_time: self.anchor.wall(node.span.start_ns),
@@ -358,6 +362,30 @@ fn stack_text(span: &Span) -> String {
     }
     lines.truncate(lines.trim_end().len());
     lines
+}
+
+/// The sampling decision is the application's; that the span is here says that it is kept all the same.
+fn flags(parent: &Parent) -> TraceFlags {
+    TraceFlags::new(parent.flags) | TraceFlags::SAMPLED
+}
+
+fn state(parent: &Parent) -> TraceState {
+    let state = parent.tracestate.as_deref();
+    state.and_then(|state| state.parse().ok()).unwrap_or(TraceState::NONE)
+}
+
+fn parent_attributes(trace: &Trace, parent: &Parent) -> Vec<KeyValue> {
+    let mut attributes = vec![
+        KeyValue::new("wasmscope.trace.id", trace.id.to_string()),
+        KeyValue::new("wasmscope.parent.source", parent.how.as_str()),
+    ];
+    attributes.extend(
+        parent
+            .method
+            .as_deref()
+            .map(|method| KeyValue::new("http.request.method", text(method))),
+    );
+    attributes
 }
 
 fn run_attributes(node: &Node<'_>) -> Vec<KeyValue> {
@@ -701,6 +729,38 @@ mod tests {
         root.children = vec![call];
         let stack = string(&convert(root)[1], "code.stacktrace").unwrap();
         assert_eq!(stack.lines().count(), 1, "{stack:?}");
+    }
+
+    #[test]
+    fn a_trace_with_a_parent_leaves_as_a_part_of_the_applications_trace() {
+        let mut root = invoke("run", 0, 50);
+        root.children = vec![host_call("a", 1, 2)];
+        let own = trace(root);
+        let parent = Parent::parse(
+            b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-02",
+            crate::span::ParentSource::Request,
+        )
+        .unwrap()
+        .with_tracestate(b"vendor=1");
+        let under = Trace {
+            parent: Some(parent.clone()),
+            ..own.clone()
+        };
+        let (alone, under) = (converter().spans(&own).spans, converter().spans(&under).spans);
+        for (alone, under) in alone.iter().zip(&under) {
+            assert_eq!(under.span_context.trace_id().to_bytes(), parent.trace_id.0);
+            assert_eq!(under.span_context.trace_state().header(), "vendor=1");
+            assert_eq!(under.span_context.span_id(), alone.span_context.span_id());
+            assert_eq!(under.span_kind, OtelKind::Internal);
+        }
+        assert_eq!(under[0].parent_span_id.to_bytes(), parent.span_id);
+        assert_eq!(
+            (under[0].parent_span_is_remote, under[1].parent_span_is_remote),
+            (true, false)
+        );
+        assert_eq!(under[1].parent_span_id, under[0].span_context.span_id());
+        assert_eq!(string(&under[0], "wasmscope.trace.id"), Some(own.id.to_string()));
+        assert_eq!(string(&alone[0], "wasmscope.trace.id"), None);
     }
 
     #[test]

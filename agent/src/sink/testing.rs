@@ -27,6 +27,7 @@ pub(crate) fn trace(root: Span) -> Trace {
         losses: Vec::new(),
         event_count: 5,
         starts: crate::span::Starts::default(),
+        parent: None,
     }
 }
 

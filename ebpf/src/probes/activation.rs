@@ -7,7 +7,7 @@ use crate::{
     activation::{entry_handler, inner, innermost, read_limits, top},
     calibrate::{UNKNOWN, calibrate, is_complete},
     output::{Wake, emit, header},
-    thread::{LEFT_AFTER_TRAP, NO_COPY, TRAPPED, current, select_file, watched},
+    thread::{LEFT_AFTER_TRAP, NO_COPY, TRAPPED, current, select_file, task, watched},
     user::cookie,
 };
 
@@ -72,6 +72,10 @@ pub fn activation_swap(ctx: ProbeContext) -> u32 {
         }
     }
     let mut head = header(RecordKind::ActivationSwap);
+    if new != 0 {
+        // SAFETY: a pointer into a map value.
+        head.task = task(unsafe { &*config });
+    }
     // SAFETY: as above.
     if unsafe { (*thread).slot } == 0 {
         head.flags = SLOT_UNKNOWN;

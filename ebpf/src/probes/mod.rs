@@ -6,5 +6,6 @@ mod helper;
 mod host_call;
 mod mark;
 mod process;
+mod request;
 mod syscall;
 mod trap;

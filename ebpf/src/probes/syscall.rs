@@ -10,9 +10,9 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use wasmscope_common::{
-    AGGREGATE_SYSCALLS, CodePublished, Counter, DOES_NOT_RETURN, EMIT_SYSCALLS, HelperSyscall, LAYOUT_NO_HANDLER,
-    MAX_COPIES, MAX_FRAMES, ProcessConfig, RecordKind, STACK_TRUNCATED, Syscall, SyscallKey, SyscallStats, TLS_DYNAMIC,
-    WATCH_NEW_WASM,
+    AGGREGATE_SYSCALLS, CodePublished, Counter, DOES_NOT_RETURN, EMIT_REQUESTS, EMIT_SYSCALLS, HelperSyscall,
+    LAYOUT_NO_HANDLER, MAX_COPIES, MAX_FRAMES, ProcessConfig, RecordKind, STACK_TRUNCATED, Syscall, SyscallKey,
+    SyscallStats, TLS_DYNAMIC, WATCH_NEW_WASM,
 };
 
 use crate::{
@@ -20,6 +20,7 @@ use crate::{
     calibrate::{UNKNOWN, calibrate, find_announced, is_complete},
     maps::{NEW_PROCESS_FLAGS, PROCESSES, SYSCALL_STATS, THREADS, WATCH_FLAGS, count, generation, global},
     output::{Wake, emit, emit_with_frames, header},
+    probes::request,
     thread::{NO_COPY, NOTHING_KNOWN, Thread, current, select, watched},
     user::{SyscallRegisters, read_user, stack_pointer},
 };
@@ -126,6 +127,9 @@ pub fn sys_exit(ctx: RawTracePointContext) -> i32 {
         record_helper(state, entered_ns, regs, result, 0);
     } else {
         count(Counter::SyscallOffActivation);
+        if state.flags & EMIT_REQUESTS != 0 && result >= 0 {
+            request::observe(state, regs, result);
+        }
     }
     0
 }
@@ -322,7 +326,7 @@ fn code_published(ctx: &RawTracePointContext) {
                 code_end: address + length,
                 layouts: [0; MAX_COPIES],
                 other_copies: 0,
-                reserved: 0,
+                task_offset: 0,
                 copies: [NOTHING_KNOWN; MAX_COPIES],
             };
             if PROCESSES.insert(&head.pid, &config, u64::from(BPF_ANY)).is_err() {

@@ -81,6 +81,7 @@ fn hostile_names_break_no_output() {
             losses: trace.losses.clone(),
             event_count: trace.event_count,
             starts: wasmscope::span::Starts::default(),
+            parent: None,
         };
         for format in [wasmscope::diagram::Format::Mermaid, wasmscope::diagram::Format::Text] {
             let options = wasmscope::diagram::Options {

@@ -19,6 +19,7 @@ mod interruptions;
 mod linking;
 mod metrics;
 mod nested;
+mod parents;
 mod pods;
 mod python;
 mod replay;

@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use tempfile::TempDir;
@@ -24,6 +25,8 @@ struct Inner {
     linker: Linker<RequestState>,
     counts: Arc<Counts>,
     data: TempDir,
+    before: Duration,
+    hand_over: bool,
     policy: Guest,
     transform: Guest,
     faulty: Guest,
@@ -71,6 +74,8 @@ impl Guests {
             linker,
             counts,
             data,
+            before: Duration::from_millis(options.before_ms),
+            hand_over: options.hand_over,
             policy: Guest::new(include_str!("../../../guests/policy.wat")),
             transform: Guest::new(include_str!("../../../guests/transform.wat")),
             faulty: Guest::new(include_str!("../../../guests/faulty.wat")),
@@ -102,13 +107,23 @@ impl Guests {
         &self.0.counts
     }
 
+    /// How long a request waits before its guest is called.
+    pub(super) fn before(&self) -> Duration {
+        self.0.before
+    }
+
+    /// Whether guests run in tasks of their own.
+    pub(super) fn are_handed_over(&self) -> bool {
+        self.0.hand_over
+    }
+
     /// The directory that guests see as `/`.
     pub(super) fn data(&self) -> &Path {
         self.0.data.path()
     }
 }
 
-fn open_log(path: &Path) -> Result<Arc<File>> {
+pub(super) fn open_log(path: &Path) -> Result<Arc<File>> {
     let file = OpenOptions::new().create(true).append(true).open(path);
     Ok(Arc::new(file.with_context(|| {
         format!("cannot open the log file {}", path.display())

@@ -5,6 +5,7 @@ mod functions;
 mod guests;
 mod request;
 mod routes;
+mod threads;
 
 use std::future::IntoFuture as _;
 use std::net::SocketAddr;
@@ -45,6 +46,23 @@ pub struct Options {
     #[arg(long, default_value_t = 4)]
     pub upstream_ms: u64,
 
+    /// How long a request waits before its guest is called, milliseconds.
+    #[arg(long, default_value_t = 0)]
+    pub before_ms: u64,
+
+    /// Run each guest in a task of its own rather than in its connection's.
+    #[arg(long)]
+    pub hand_over: bool,
+
+    /// Serve each connection on a thread of its own, with blocking reads and no asynchronous runtime. There is one guest,
+    /// of which each request calls two exports.
+    #[arg(long, conflicts_with_all = ["before_ms", "hand_over"])]
+    pub blocking: bool,
+
+    /// Run the guest's `_start` once, when there is a line on standard input, and end.
+    #[arg(long, conflicts_with_all = ["before_ms", "hand_over", "blocking"])]
+    pub command: bool,
+
     /// File that guests' log lines are appended to; `edge.log` in a temporary directory if not given.
     #[arg(long)]
     pub log: Option<PathBuf>,
@@ -58,6 +76,12 @@ impl Options {
 
 /// Serves until told to end.
 pub fn run(options: &Options) -> Result<()> {
+    if options.command {
+        return threads::run_command(options);
+    }
+    if options.blocking {
+        return threads::serve(options);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(usize::from(options.threads))
         .thread_name("edge-worker")

@@ -39,6 +39,23 @@ pub(super) async fn handle(
     headers: BTreeMap<String, String>,
     input: &[u8],
 ) -> Result<Response> {
+    if !guests.before().is_zero() {
+        tokio::time::sleep(guests.before()).await;
+    }
+    if guests.are_handed_over() {
+        let (guests, input) = (guests.clone(), input.to_vec());
+        return tokio::spawn(async move { run(&guests, name, target, headers, &input).await }).await?;
+    }
+    run(guests, name, target, headers, input).await
+}
+
+async fn run(
+    guests: &Guests,
+    name: GuestName,
+    target: String,
+    headers: BTreeMap<String, String>,
+    input: &[u8],
+) -> Result<Response> {
     let guest = guests.get(name).await?;
     let mut wasi = WasiCtxBuilder::new();
     // Before the directory, which takes the setting over: guests' file syscalls happen on the guest's own thread.
