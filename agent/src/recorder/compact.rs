@@ -8,7 +8,7 @@ use std::sync::Arc;
 use flate2::{Compression, read::ZlibDecoder, write::ZlibEncoder};
 use serde::{Deserialize, Serialize};
 
-use crate::span::{Loss, Process, Span, Starts, Trace, TraceId};
+use crate::span::{Loss, Parent, Process, Span, Starts, Trace, TraceId};
 
 /// Bytes of JSON that are looked at for each byte that may be kept. Traces deflate to about a twentieth.
 const MAX_RATIO: usize = 32;
@@ -24,6 +24,7 @@ struct Head {
     losses: Vec<Loss>,
     event_count: u64,
     starts: Starts,
+    parent: Option<Parent>,
 }
 
 /// The trace without its process in at most `max_bytes`. Stops early when it is too large.
@@ -45,14 +46,25 @@ pub(super) fn encode(trace: &Trace, max_bytes: usize) -> Result<Arc<[u8]>, TooLa
 }
 
 fn write(trace: &Trace, output: &mut impl Write) -> io::Result<()> {
+    // A field that the model gains has to be named here.
+    let Trace {
+        id,
+        process: _,
+        root,
+        losses,
+        event_count,
+        starts,
+        parent,
+    } = trace;
     let head = Head {
-        id: trace.id,
-        losses: trace.losses.clone(),
-        event_count: trace.event_count,
-        starts: trace.starts.clone(),
+        id: *id,
+        losses: losses.clone(),
+        event_count: *event_count,
+        starts: starts.clone(),
+        parent: parent.clone(),
     };
     serde_json::to_writer(&mut *output, &head)?;
-    for span in trace.root.walk() {
+    for span in root.walk() {
         serde_json::to_writer(&mut *output, &(span.children.len(), alone(span)))?;
     }
     Ok(())
@@ -97,6 +109,7 @@ pub(super) fn decode(bytes: &[u8], process: Arc<Process>) -> io::Result<Trace> {
         losses: head.losses,
         event_count: head.event_count,
         starts: head.starts,
+        parent: head.parent,
     })
 }
 

@@ -64,6 +64,7 @@ fn trace(number: u64, process: &Arc<Process>, export: &str, duration_ns: u64) ->
         losses: Vec::new(),
         event_count: 3,
         starts: Starts::default(),
+        parent: None,
     }
 }
 
