@@ -23,6 +23,7 @@ pub mod process;
 pub mod recorder;
 pub mod recording;
 pub mod runtime;
+pub mod sampling;
 pub mod sink;
 pub mod span;
 pub mod syscalls;

@@ -12,6 +12,7 @@ pub(crate) mod fold;
 mod growth;
 pub mod json;
 pub mod otlp;
+pub mod otlp_config;
 pub mod otlp_json;
 mod phases;
 mod place;

@@ -22,6 +22,7 @@ use opentelemetry_otlp::{
     Compression as OtlpCompression, RetryPolicy, SpanExporter, WithExportConfig, WithHttpConfig, WithTonicConfig,
 };
 use opentelemetry_sdk::trace::{SpanData, SpanExporter as _};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -46,11 +47,13 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 const TIMEOUT_SLACK: Duration = Duration::from_millis(250);
 
 /// How traces travel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Protocol {
     /// OTLP/gRPC, by custom on port 4317.
+    #[serde(rename = "grpc")]
     Grpc,
     /// OTLP/HTTP with protobuf bodies, by custom on port 4318.
+    #[serde(rename = "http/protobuf")]
     HttpProtobuf,
 }
 
