@@ -118,8 +118,8 @@ impl Decision {
 }
 
 /// What the caller of the request decided, if a `traceparent` was seen; `None` without one.
-pub fn parent_sampled(_trace: &Trace) -> Option<bool> {
-    None
+pub fn parent_sampled(trace: &Trace) -> Option<bool> {
+    trace.parent.as_ref().map(crate::span::Parent::is_sampled)
 }
 
 /// Whose rate a trace counts against.
