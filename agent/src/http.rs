@@ -1,25 +1,23 @@
-//! The agent's HTTP surface: `/metrics` and a page that says so. Read-only; listens on loopback unless told otherwise; bounds what a client may cost.
+//! The agent's HTTP server: read-only, on loopback unless told otherwise, with bounds on what a client may cost. What it serves are routes that others make.
 
-use std::convert::Infallible;
+mod classic;
+mod routes;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use axum::Router;
 use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
-use crate::metrics::{self, Metrics};
+pub use self::routes::{metrics_routes, router};
 
 /// Where to listen when nothing is said: this host only, on the port that is customary for what is scraped of OpenTelemetry programs.
 pub const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9464);
@@ -44,9 +42,6 @@ struct Timeouts {
     connection: Duration,
 }
 
-const PAGE: &str =
-    "<!doctype html><title>wasmscope</title><p>wasmscope: <a href=\"/metrics\">/metrics</a> (OpenMetrics)</p>\n";
-
 /// A running server.
 #[derive(Debug)]
 pub struct Server {
@@ -56,20 +51,21 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens on `address` (port 0 picks a free one) and serves on the current tokio runtime. Fails as binding fails.
-    pub async fn start(address: SocketAddr, metrics: Arc<Metrics>) -> io::Result<Self> {
-        Self::start_with(address, metrics, TIMEOUTS).await
+    /// Listens on `address` (port 0 picks a free one) and serves `routes`, as [`router`] makes them, on the current
+    /// tokio runtime. Fails as binding fails.
+    pub async fn start(address: SocketAddr, routes: Router) -> io::Result<Self> {
+        Self::start_with(address, routes, TIMEOUTS).await
     }
 
-    async fn start_with(address: SocketAddr, metrics: Arc<Metrics>, timeouts: Timeouts) -> io::Result<Self> {
+    async fn start_with(address: SocketAddr, routes: Router, timeouts: Timeouts) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         if !address.ip().is_loopback() {
-            warn!(%address, "metrics can be read by whoever reaches this address; they name processes and functions");
+            warn!(%address, "what is served can be read by whoever reaches this address; it names processes and functions");
         }
-        info!(%address, "serving /metrics");
+        info!(%address, "serving HTTP");
         let (stop, stopped) = watch::channel(false);
-        let task = tokio::spawn(accept(listener, metrics, timeouts, stopped));
+        let task = tokio::spawn(accept(listener, routes, timeouts, stopped));
         Ok(Self { address, stop, task })
     }
 
@@ -85,7 +81,7 @@ impl Server {
     }
 }
 
-async fn accept(listener: TcpListener, metrics: Arc<Metrics>, timeouts: Timeouts, mut stopped: watch::Receiver<bool>) {
+async fn accept(listener: TcpListener, routes: Router, timeouts: Timeouts, mut stopped: watch::Receiver<bool>) {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = tokio::task::JoinSet::new();
     let serve = async {
@@ -97,9 +93,9 @@ async fn accept(listener: TcpListener, metrics: Arc<Metrics>, timeouts: Timeouts
             while connections.try_join_next().is_some() {}
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    let metrics = Arc::clone(&metrics);
+                    let routes = routes.clone();
                     connections.spawn(async move {
-                        serve_one(stream, metrics, timeouts).await;
+                        serve_one(stream, routes, timeouts).await;
                         drop(permit);
                     });
                 }
@@ -116,11 +112,8 @@ async fn accept(listener: TcpListener, metrics: Arc<Metrics>, timeouts: Timeouts
     }
 }
 
-async fn serve_one(stream: TcpStream, metrics: Arc<Metrics>, timeouts: Timeouts) {
-    let service = service_fn(move |request| {
-        let response = respond(&request, &metrics);
-        async move { Ok::<_, Infallible>(response) }
-    });
+async fn serve_one(stream: TcpStream, routes: Router, timeouts: Timeouts) {
+    let service = TowerToHyperService::new(routes);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(timeouts.header)
@@ -134,49 +127,22 @@ async fn serve_one(stream: TcpStream, metrics: Arc<Metrics>, timeouts: Timeouts)
     }
 }
 
-fn respond(request: &Request<Incoming>, metrics: &Metrics) -> Response<Full<Bytes>> {
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
-        response
-            .headers_mut()
-            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-        return response;
-    }
-    match request.uri().path() {
-        "/metrics" => content(StatusCode::OK, metrics::CONTENT_TYPE, metrics.encode().into()),
-        "/" => content(
-            StatusCode::OK,
-            "text/html; charset=utf-8",
-            Bytes::from_static(PAGE.as_bytes()),
-        ),
-        _ => text(StatusCode::NOT_FOUND, "not found; try /metrics\n"),
-    }
-}
-
-fn text(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> {
-    content(status, "text/plain; charset=utf-8", Bytes::from_static(body.as_bytes()))
-}
-
-fn content(status: StatusCode, content_type: &'static str, body: Bytes) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    response
-}
-
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::metrics::Metrics;
+
+    fn routes(metrics: Metrics) -> Router {
+        let metrics = Arc::new(metrics);
+        router(metrics_routes(move || metrics.encode()), "/metrics\n")
+    }
 
     async fn server() -> Server {
-        let metrics = Arc::new(Metrics::new());
+        let metrics = Metrics::new();
         metrics.observe_events("syscall", 3);
-        Server::start(SocketAddr::from(([127, 0, 0, 1], 0)), metrics)
+        Server::start(SocketAddr::from(([127, 0, 0, 1], 0)), routes(metrics))
             .await
             .unwrap()
     }
@@ -192,7 +158,11 @@ mod tests {
     #[tokio::test]
     async fn metrics_are_served_as_openmetrics() {
         let server = server().await;
-        let response = exchange(&server, "GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        let response = exchange(
+            &server,
+            "GET /metrics HTTP/1.1\r\nHost: a\r\nAccept: application/openmetrics-text;version=1.0.0,text/plain;q=0.5\r\n\r\n",
+        )
+        .await;
         assert!(response.starts_with("HTTP/1.1 200 OK\r\n"), "{response}");
         assert!(
             response.contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n"),
@@ -211,7 +181,7 @@ mod tests {
         assert!(
             exchange(&server, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
                 .await
-                .contains("href=\"/metrics\"")
+                .contains("/metrics")
         );
     }
 
@@ -224,6 +194,37 @@ mod tests {
         )
         .await;
         assert!(response.starts_with("HTTP/1.1 405 "), "{response}");
+        assert!(response.to_lowercase().contains("\r\nallow: get"), "{response}");
+        assert!(response.contains("only GET and HEAD"), "{response}");
+    }
+
+    #[tokio::test]
+    async fn who_asks_for_plain_text_gets_the_classic_format() {
+        let server = server().await;
+        let response = exchange(
+            &server,
+            "GET /metrics HTTP/1.1\r\nHost: a\r\nAccept: text/plain\r\n\r\n",
+        )
+        .await;
+        assert!(
+            response.contains("content-type: text/plain; version=0.0.4"),
+            "{response}"
+        );
+        assert!(
+            response.contains("# TYPE wasmscope_events_total counter\nwasmscope_events_total{kind=\"syscall\"} 3\n"),
+            "{response}"
+        );
+        assert!(!response.contains("# EOF"), "{response}");
+    }
+
+    #[tokio::test]
+    async fn a_head_has_no_body() {
+        let server = server().await;
+        let response = exchange(&server, "HEAD /metrics HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        assert!(
+            response.starts_with("HTTP/1.1 200 OK") && response.ends_with("\r\n\r\n"),
+            "{response}"
+        );
     }
 
     #[tokio::test]
@@ -255,7 +256,7 @@ mod tests {
             connection: Duration::from_secs(10),
         };
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        let server = Server::start_with(address, Arc::new(Metrics::new()), short)
+        let server = Server::start_with(address, routes(Metrics::new()), short)
             .await
             .unwrap();
         let mut silent = Vec::new();

@@ -2,10 +2,12 @@
 //!
 //! `ARCHITECTURE.md` at the root of the repository says how the modules meet.
 
+pub mod agent;
 #[expect(unsafe_code, reason = "system calls and map values that aya does not wrap")]
 pub mod bpf;
 pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod correlate;
 pub mod decode;
 pub mod diagram;

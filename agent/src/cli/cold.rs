@@ -18,7 +18,7 @@ const MAX_COLD_MODULES: usize = 4096;
 
 /// What the phases seen so far belong to.
 #[derive(Debug, Default)]
-pub(super) struct ColdModules {
+pub(crate) struct ColdModules {
     processes: HashMap<u32, (Process, Coverage)>,
     /// Where it is not told which calls are the first (a host without symbols, an old recording): by process and hash, when
     /// the module was published.
@@ -28,7 +28,7 @@ pub(super) struct ColdModules {
 }
 
 impl ColdModules {
-    pub(super) fn event(&mut self, event: &Event, metrics: &Metrics) {
+    pub(crate) fn event(&mut self, event: &Event, metrics: &Metrics) {
         match &event.kind {
             EventKind::Process { process, coverage } => {
                 if self.gone.remove(&event.pid) {
@@ -78,7 +78,7 @@ impl ColdModules {
         }
     }
 
-    pub(super) fn trace(&mut self, trace: &Trace, metrics: &Metrics) {
+    pub(crate) fn trace(&mut self, trace: &Trace, metrics: &Metrics) {
         for cold in &trace.starts.cold {
             let module = Some(cold.module.name.as_str());
             metrics.count_cold_start(&trace.process, module);

@@ -1,7 +1,8 @@
 //! The command line: what can be asked, and how errors are told. One file per subcommand.
 
+mod agent;
 mod check;
-mod cold;
+pub(crate) mod cold;
 mod diagram;
 mod outputs;
 mod pick;
@@ -29,6 +30,9 @@ enum Command {
     /// Trace processes that run WebAssembly and draw what happened
     #[command(after_help = trace::EXAMPLES)]
     Trace(trace::TraceArguments),
+    /// Watch every process of this node for good: metrics, traces to a collector, health
+    #[command(after_help = agent::EXAMPLES)]
+    Agent(agent::AgentArguments),
     /// Draw or export a recording: needs no privileges and no kernel support
     Replay(replay::ReplayArguments),
     /// Draw an invocation that a running agent kept, or one of a recording: the slowest, a failed one, any
@@ -41,13 +45,19 @@ enum Command {
 /// Runs the command that the process was started with.
 pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
+    // The agent's logs are part of its configuration.
+    let command = match arguments.command {
+        Command::Agent(arguments) => return agent::run(arguments),
+        command => command,
+    };
     let filter = tracing_subscriber::EnvFilter::try_from_env("WASMSCOPE_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
-    let result = match arguments.command {
+    let result = match command {
+        Command::Agent(_) => unreachable!("it has been run"),
         Command::Trace(arguments) => trace::run(arguments),
         Command::Replay(arguments) => replay::run(arguments),
         Command::Diagram(arguments) => diagram::run(arguments),

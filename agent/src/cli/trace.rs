@@ -7,6 +7,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{ExitCode, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -25,6 +26,7 @@ use crate::{
     clock::ClockAnchor,
     event::{Coverage, Event},
     http,
+    metrics::Metrics,
     pipeline::{Detail, Options, Output, Pipeline, WatchReport},
     place::{KubernetesConfig, PlaceStage, Places},
     recording::Writer,
@@ -161,7 +163,7 @@ async fn trace(arguments: TraceArguments) -> anyhow::Result<ExitCode> {
     };
     let server = match arguments.metrics_listen {
         Some(address) => Some(
-            http::Server::start(address, session.outputs.metrics())
+            http::Server::start(address, metrics_page(session.outputs.metrics()))
                 .await
                 .with_context(|| format!("cannot serve metrics on {address}"))?,
         ),
@@ -242,6 +244,13 @@ async fn trace(arguments: TraceArguments) -> anyhow::Result<ExitCode> {
         }
         _ => ExitCode::SUCCESS,
     })
+}
+
+fn metrics_page(metrics: Arc<Metrics>) -> axum::Router {
+    http::router(
+        http::metrics_routes(move || metrics.encode()),
+        "wasmscope\n\n/metrics   metrics, as OpenMetrics or Prometheus text\n",
+    )
 }
 
 struct Session<'a> {

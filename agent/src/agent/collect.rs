@@ -1,0 +1,117 @@
+//! The event loop, on a thread of its own: nothing that happens to a trace afterwards can keep it from the ring.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+
+use super::health::Health;
+use crate::cli::cold::ColdModules;
+use crate::event::{Event, EventKind};
+use crate::metrics::Metrics;
+use crate::pipeline::{Output, Pipeline, WatchReport};
+use crate::span::{Capture, Loss, Trace};
+
+/// How often it is looked whether the watched processes still live.
+const LIVENESS_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Where the loop puts what it makes.
+pub(super) struct Collector {
+    /// Traces, for the stages.
+    pub(super) traces: mpsc::Sender<Arc<Trace>>,
+    /// Counted here is what needs no stage.
+    pub(super) metrics: Arc<Metrics>,
+    /// Told at every turn.
+    pub(super) health: Arc<Health>,
+    /// Until when the loop may go on; `None` while it is not to end.
+    pub(super) stop: watch::Receiver<Option<Instant>>,
+}
+
+impl Collector {
+    /// Runs until it is stopped and all that the kernel has is handled. Starts by watching what already runs.
+    pub(super) async fn run(mut self, mut pipeline: Pipeline) -> anyhow::Result<Capture> {
+        let mut cold = ColdModules::default();
+        let (reports, events) = pipeline.watch_running()?;
+        for report in &reports {
+            tell_watched(report);
+        }
+        self.count(&events, &[], &mut cold);
+        self.health.turned(pipeline.watched_count());
+        self.health.attached();
+        let mut next_liveness = Instant::now() + LIVENESS_INTERVAL;
+        loop {
+            tokio::select! {
+                () = pipeline.ready() => {}
+                _ = self.stop.wait_for(Option::is_some) => break,
+            }
+            self.take(pipeline.turn(), &mut cold);
+            if Instant::now() >= next_liveness {
+                next_liveness = Instant::now() + LIVENESS_INTERVAL;
+                pipeline.check_liveness();
+            }
+            self.health.turned(pipeline.watched_count());
+        }
+        let (last, capture) = pipeline.finish();
+        self.count(&last.events, &last.losses, &mut cold);
+        let until = self.stop.borrow().unwrap_or_else(Instant::now);
+        for trace in last.traces {
+            cold.trace(&trace, &self.metrics);
+            // What is left at the end may be more than fits, and there is nothing else to do now than to wait.
+            let sent = tokio::time::timeout_at(until.into(), self.traces.send(Arc::new(trace))).await;
+            if !matches!(sent, Ok(Ok(()))) {
+                self.lose("shutdown");
+            }
+        }
+        // The stages end when nobody can send any more, and need not wait for what is detached.
+        drop(self.traces);
+        drop(pipeline);
+        Ok(capture)
+    }
+
+    fn take(&self, output: Output, cold: &mut ColdModules) {
+        self.count(&output.events, &output.losses, cold);
+        for trace in output.traces {
+            cold.trace(&trace, &self.metrics);
+            if self.traces.try_send(Arc::new(trace)).is_err() {
+                self.lose("queue_full");
+            }
+        }
+    }
+
+    fn count(&self, events: &[Event], losses: &[Loss], cold: &mut ColdModules) {
+        for event in events {
+            self.metrics.observe_events(event.kind.name(), 1);
+            cold.event(event, &self.metrics);
+            if matches!(event.kind, EventKind::ProcessGone) {
+                info!(pid = event.pid, "process gone");
+            }
+        }
+        for loss in losses {
+            self.metrics.observe_loss(loss);
+        }
+    }
+
+    fn lose(&self, reason: &str) {
+        self.metrics.observe_loss(&Loss {
+            layer: "agent".to_owned(),
+            reason: reason.to_owned(),
+            count: 1,
+        });
+    }
+}
+
+fn tell_watched(report: &WatchReport) {
+    let process = &report.process;
+    info!(
+        pid = process.pid,
+        command = %crate::sink::text::printable(&process.command),
+        runtime = process.runtime_name,
+        modules = report.module_count,
+        sites = report.site_count,
+        "process watched"
+    );
+    if !process.limits.is_empty() {
+        warn!(pid = process.pid, limits = ?process.limits, "watched in part");
+    }
+}

@@ -1,0 +1,223 @@
+//! The node agent: runs until it is told to end, takes a new configuration on SIGHUP, and delivers what it has on SIGTERM.
+
+mod collect;
+mod health;
+mod lock;
+mod notify;
+mod own_metrics;
+mod stages;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tracing::{error, info, warn};
+
+use self::collect::Collector;
+use self::own_metrics::OwnMetrics;
+use self::stages::Stages;
+pub use self::{
+    health::{Answer, Health},
+    lock::{InstanceLock, LockError},
+};
+use crate::clock::ClockAnchor;
+use crate::config::{Config, Loaded, Sources};
+use crate::http;
+use crate::metrics::Metrics;
+use crate::pipeline::{Detail, Options, Pipeline};
+use crate::sink::otlp::{Exporter, ExporterConfig};
+
+const INDEX: &str = "\
+wasmscope agent
+
+/metrics   metrics, as OpenMetrics or Prometheus text
+/healthz   whether the event loop turns
+/readyz    whether everything is attached
+";
+
+/// Changes what is logged, while running.
+pub type SetFilter = Box<dyn Fn(&str) -> Result<(), String> + Send>;
+
+/// Runs until SIGTERM or SIGINT. Success if everything was delivered in time.
+pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> anyhow::Result<ExitCode> {
+    let config = Arc::new(ArcSwap::from_pointee(loaded.config));
+    let start = config.load_full();
+    let clock = ClockAnchor::now();
+    let _lock = InstanceLock::take(&start.instance.lock_file)?;
+    let mut interrupts = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    let mut terminations = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut hangups = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
+
+    let metrics = Arc::new(Metrics::new());
+    let own = Arc::new(OwnMetrics::new());
+    let health = Arc::new(Health::new(start.http.liveness_seconds));
+    let server = http::Server::start(start.http.listen, routes(&metrics, &own, &health))
+        .await
+        .with_context(|| format!("cannot listen on {} (http.listen)", start.http.listen))?;
+    let exporter = if has_collector() {
+        Some(Exporter::start(&ExporterConfig::default(), clock)?)
+    } else {
+        None
+    };
+    let options = Options {
+        ring_bytes: start.capture.ring_mib << 20,
+        watch_all: true,
+        detail: if start.capture.tier == 0 {
+            Detail::Node
+        } else {
+            Detail::Boundary
+        },
+    };
+    // Loading takes seconds, in which health is to be answered.
+    let pipeline = tokio::task::spawn_blocking(move || Pipeline::start(options))
+        .await?
+        .context("cannot start")?;
+
+    let (sender, receiver) = mpsc::channel(start.capture.queue_traces);
+    let (stop, stopped) = watch::channel(None);
+    let collector = Collector {
+        traces: sender,
+        metrics: Arc::clone(&metrics),
+        health: Arc::clone(&health),
+        stop: stopped,
+    };
+    let (ended, mut collected) = tokio::sync::oneshot::channel();
+    let runtime = tokio::runtime::Handle::current();
+    std::thread::Builder::new()
+        .name("events".to_owned())
+        .spawn(move || {
+            let result = runtime.block_on(collector.run(pipeline));
+            // Nobody waits for it only once the deadline is over.
+            let _ = ended.send(result);
+        })
+        .context("cannot start the event loop")?;
+    let stages = Arc::new(Stages { metrics, exporter });
+    let running_stages = Arc::clone(&stages);
+    let mut stage_task = tokio::spawn(async move { running_stages.run(receiver).await });
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        kernel = crate::pipeline::kernel_release(),
+        address = %server.address(),
+        tier = start.capture.tier,
+        ring_mib = start.capture.ring_mib,
+        exporting = stages.exporter.is_some(),
+        "started"
+    );
+
+    let mut tick = tokio::time::interval(notify::watchdog_interval().unwrap_or(Duration::from_secs(1)));
+    let mut is_announced = false;
+    loop {
+        tokio::select! {
+            _ = interrupts.recv() => break,
+            _ = terminations.recv() => break,
+            _ = hangups.recv() => {
+                notify::notify("RELOADING=1");
+                own.reloaded(reload(&config, &sources, &set_filter));
+                notify::notify("READY=1");
+            }
+            _ = tick.tick() => {
+                if !is_announced && health.ready().reasons.is_empty() {
+                    is_announced = true;
+                    info!("ready");
+                    notify::notify("READY=1");
+                }
+                if health.live().reasons.is_empty() {
+                    notify::notify("WATCHDOG=1");
+                }
+            }
+            result = &mut collected => {
+                result.context("the event loop panicked")?.context("the event loop ended")?;
+                anyhow::bail!("the event loop ended");
+            }
+        }
+    }
+
+    health.draining();
+    notify::notify("STOPPING=1");
+    let until = Instant::now() + Duration::from_secs(config.load().shutdown.deadline_seconds);
+    info!(seconds = config.load().shutdown.deadline_seconds, "draining");
+    stop.send_replace(Some(until));
+    let drain = async {
+        let capture = tokio::time::timeout_at(until.into(), &mut collected).await;
+        let staged = tokio::time::timeout_at(until.into(), &mut stage_task).await;
+        let counts = stages.finish(until.saturating_duration_since(Instant::now())).await;
+        (capture, staged.is_ok(), counts)
+    };
+    let (capture, staged, counts) = tokio::select! {
+        drained = drain => drained,
+        _ = interrupts.recv() => return Ok(second_signal()),
+        _ = terminations.recv() => return Ok(second_signal()),
+    };
+    let is_collected = matches!(capture, Ok(Ok(Ok(_))));
+    if let Ok(Ok(Ok(capture))) = &capture {
+        info!(
+            records = capture.emitted_count,
+            traces = capture.trace_count,
+            losses = ?capture.losses,
+            "all records handled"
+        );
+    }
+    server.shutdown().await;
+    let is_complete = is_collected && staged && counts.lost_shutdown == 0;
+    if is_complete {
+        info!(exported = counts.exported, "stopped");
+    } else {
+        error!(
+            exported = counts.exported,
+            lost = counts.lost(),
+            records_handled = is_collected,
+            traces_handled = staged,
+            "stopped at the deadline, not everything was delivered"
+        );
+    }
+    Ok(if is_complete {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn second_signal() -> ExitCode {
+    warn!("second signal: ended without delivering what is left");
+    ExitCode::FAILURE
+}
+
+fn routes(metrics: &Arc<Metrics>, own: &Arc<OwnMetrics>, health: &Arc<Health>) -> axum::Router {
+    let (metrics, own) = (Arc::clone(metrics), Arc::clone(own));
+    // Other parts' routes are merged here.
+    let parts = http::metrics_routes(move || own.encode_with(&metrics)).merge(health::routes(health));
+    http::router(parts, INDEX)
+}
+
+/// Reads the configuration again; whether it is in force now.
+fn reload(current: &ArcSwap<Config>, sources: &Sources, set_filter: &SetFilter) -> bool {
+    let new = match sources.load() {
+        Ok(loaded) => loaded.config,
+        Err(error) => {
+            error!(%error, "reload failed, the old configuration stays");
+            return false;
+        }
+    };
+    let keys = current.load().needs_restart(&new);
+    if !keys.is_empty() {
+        warn!(?keys, "changes that take a restart are not in force");
+    }
+    if let Err(error) = set_filter(&new.log.filter) {
+        error!(error, "reload failed, the old configuration stays");
+        return false;
+    }
+    current.store(Arc::new(new));
+    info!("reloaded");
+    true
+}
+
+/// Whether the environment names a collector.
+fn has_collector() -> bool {
+    ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"]
+        .iter()
+        .any(|name| std::env::var(name).is_ok_and(|value| !value.is_empty()))
+}

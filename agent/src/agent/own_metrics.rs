@@ -1,0 +1,72 @@
+//! What the agent says of itself as a daemon, beside what it measures.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use crate::metrics::Metrics;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Build {
+    version: &'static str,
+    kernel: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reload {
+    result: &'static str,
+}
+
+/// The families.
+#[derive(Debug)]
+pub(super) struct OwnMetrics {
+    registry: Registry,
+    reloads: Family<Reload, Counter>,
+}
+
+impl OwnMetrics {
+    /// With what is known from the start.
+    pub(super) fn new() -> Self {
+        let mut registry = Registry::default();
+        let build = Family::<Build, Gauge>::default();
+        build
+            .get_or_create(&Build {
+                version: env!("CARGO_PKG_VERSION"),
+                kernel: crate::pipeline::kernel_release(),
+            })
+            .set(1);
+        registry.register("wasmscope_build_info", "This agent and its kernel; always 1", build);
+        let reloads = Family::<Reload, Counter>::default();
+        for result in ["success", "failure"] {
+            drop(reloads.get_or_create(&Reload { result }));
+        }
+        registry.register(
+            "wasmscope_config_reloads",
+            "Times that the configuration was read again",
+            reloads.clone(),
+        );
+        Self { registry, reloads }
+    }
+
+    /// Counts a reload.
+    pub(super) fn reloaded(&self, is_success: bool) {
+        let result = if is_success { "success" } else { "failure" };
+        self.reloads.get_or_create(&Reload { result }).inc();
+    }
+
+    /// All of `metrics` and these, as one `OpenMetrics` text.
+    pub(super) fn encode_with(&self, metrics: &Metrics) -> String {
+        let mut text = metrics.encode();
+        text.truncate(text.strip_suffix("# EOF\n").map_or(text.len(), str::len));
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).expect("writing to a string cannot fail");
+        text
+    }
+}
+
+impl Default for OwnMetrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,536 @@
+//! The agent's one configuration: what can be set, where each value came from, and whether all of it makes sense together.
+//!
+//! From lowest to highest: defaults, one TOML file, the environment, flags. A variable `WASMSCOPE_SECTION__KEY` (two underscores,
+//! so that the variables Kubernetes makes for a service called `wasmscope` are never taken for it) sets `key` of `[section]`; the standard
+//! `NODE_NAME` sets `node.name`. Keys that do not exist are errors, in the file with their line.
+//!
+//! A new section is one field of [`Config`], one line in [`Config::validate`] and, if it has secrets, a word in [`SECRETS`].
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use toml::{Table, Value};
+
+/// Prefix of the variables that set keys.
+const PREFIX: &str = "WASMSCOPE_";
+/// Variables that others have named.
+const STANDARD_VARIABLES: [(&str, &str); 1] = [("NODE_NAME", "node.name")];
+/// Keys whose values are never printed.
+const SECRETS: [&str; 3] = ["headers", "password", "token"];
+/// Largest file that is read, bytes.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// Everything that can be set.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// This node.
+    pub node: NodeConfig,
+    /// The HTTP server.
+    pub http: HttpConfig,
+    /// Logs.
+    pub log: LogConfig,
+    /// What is observed.
+    pub capture: CaptureConfig,
+    /// How it ends.
+    pub shutdown: ShutdownConfig,
+    /// One agent per node.
+    pub instance: InstanceConfig,
+}
+
+/// This node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NodeConfig {
+    /// Its name in the cluster; empty outside one.
+    pub name: String,
+}
+
+/// The HTTP server. Changing it takes a restart.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpConfig {
+    /// Address and port; port 0 picks a free one. Default: 127.0.0.1:9464, this host only.
+    pub listen: SocketAddr,
+    /// The event loop counts as alive while its last turn is at most so old, seconds, 1 to 3600. Default: 30.
+    pub liveness_seconds: u64,
+}
+
+/// Logs, on standard error.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// A level, or directives as in `RUST_LOG`. Default: info.
+    pub filter: String,
+    /// Default: text. Changing it takes a restart.
+    pub format: LogFormat,
+}
+
+/// How a line of the log is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What is observed. Changing it takes a restart.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CaptureConfig {
+    /// Buffer between kernel and agent, MiB, a power of two from 1 to 1024. Default: 16.
+    pub ring_mib: u32,
+    /// 0: syscalls with their guest functions, no probe in the process; 1: every crossing. Default: 1.
+    pub tier: u8,
+    /// Traces that may wait for the stages after the event loop, 1 to 1000000; more are lost and counted. Default: 8192.
+    pub queue_traces: usize,
+}
+
+/// How the agent ends.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ShutdownConfig {
+    /// From SIGTERM to the end, whatever has not been delivered by then, seconds, 1 to 600. Default: 10.
+    pub deadline_seconds: u64,
+}
+
+/// One agent per node. Changing it takes a restart.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct InstanceConfig {
+    /// Locked while the agent runs. In a container, this has to be on a volume of the node's. Default: /run/wasmscope/agent.lock.
+    pub lock_file: PathBuf,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self {
+            listen: crate::http::DEFAULT_ADDRESS,
+            liveness_seconds: 30,
+        }
+    }
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            filter: "info".to_owned(),
+            format: LogFormat::Text,
+        }
+    }
+}
+
+impl Default for CaptureConfig {
+    fn default() -> Self {
+        Self {
+            ring_mib: 16,
+            tier: 1,
+            queue_traces: 8_192,
+        }
+    }
+}
+
+impl Default for ShutdownConfig {
+    fn default() -> Self {
+        Self { deadline_seconds: 10 }
+    }
+}
+
+impl Default for InstanceConfig {
+    fn default() -> Self {
+        Self {
+            lock_file: PathBuf::from("/run/wasmscope/agent.lock"),
+        }
+    }
+}
+
+impl Config {
+    /// Whether all of it makes sense; the first thing that does not, with its key.
+    pub fn validate(&self) -> Result<(), String> {
+        let within = |key: &str, value: u64, range: std::ops::RangeInclusive<u64>| {
+            if range.contains(&value) {
+                Ok(())
+            } else {
+                Err(format!(
+                    "{key} is {value}, must be from {} to {}",
+                    range.start(),
+                    range.end()
+                ))
+            }
+        };
+        within("http.liveness_seconds", self.http.liveness_seconds, 1..=3_600)?;
+        within("capture.ring_mib", self.capture.ring_mib.into(), 1..=1_024)?;
+        if !self.capture.ring_mib.is_power_of_two() {
+            return Err(format!(
+                "capture.ring_mib is {}, must be a power of two",
+                self.capture.ring_mib
+            ));
+        }
+        within("capture.tier", self.capture.tier.into(), 0..=1)?;
+        within("capture.queue_traces", self.capture.queue_traces as u64, 1..=1_000_000)?;
+        within("shutdown.deadline_seconds", self.shutdown.deadline_seconds, 1..=600)?;
+        tracing_subscriber::EnvFilter::try_new(&self.log.filter)
+            .map_err(|error| format!("log.filter is {:?}: {error}", self.log.filter))?;
+        if self.instance.lock_file.as_os_str().is_empty() {
+            return Err("instance.lock_file is empty".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Keys in which `new` differs that only a restart can change.
+    pub fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
+        let mut keys = Vec::new();
+        let mut differs = |key, is_different| {
+            if is_different {
+                keys.push(key);
+            }
+        };
+        differs("http", self.http != new.http);
+        differs("log.format", self.log.format != new.log.format);
+        differs("capture", self.capture != new.capture);
+        differs("instance", self.instance != new.instance);
+        differs("node", self.node != new.node);
+        keys
+    }
+}
+
+/// Why a configuration is not one.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not TOML, or has keys or values that do not exist.
+    #[error("{path}: {message}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What, with its line.
+        message: String,
+    },
+    /// A variable or a flag has a key or value that does not exist.
+    #[error("{origin}: {message}")]
+    Setting {
+        /// Which.
+        origin: String,
+        /// What.
+        message: String,
+    },
+    /// All is well-formed, but does not make sense.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// Where values come from, kept so that they can be read again.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// The file, if there is one.
+    pub file: Option<PathBuf>,
+    /// Variables of the environment.
+    pub variables: Vec<(String, String)>,
+    /// Flags: what was written, the key, and the value.
+    pub flags: Vec<(String, String, String)>,
+}
+
+/// A configuration that has been checked, and where its values come from.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// By key, for what is not a default.
+    origins: BTreeMap<String, String>,
+}
+
+impl Sources {
+    /// Reads and checks all of it.
+    pub fn load(&self) -> Result<Loaded, ConfigError> {
+        let mut origins = BTreeMap::new();
+        let mut merged = Table::new();
+        if let Some(path) = &self.file {
+            let table = read_file(path)?;
+            note_origins(&table, "", &format!("file {}", path.display()), &mut origins);
+            merged = table;
+        }
+        for (name, value) in &self.variables {
+            let standard = STANDARD_VARIABLES.iter().find(|(standard, _)| standard == name);
+            let key = match standard {
+                Some((_, key)) => (*key).to_owned(),
+                None => match name.strip_prefix(PREFIX).and_then(|rest| rest.split_once("__")) {
+                    Some((section, key)) => format!("{section}.{}", key.replace("__", ".")).to_lowercase(),
+                    None => continue,
+                },
+            };
+            set(&mut merged, &key, value, &format!("environment {name}"), &mut origins)?;
+        }
+        for (flag, key, value) in &self.flags {
+            set(&mut merged, key, value, &format!("flag {flag}"), &mut origins)?;
+        }
+        let config = Config::deserialize(Value::Table(merged))
+            .map_err(|error| ConfigError::Invalid(error.to_string().trim().to_owned()))?;
+        config.validate().map_err(|message| {
+            let origin = message.split_whitespace().next().and_then(|key| origins.get(key));
+            ConfigError::Invalid(match origin {
+                Some(origin) => format!("{message} (set by {origin})"),
+                None => message,
+            })
+        })?;
+        Ok(Loaded { config, origins })
+    }
+}
+
+impl Loaded {
+    /// All of it as TOML that says where what is not a default came from. Secrets are masked.
+    pub fn to_toml(&self) -> String {
+        use std::fmt::Write as _;
+        let mut text = String::new();
+        let all = Table::try_from(&self.config).unwrap_or_default();
+        for (section, value) in &all {
+            let Value::Table(keys) = value else { continue };
+            let gap = if text.is_empty() { "" } else { "\n" };
+            let _ = writeln!(text, "{gap}[{section}]");
+            for (key, value) in keys {
+                let path = format!("{section}.{key}");
+                let value = masked(key, value);
+                let origin = self
+                    .origins
+                    .iter()
+                    .find(|(name, _)| **name == path || name.strip_prefix(&path).is_some_and(|r| r.starts_with('.')));
+                let _ = match origin {
+                    // A file's name or a variable's may hold anything but must stay a comment.
+                    Some((_, origin)) => writeln!(text, "{key} = {value} # {}", crate::sink::text::printable(origin)),
+                    None => writeln!(text, "{key} = {value}"),
+                };
+            }
+        }
+        text
+    }
+}
+
+fn masked(key: &str, value: &Value) -> Value {
+    let is_secret = SECRETS.contains(&key);
+    match value {
+        Value::Table(table) => Value::Table(
+            table
+                .iter()
+                .map(|(inner, value)| {
+                    let key = if is_secret { key } else { inner };
+                    (inner.clone(), masked(key, value))
+                })
+                .collect(),
+        ),
+        Value::String(text) if text.is_empty() => value.clone(),
+        _ if is_secret => Value::String("***".to_owned()),
+        _ => value.clone(),
+    }
+}
+
+fn read_file(path: &Path) -> Result<Table, ConfigError> {
+    use std::io::Read as _;
+    let cannot = |source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let mut text = String::new();
+    std::fs::File::open(path)
+        .map_err(cannot)?
+        .take(MAX_FILE_BYTES)
+        .read_to_string(&mut text)
+        .map_err(cannot)?;
+    let wrong = |error: toml::de::Error| ConfigError::File {
+        path: path.to_owned(),
+        message: error.to_string().trim().to_owned(),
+    };
+    // For its errors, which name the line.
+    toml::from_str::<Config>(&text).map_err(wrong)?;
+    toml::from_str(&text).map_err(wrong)
+}
+
+fn note_origins(table: &Table, prefix: &str, origin: &str, origins: &mut BTreeMap<String, String>) {
+    for (key, value) in table {
+        let path = if prefix.is_empty() {
+            key.clone()
+        } else {
+            format!("{prefix}.{key}")
+        };
+        match value {
+            Value::Table(inner) => note_origins(inner, &path, origin, origins),
+            _ => {
+                origins.insert(path, origin.to_owned());
+            }
+        }
+    }
+}
+
+/// Sets one key, after trying it alone so that the error names who set it.
+fn set(
+    merged: &mut Table,
+    path: &str,
+    text: &str,
+    origin: &str,
+    origins: &mut BTreeMap<String, String>,
+) -> Result<(), ConfigError> {
+    let alone = |value: Value| {
+        let mut table = Table::new();
+        insert(&mut table, path, value);
+        table
+    };
+    let parsed = toml::from_str::<Table>(&format!("value = {text}"))
+        .ok()
+        .filter(|table| table.len() == 1)
+        .and_then(|mut table| table.remove("value"));
+    let as_text = Value::String(text.to_owned());
+    // What reads as a number may be meant as text, so whichever the key takes is right.
+    let mut failure = String::new();
+    for value in parsed.into_iter().chain([as_text]) {
+        match Config::deserialize(Value::Table(alone(value.clone()))) {
+            Ok(_) => {
+                insert(merged, path, value);
+                origins.insert(path.to_owned(), origin.to_owned());
+                return Ok(());
+            }
+            Err(error) if failure.is_empty() => error.to_string().trim().clone_into(&mut failure),
+            Err(_) => {}
+        }
+    }
+    Err(ConfigError::Setting {
+        origin: origin.to_owned(),
+        message: format!("{path}: {failure}"),
+    })
+}
+
+fn insert(table: &mut Table, path: &str, value: Value) {
+    match path.split_once('.') {
+        None => {
+            table.insert(path.to_owned(), value);
+        }
+        Some((section, rest)) => {
+            let inner = table
+                .entry(section.to_owned())
+                .or_insert_with(|| Value::Table(Table::new()));
+            if let Value::Table(inner) = inner {
+                insert(inner, rest, value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> (tempfile::NamedTempFile, Sources) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        let sources = Sources {
+            file: Some(file.path().to_owned()),
+            ..Sources::default()
+        };
+        (file, sources)
+    }
+
+    #[test]
+    fn flags_win_over_the_environment_and_that_over_the_file_and_that_over_defaults() {
+        let (_file, mut sources) = file("[capture]\nring_mib = 2\ntier = 0\nqueue_traces = 5\n");
+        sources.variables = vec![
+            ("WASMSCOPE_CAPTURE__RING_MIB".to_owned(), "4".to_owned()),
+            ("WASMSCOPE_CAPTURE__TIER".to_owned(), "1".to_owned()),
+            ("NODE_NAME".to_owned(), "12".to_owned()),
+        ];
+        sources.flags = vec![("--ring-mib".to_owned(), "capture.ring_mib".to_owned(), "8".to_owned())];
+        let config = sources.load().unwrap().config;
+        assert_eq!(
+            (
+                config.capture.ring_mib,
+                config.capture.tier,
+                config.capture.queue_traces
+            ),
+            (8, 1, 5)
+        );
+        assert_eq!(config.node.name, "12");
+        assert_eq!(config.shutdown.deadline_seconds, 10);
+    }
+
+    #[test]
+    fn unknown_keys_are_errors_with_their_line() {
+        let (_file, sources) = file("[http]\n\nlisten_on = \"x\"\n");
+        let error = sources.load().unwrap_err().to_string();
+        assert!(error.contains("line 3") && error.contains("listen_on"), "{error}");
+        let (_file, sources) = file("[htp]\n");
+        let error = sources.load().unwrap_err().to_string();
+        assert!(error.contains("line 1") && error.contains("htp"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_variable_is_an_error_and_a_service_of_kubernetes_is_not_one() {
+        let variable = |name: &str| Sources {
+            variables: vec![(name.to_owned(), "1".to_owned())],
+            ..Sources::default()
+        };
+        let error = variable("WASMSCOPE_HTTP__PORT").load().unwrap_err().to_string();
+        assert!(
+            error.contains("WASMSCOPE_HTTP__PORT") && error.contains("http.port"),
+            "{error}"
+        );
+        variable("WASMSCOPE_HTTP_SERVICE_PORT").load().unwrap();
+        variable("WASMSCOPE_LOG").load().unwrap();
+    }
+
+    #[test]
+    fn each_bad_value_is_told_with_its_key() {
+        for (key, text) in [
+            ("http.listen", "[http]\nlisten = \"nowhere\""),
+            ("http.liveness_seconds", "[http]\nliveness_seconds = 0"),
+            ("log.filter", "[log]\nfilter = \"a=b=c\""),
+            ("format", "[log]\nformat = \"xml\""),
+            ("capture.ring_mib", "[capture]\nring_mib = 3"),
+            ("capture.ring_mib", "[capture]\nring_mib = 2048"),
+            ("capture.tier", "[capture]\ntier = 2"),
+            ("capture.queue_traces", "[capture]\nqueue_traces = 0"),
+            ("shutdown.deadline_seconds", "[shutdown]\ndeadline_seconds = 601"),
+            ("instance.lock_file", "[instance]\nlock_file = \"\""),
+        ] {
+            let (_file, sources) = file(text);
+            let error = sources.load().unwrap_err().to_string();
+            let word = key.rsplit('.').next().unwrap();
+            assert!(error.contains(word), "{key}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_printed_reads_as_the_same_configuration_and_says_where_it_came_from() {
+        let (_file, mut sources) = file("[shutdown]\ndeadline_seconds = 3\n");
+        sources.variables = vec![("WASMSCOPE_LOG__FORMAT".to_owned(), "json".to_owned())];
+        let loaded = sources.load().unwrap();
+        let printed = loaded.to_toml();
+        assert!(
+            printed.contains("format = \"json\" # environment WASMSCOPE_LOG__FORMAT"),
+            "{printed}"
+        );
+        assert!(printed.contains("deadline_seconds = 3 # file "), "{printed}");
+        let (_again, sources) = file(&printed);
+        assert_eq!(sources.load().unwrap().config, loaded.config);
+    }
+
+    #[test]
+    fn secrets_are_masked() {
+        let mut table = Table::new();
+        insert(
+            &mut table,
+            "headers.authorization",
+            Value::String("Bearer 1".to_owned()),
+        );
+        let shown = masked("traces", &Value::Table(table)).to_string();
+        assert!(shown.contains("***") && !shown.contains("Bearer"), "{shown}");
+    }
+}
