@@ -48,7 +48,7 @@ fn by_name(spans: &[Span], role: &str, name: impl Fn(&Span) -> String) -> Number
     numbers
 }
 
-fn assert_spans_equal(spans: &[Span], counted: &Counts) {
+pub(crate) fn assert_spans_equal(spans: &[Span], counted: &Counts) {
     let part = |span: &Span, key: &str| text(span, key).unwrap_or("?").to_owned();
     let cut: u64 = spans
         .iter()

@@ -1,0 +1,129 @@
+//! `wasmscope agent` as a node runs it: from before and after the workloads to the end of its drain.
+
+use std::path::Path;
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+use wasmscope_tests::agent::{run, wasmscope};
+use wasmscope_tests::environment::{self, Kernel};
+use wasmscope_tests::http;
+use wasmscope_tests::otlp_receiver::{Answer, Receiver};
+use wasmscope_tests::running::{DEADLINE, Running};
+use wasmscope_tests::samples::{self, sums};
+use wasmscope_tests::workload::{Counts, FOREVER, Numbers, Workload};
+
+/// A running agent with a lock and a file of its own.
+struct Node {
+    agent: Running,
+    address: String,
+    directory: TempDir,
+}
+
+impl Node {
+    fn start(variables: &[(&str, &str)]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let agent = Running::start(command(directory.path(), variables));
+        let line = agent.stderr_line(|line| line.contains("serving HTTP"));
+        let address = line.rsplit_once("address=").unwrap().1.trim().to_owned();
+        agent.stderr_line(|line| line.ends_with("ready"));
+        Self {
+            agent,
+            address,
+            directory,
+        }
+    }
+
+    fn get(&self, path: &str) -> String {
+        http::get(&format!("http://{}{path}", self.address))
+    }
+
+    /// Waits until a sum of the metrics is `wanted`.
+    fn wait_for(&self, python: &Path, name: &str, label: &str, wanted: &Numbers) {
+        let file = self.directory.path().join("scrape.txt");
+        let begun = std::time::Instant::now();
+        loop {
+            let response = self.get("/metrics");
+            std::fs::write(&file, response.split_once("\r\n\r\n").unwrap().1).unwrap();
+            let seen = sums(&samples::read(python, &file), name, label);
+            if seen == *wanted {
+                return;
+            }
+            assert!(begun.elapsed() < DEADLINE, "{seen:?} is not {wanted:?}");
+        }
+    }
+}
+
+fn command(directory: &Path, variables: &[(&str, &str)]) -> std::process::Command {
+    let file = directory.join("agent.toml");
+    if !file.exists() {
+        std::fs::write(&file, "[log]\nfilter = \"info\"\n").unwrap();
+    }
+    let mut command = wasmscope();
+    command
+        .args(["agent", "--listen", "127.0.0.1:0", "--config"])
+        .arg(file)
+        .arg("--set")
+        .arg(format!("instance.lock_file={}", directory.join("agent.lock").display()))
+        .envs(variables.iter().copied());
+    command
+}
+
+fn add(total: &mut Numbers, counts: Numbers) {
+    for (name, count) in counts {
+        *total.entry(name).or_default() += count;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_counts_what_ran_before_and_after_it_survives_reloads_and_delivers_every_span() {
+    let Some(_kernel) = Kernel::acquire() else { return };
+    let Some(python) = environment::python() else { return };
+    let receiver = Receiver::start(Answer::Accept).unwrap();
+    let before = Workload::ready(&["--calls", "20", "--repeat", "3"]);
+    let node = Node::start(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &receiver.endpoint())]);
+    assert!(node.get("/readyz").starts_with("HTTP/1.1 200"));
+    assert!(node.get("/healthz").starts_with("HTTP/1.1 200"));
+
+    let file = node.directory.path().join("agent.toml");
+    std::fs::write(&file, "[log]\nfiltre = \"debug\"\n").unwrap();
+    node.agent.signal(Signal::HUP);
+    let line = node.agent.stderr_line(|line| line.contains("reload failed"));
+    assert!(line.contains("line 2"), "{line}");
+    std::fs::write(&file, "[log]\nfilter = \"info\"\n[capture]\nring_mib = 4\n").unwrap();
+    node.agent.signal(Signal::HUP);
+    let line = node.agent.stderr_line(|line| line.contains("take a restart"));
+    assert!(line.contains("capture"), "{line}");
+    let reloads = Numbers::from([("success".to_owned(), 1), ("failure".to_owned(), 1)]);
+    node.wait_for(python, "wasmscope_config_reloads_total", "result", &reloads);
+
+    let second = run(command(node.directory.path(), &[])).ended_with(1).stderr_text();
+    assert!(second.contains(&format!("pid {}", node.agent.pid())), "{second}");
+
+    let mut counted: Counts = before.run();
+    let after = Workload::ready(&["--calls", "10", "--repeat", "2"]).run();
+    add(&mut counted.host_calls, after.host_calls);
+    node.wait_for(python, "wasm_host_calls_total", "import", &counted.host_calls);
+
+    node.agent.signal(Signal::TERM);
+    node.agent.finish().succeeded();
+    add(&mut counted.invocations, after.invocations);
+    for (call, numbers) in after.syscalls_by_host_call {
+        add(counted.syscalls_by_host_call.entry(call).or_default(), numbers);
+    }
+    crate::export::assert_spans_equal(&receiver.spans(), &counted);
+}
+
+#[test]
+fn an_agent_that_is_killed_leaves_the_workload_running() {
+    let Some(_kernel) = Kernel::acquire() else { return };
+    let mut workload = Workload::start(&FOREVER);
+    let node = Node::start(&[]);
+    node.agent.signal(Signal::KILL);
+    drop(node);
+    assert!(workload.0.is_running());
+    // Its lock went with it.
+    let next = Node::start(&[]);
+    next.agent.signal(Signal::TERM);
+    next.agent.finish().succeeded();
+    assert!(workload.0.is_running());
+}
