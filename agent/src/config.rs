@@ -2,7 +2,7 @@
 //!
 //! From lowest to highest: defaults, one TOML file, the environment, flags. A variable `WASMSCOPE_SECTION__KEY` (two underscores,
 //! so that the variables Kubernetes makes for a service called `wasmscope` are never taken for it) sets `key` of `[section]`; the standard
-//! `NODE_NAME` sets `node.name`. Keys that do not exist are errors, in the file with their line.
+//! `NODE_NAME` sets `kubernetes.node_name`. Keys that do not exist are errors, in the file with their line.
 //!
 //! A new section is one field of [`Config`], one line in [`Config::validate`] and, if it has secrets, a word in [`SECRETS`].
 
@@ -14,10 +14,13 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use toml::{Table, Value};
 
+use crate::place::KubernetesConfig;
+use crate::recorder::RecorderConfig;
+
 /// Prefix of the variables that set keys.
 const PREFIX: &str = "WASMSCOPE_";
 /// Variables that others have named.
-const STANDARD_VARIABLES: [(&str, &str); 1] = [("NODE_NAME", "node.name")];
+const STANDARD_VARIABLES: [(&str, &str); 1] = [("NODE_NAME", "kubernetes.node_name")];
 /// Keys whose values are never printed.
 const SECRETS: [&str; 3] = ["headers", "password", "token"];
 /// Largest file that is read, bytes.
@@ -27,26 +30,20 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// This node.
-    pub node: NodeConfig,
     /// The HTTP server.
     pub http: HttpConfig,
     /// Logs.
     pub log: LogConfig,
     /// What is observed.
     pub capture: CaptureConfig,
+    /// Which pod a process belongs to.
+    pub kubernetes: KubernetesConfig,
+    /// The flight recorder.
+    pub recorder: RecorderConfig,
     /// How it ends.
     pub shutdown: ShutdownConfig,
     /// One agent per node.
     pub instance: InstanceConfig,
-}
-
-/// This node.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct NodeConfig {
-    /// Its name in the cluster; empty outside one.
-    pub name: String,
 }
 
 /// The HTTP server. Changing it takes a restart.
@@ -177,6 +174,8 @@ impl Config {
         within("shutdown.deadline_seconds", self.shutdown.deadline_seconds, 1..=600)?;
         tracing_subscriber::EnvFilter::try_new(&self.log.filter)
             .map_err(|error| format!("log.filter is {:?}: {error}", self.log.filter))?;
+        self.kubernetes.validate()?;
+        self.recorder.validate().map_err(|error| format!("recorder.{error}"))?;
         if self.instance.lock_file.as_os_str().is_empty() {
             return Err("instance.lock_file is empty".to_owned());
         }
@@ -195,7 +194,7 @@ impl Config {
         differs("log.format", self.log.format != new.log.format);
         differs("capture", self.capture != new.capture);
         differs("instance", self.instance != new.instance);
-        differs("node", self.node != new.node);
+        differs("kubernetes", self.kubernetes != new.kubernetes);
         keys
     }
 }
@@ -457,7 +456,7 @@ mod tests {
             ),
             (8, 1, 5)
         );
-        assert_eq!(config.node.name, "12");
+        assert_eq!(config.kubernetes.node_name, "12");
         assert_eq!(config.shutdown.deadline_seconds, 10);
     }
 

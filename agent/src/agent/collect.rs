@@ -19,7 +19,7 @@ const LIVENESS_INTERVAL: Duration = Duration::from_millis(200);
 /// Where the loop puts what it makes.
 pub(super) struct Collector {
     /// Traces, for the stages.
-    pub(super) traces: mpsc::Sender<Arc<Trace>>,
+    pub(super) traces: mpsc::Sender<Trace>,
     /// Counted here is what needs no stage.
     pub(super) metrics: Arc<Metrics>,
     /// Told at every turn.
@@ -58,7 +58,7 @@ impl Collector {
         for trace in last.traces {
             cold.trace(&trace, &self.metrics);
             // What is left at the end may be more than fits, and there is nothing else to do now than to wait.
-            let sent = tokio::time::timeout_at(until.into(), self.traces.send(Arc::new(trace))).await;
+            let sent = tokio::time::timeout_at(until.into(), self.traces.send(trace)).await;
             if !matches!(sent, Ok(Ok(()))) {
                 self.lose("shutdown");
             }
@@ -73,7 +73,7 @@ impl Collector {
         self.count(&output.events, &output.losses, cold);
         for trace in output.traces {
             cold.trace(&trace, &self.metrics);
-            if self.traces.try_send(Arc::new(trace)).is_err() {
+            if self.traces.try_send(trace).is_err() {
                 self.lose("queue_full");
             }
         }

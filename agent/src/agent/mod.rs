@@ -29,6 +29,8 @@ use crate::config::{Config, Loaded, Sources};
 use crate::http;
 use crate::metrics::Metrics;
 use crate::pipeline::{Detail, Options, Pipeline};
+use crate::place::Places;
+use crate::recorder::{self, Recorder, RecorderCollector};
 use crate::sink::otlp::{Exporter, ExporterConfig};
 
 const INDEX: &str = "\
@@ -37,6 +39,9 @@ wasmscope agent
 /metrics   metrics, as OpenMetrics or Prometheus text
 /healthz   whether the event loop turns
 /readyz    whether everything is attached
+/ui        invocations that were kept, as a page
+/api/v1/traces            the same, as JSON
+/api/v1/traces/slowest    one of them; ?format=mermaid draws it
 ";
 
 /// Changes what is logged, while running.
@@ -53,9 +58,15 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
     let mut hangups = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
 
     let metrics = Arc::new(Metrics::new());
-    let own = Arc::new(OwnMetrics::new());
+    let places = Places::start(&start.kubernetes).context("cannot look pods up")?;
+    let recorder = Arc::new(Recorder::new(
+        start.recorder.clone(),
+        clock,
+        crate::pipeline::kernel_release(),
+    ));
+    let own = Arc::new(OwnMetrics::new(RecorderCollector(recorder.clone())));
     let health = Arc::new(Health::new(start.http.liveness_seconds));
-    let server = http::Server::start(start.http.listen, routes(&metrics, &own, &health))
+    let server = http::Server::start(start.http.listen, routes(&metrics, &own, &health, recorder.clone()))
         .await
         .with_context(|| format!("cannot listen on {} (http.listen)", start.http.listen))?;
     let exporter = if has_collector() {
@@ -95,9 +106,15 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
             let _ = ended.send(result);
         })
         .context("cannot start the event loop")?;
-    let stages = Arc::new(Stages { metrics, exporter });
+    let stages = Arc::new(Stages {
+        places,
+        metrics,
+        recorder,
+        exporter,
+    });
     let running_stages = Arc::clone(&stages);
-    let mut stage_task = tokio::spawn(async move { running_stages.run(receiver).await });
+    let max_held = start.kubernetes.max_held;
+    let mut stage_task = tokio::spawn(async move { running_stages.run(receiver, max_held).await });
     info!(
         version = env!("CARGO_PKG_VERSION"),
         kernel = crate::pipeline::kernel_release(),
@@ -116,7 +133,11 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
             _ = terminations.recv() => break,
             _ = hangups.recv() => {
                 notify::notify("RELOADING=1");
-                own.reloaded(reload(&config, &sources, &set_filter));
+                let is_reloaded = reload(&config, &sources, &set_filter);
+                if is_reloaded {
+                    stages.reconfigure(&config.load());
+                }
+                own.reloaded(is_reloaded);
                 notify::notify("READY=1");
             }
             _ = tick.tick() => {
@@ -186,10 +207,17 @@ fn second_signal() -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn routes(metrics: &Arc<Metrics>, own: &Arc<OwnMetrics>, health: &Arc<Health>) -> axum::Router {
+fn routes(
+    metrics: &Arc<Metrics>,
+    own: &Arc<OwnMetrics>,
+    health: &Arc<Health>,
+    recorder: Arc<Recorder>,
+) -> axum::Router {
     let (metrics, own) = (Arc::clone(metrics), Arc::clone(own));
     // Other parts' routes are merged here.
-    let parts = http::metrics_routes(move || own.encode_with(&metrics)).merge(health::routes(health));
+    let parts = http::metrics_routes(move || own.encode_with(&metrics))
+        .merge(health::routes(health))
+        .merge(recorder::routes(recorder));
     http::router(parts, INDEX)
 }
 

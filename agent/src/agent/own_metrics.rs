@@ -7,6 +7,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::metrics::Metrics;
+use crate::recorder::RecorderCollector;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Build {
@@ -28,8 +29,9 @@ pub(super) struct OwnMetrics {
 
 impl OwnMetrics {
     /// With what is known from the start.
-    pub(super) fn new() -> Self {
+    pub(super) fn new(recorder: RecorderCollector) -> Self {
         let mut registry = Registry::default();
+        registry.register_collector(Box::new(recorder));
         let build = Family::<Build, Gauge>::default();
         build
             .get_or_create(&Build {
@@ -62,11 +64,5 @@ impl OwnMetrics {
         text.truncate(text.strip_suffix("# EOF\n").map_or(text.len(), str::len));
         prometheus_client::encoding::text::encode(&mut text, &self.registry).expect("writing to a string cannot fail");
         text
-    }
-}
-
-impl Default for OwnMetrics {
-    fn default() -> Self {
-        Self::new()
     }
 }

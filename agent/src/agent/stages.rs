@@ -5,39 +5,70 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use crate::config::Config;
 use crate::metrics::Metrics;
+use crate::place::{PlaceStage, Places};
+use crate::recorder::Recorder;
 use crate::sink::otlp::{ExportCounts, Exporter};
 use crate::span::Trace;
 
 /// How often what sinks have lost is brought into the metrics.
 const LOSSES_INTERVAL: Duration = Duration::from_secs(1);
+/// How often it is looked whether a pod that traces wait for is known.
+const HELD_INTERVAL: Duration = Duration::from_millis(100);
+/// Traces handled at once.
+const MAX_BATCH: usize = 256;
 
 /// The stages.
 pub(super) struct Stages {
+    /// Who knows pods by name.
+    pub(super) places: Arc<Places>,
     /// Where traces are counted.
     pub(super) metrics: Arc<Metrics>,
+    /// Where some are kept.
+    pub(super) recorder: Arc<Recorder>,
     /// The collector, if there is one.
     pub(super) exporter: Option<Exporter>,
 }
 
 impl Stages {
-    /// Takes traces until there are no more senders; what the exporter still has is then its own to send.
-    pub(super) async fn run(&self, mut traces: mpsc::Receiver<Arc<Trace>>) {
-        let mut tick = tokio::time::interval(LOSSES_INTERVAL);
+    /// Takes traces until there are no more senders; what the exporter still has is then its own to send. At most `max_held` wait for
+    /// the names of their pod.
+    pub(super) async fn run(&self, mut traces: mpsc::Receiver<Trace>, max_held: usize) {
+        let mut place = PlaceStage::new(self.places.clone(), max_held);
+        let mut batch = Vec::new();
+        let mut losses = tokio::time::interval(LOSSES_INTERVAL);
+        let mut held = tokio::time::interval(HELD_INTERVAL);
         loop {
             tokio::select! {
-                trace = traces.recv() => match trace {
-                    Some(trace) => self.take(trace),
-                    None => break,
-                },
-                _ = tick.tick() => self.count_losses(),
+                count = traces.recv_many(&mut batch, MAX_BATCH) => {
+                    if count == 0 {
+                        break;
+                    }
+                    self.take_all(place.pass(std::mem::take(&mut batch)));
+                }
+                _ = held.tick() => self.take_all(place.pass(Vec::new())),
+                _ = losses.tick() => self.count_losses(),
             }
+        }
+        self.take_all(place.finish().await);
+    }
+
+    /// What can be changed while running.
+    pub(super) fn reconfigure(&self, config: &Config) {
+        self.recorder.reconfigure(config.recorder.clone());
+    }
+
+    fn take_all(&self, traces: Vec<Trace>) {
+        for trace in traces {
+            self.take(Arc::new(trace));
         }
     }
 
     /// All stages, for one trace. None of them may wait.
     fn take(&self, trace: Arc<Trace>) {
         self.metrics.observe_trace(&trace);
+        self.recorder.offer(&trace);
         if let Some(exporter) = &self.exporter {
             exporter.offer(trace);
         }
@@ -54,6 +85,7 @@ impl Stages {
     }
 
     fn count_losses(&self) {
+        self.metrics.set_pod_resolutions(&self.places.counts());
         for loss in self.exporter.iter().flat_map(|exporter| exporter.counts().losses()) {
             self.metrics.set_loss_total(&loss);
         }

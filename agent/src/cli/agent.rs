@@ -92,7 +92,7 @@ impl AgentArguments {
     }
 }
 
-pub(super) fn run(arguments: AgentArguments) -> ExitCode {
+pub(super) fn run(arguments: &AgentArguments) -> ExitCode {
     let sources = arguments.sources();
     let loaded = match sources.load() {
         Ok(loaded) => loaded,

@@ -47,7 +47,7 @@ pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
     // The agent's logs are part of its configuration.
     let command = match arguments.command {
-        Command::Agent(arguments) => return agent::run(arguments),
+        Command::Agent(arguments) => return agent::run(&arguments),
         command => command,
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("WASMSCOPE_LOG")

@@ -19,9 +19,8 @@ pub(super) fn from_openmetrics(text: &str) -> String {
                 let (suffix, type_name) = match types.get(name) {
                     Some(&"counter") => ("_total", "counter"),
                     Some(&"info") => ("_info", "gauge"),
-                    Some(&"unknown") => ("", "untyped"),
+                    Some(&"unknown") | None => ("", "untyped"),
                     Some(other) => ("", *other),
-                    None => ("", "untyped"),
                 };
                 let rest = if word == "TYPE" { type_name } else { rest };
                 classic.extend(["# ", word, " ", name, suffix, " ", rest, "\n"]);
