@@ -1,5 +1,7 @@
 //! The flight recorder as people use it: over HTTP and with `wasmscope diagram`, on traces of a real recording.
 
+#![expect(clippy::unwrap_used, reason = "a helper of tests may fail as a test does")]
+
 use std::fs::File;
 use std::io::BufReader;
 use std::path::PathBuf;
@@ -107,7 +109,7 @@ fn on_recording(arguments: &[&str]) -> Finished {
 }
 
 fn text(finished: &Finished) -> String {
-    finished.stdout.iter().map(|line| format!("{line}\n")).collect()
+    finished.stdout.iter().flat_map(|line| [line, "\n"]).collect()
 }
 
 fn slowest(traces: &[Trace]) -> &Trace {
@@ -282,7 +284,7 @@ fn hostile(trace: &Trace) -> Trace {
     let mut trace = trace.clone();
     let bad = "<script>alert(1)</script>\"'&\n\u{1b}[31m\u{202e}";
     let mut process = (*trace.process).clone();
-    process.command = bad.to_owned();
+    bad.clone_into(&mut process.command);
     process.place = Place {
         pod_name: Some(bad.to_owned()),
         namespace: Some(bad.to_owned()),

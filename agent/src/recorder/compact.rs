@@ -13,6 +13,9 @@ use crate::span::{Loss, Parent, Process, Span, Starts, Trace, TraceId};
 /// Bytes of JSON that are looked at for each byte that may be kept. Traces deflate to about a twentieth.
 const MAX_RATIO: usize = 32;
 
+/// Bytes that are deflated at a time.
+const CHUNK_BYTES: usize = 16 << 10;
+
 /// The trace is larger than it may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TooLarge;
@@ -63,11 +66,16 @@ fn write(trace: &Trace, output: &mut impl Write) -> io::Result<()> {
         starts: starts.clone(),
         parent: parent.clone(),
     };
-    serde_json::to_writer(&mut *output, &head)?;
+    // Deflating the few bytes that the serialiser writes at a time would take twenty times as long.
+    let mut line = serde_json::to_vec(&head)?;
     for span in root.walk() {
-        serde_json::to_writer(&mut *output, &(span.children.len(), alone(span)))?;
+        serde_json::to_writer(&mut line, &(span.children.len(), alone(span)))?;
+        if line.len() >= CHUNK_BYTES {
+            output.write_all(&line)?;
+            line.clear();
+        }
     }
-    Ok(())
+    output.write_all(&line)
 }
 
 /// The span without its children.

@@ -391,9 +391,9 @@ pub(super) fn unix_ns(monotonic_ns: u64, clock: ClockAnchor) -> u64 {
         .saturating_sub(clock.monotonic_ns)
 }
 
-/// The application's trace that a trace is part of. None is known of any yet.
-pub(super) fn application_id(_trace: &Trace) -> Option<TraceId> {
-    None
+/// The application's trace that a trace is part of.
+pub(super) fn application_id(trace: &Trace) -> Option<TraceId> {
+    trace.parent.as_ref().map(|parent| parent.trace_id)
 }
 
 /// What is known to be missing from a trace, all reasons together.

@@ -128,6 +128,40 @@ fn an_id_is_found_by_its_first_digits_unless_several_begin_so() {
 }
 
 #[test]
+fn a_trace_is_found_by_the_id_of_the_application_s_trace() {
+    let recorder = recorder(RecorderConfig::default());
+    let header = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let parent = crate::span::Parent::parse(header, crate::span::ParentSource::Request);
+    let mut part = trace(1, &process(7), "run", 5);
+    part.parent.clone_from(&parent);
+    recorder.offer_at(&part, BASE_NS);
+    recorder.offer_at(&trace(2, &process(7), "run", 9), BASE_NS);
+    let digits = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let found = recorder.find(digits).unwrap();
+    assert_eq!(found.trace().unwrap(), part, "with its parent");
+    let listed = asked(
+        &recorder,
+        Question {
+            trace_id: Some(digits[..8].to_owned()),
+            ..Question::default()
+        },
+    );
+    assert_eq!(listed.len(), 1);
+    assert_eq!(
+        (listed[0].trace_id, listed[0].application_trace_id),
+        (part.id, parent.map(|parent| parent.trace_id))
+    );
+    let mut other = trace(3, &process(7), "run", 7);
+    other.parent = part.parent;
+    recorder.offer_at(&other, BASE_NS);
+    assert!(matches!(
+        recorder.find(digits),
+        Err(FindError::Ambiguous { count: 2, .. })
+    ));
+    assert_eq!(recorder.find(&other.id.to_string()).unwrap().summary.trace_id, other.id);
+}
+
+#[test]
 fn a_rare_failure_survives_a_storm_of_another() {
     let recorder = recorder(RecorderConfig::default());
     let process = process(7);
