@@ -22,7 +22,7 @@ pub enum Counter {
     StackTooDeep = 8,
     /// Processes that could not be watched since the process table was full.
     ProcessTableFull = 9,
-    /// Syscalls not counted in the aggregate since its table was full.
+    /// What the aggregate counted under nobody's name since its table was full.
     AggregateFull = 10,
     /// Syscalls made below an activation while no guest function was waiting for them, as when the runtime handles a
     /// trap: they have no guest frames.
@@ -30,6 +30,8 @@ pub enum Counter {
     /// Work handed to helper threads that could not be followed since the table of it was full: its syscalls are among
     /// those without an activation.
     HelperTableFull = 12,
+    /// Activations that the aggregate counts without their duration since the table of open ones was full.
+    OpenTableFull = 13,
 }
 
 /// Entries of the counter array.
@@ -37,7 +39,7 @@ pub const COUNTER_SLOTS: u32 = 16;
 
 impl Counter {
     /// Every counter.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Emitted,
         Self::RingFull,
         Self::SyscallOffActivation,
@@ -50,6 +52,7 @@ impl Counter {
         Self::AggregateFull,
         Self::NoGuestFrames,
         Self::HelperTableFull,
+        Self::OpenTableFull,
     ];
 
     /// The name used in metrics and diagrams.
@@ -67,6 +70,7 @@ impl Counter {
             Self::AggregateFull => "aggregate_full",
             Self::NoGuestFrames => "no_guest_frames",
             Self::HelperTableFull => "helper_table_full",
+            Self::OpenTableFull => "open_table_full",
         }
     }
 

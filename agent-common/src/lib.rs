@@ -4,11 +4,17 @@
 //! step. Nothing here knows a runtime by name; offsets and sites are data that the agent computes.
 #![no_std]
 
+mod aggregate;
 mod counters;
 mod records;
 mod site;
 mod state;
 
+pub use aggregate::{
+    AggregateKey, AggregateStats, BUCKET_COUNT, BUCKET_SCALE, ENDED_BY_FAILED_CALL, ENDED_BY_ITSELF, ENDED_IN_CALL,
+    KIND_HOST_CALL, KIND_INVOCATION, KIND_NONE, KIND_SYSCALL, OTHER_ROWS, OpenActivation, OpenKey, PARENT_UNKNOWN,
+    ZERO_SECONDS_LOG2, bucket_of,
+};
 pub use counters::{COUNTER_SLOTS, Counter};
 pub use records::{
     ActivationSwap, COMPONENT_CALL, CONTINUES, Calibrated, CodePublished, DOES_NOT_RETURN, Descriptor,
@@ -19,9 +25,9 @@ pub use records::{
 };
 pub use site::{ArgumentLocation, MAX_FILE_NUMBER, MAX_FRAME_BYTES, SiteCookie, SiteKind};
 pub use state::{
-    AGGREGATE_SYSCALLS, EMIT_ACTIVATIONS, EMIT_HOST_CALLS, EMIT_REQUESTS, EMIT_SYSCALLS, HandedOver, HelperTask,
+    AGGREGATE_CALLS, AGGREGATE_SYSCALLS, EMIT_ACTIVATIONS, EMIT_HOST_CALLS, EMIT_REQUESTS, EMIT_SYSCALLS, HandedOver, HelperTask,
     KEEP_TLS_ON_EXEC, LAYOUT_ALIKE, LAYOUT_BASE, LAYOUT_ENTRY_SP, LAYOUT_GUEST_EXIT, LAYOUT_NO_HANDLER,
     LAYOUT_NO_RESULT, LAYOUT_UNSUPPORTED, MAX_COPIES, MAX_TABLES_PER_CALL_SITE, OpenRequest, ProcessConfig,
-    RuntimeCopy, STORE_WORDS, SeenCallSite, SeenCallee, SyscallKey, SyscallStats, THREAD_BYTES, TLS_DYNAMIC,
+    RuntimeCopy, STORE_WORDS, SeenCallSite, SeenCallee, THREAD_BYTES, TLS_DYNAMIC,
     TLS_SEARCH, TLS_STATIC, TLS_UNKNOWN, ThreadHead, WATCH_NEW_WASM,
 };

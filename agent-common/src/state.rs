@@ -8,10 +8,12 @@ pub const EMIT_SYSCALLS: u32 = 1;
 pub const EMIT_HOST_CALLS: u32 = 2;
 /// Emit [`crate::ActivationSwap`], [`crate::Trap`] and [`crate::Unwind`] records.
 pub const EMIT_ACTIVATIONS: u32 = 4;
-/// Count syscalls in [`SyscallStats`].
+/// Count syscalls in [`crate::AggregateStats`].
 pub const AGGREGATE_SYSCALLS: u32 = 16;
 /// Emit [`crate::HttpRequest`], [`crate::RecordKind::RequestEnd`] and [`crate::RecordKind::Multiplexes`] records.
 pub const EMIT_REQUESTS: u32 = 32;
+/// Count invocations and host calls there.
+pub const AGGREGATE_CALLS: u32 = 64;
 /// Flag of a child that is about to replace its image by one that the agent has looked at: its TLS fields are of that image
 /// already. Good for one exec.
 pub const KEEP_TLS_ON_EXEC: u32 = 8;
@@ -95,6 +97,10 @@ pub struct ProcessConfig {
     /// Bytes from the thread pointer to the number of the asynchronous task that the thread runs, always negative; 0: not
     /// known.
     pub task_offset: i32,
+    /// Changes whenever code may have taken the place of other code. Only the programs change it.
+    pub code_epoch: u32,
+    /// Unused, zero.
+    pub reserved: u32,
     /// The copies of the runtime.
     pub copies: [RuntimeCopy; MAX_COPIES],
 }
@@ -123,34 +129,6 @@ pub struct SeenCallee {
     pub callee: u64,
     /// Import tables sent for the site.
     pub sent: u64,
-}
-
-/// One row of the syscall aggregate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct SyscallKey {
-    /// Process.
-    pub pid: u32,
-    /// Syscall number.
-    pub number: u32,
-    /// Trap handler address of the activation: the export.
-    pub entry_handler: u64,
-    /// Guest return address of the host call: the call site.
-    pub exit_pc: u64,
-}
-
-/// What is summed up per [`SyscallKey`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct SyscallStats {
-    /// Calls that returned.
-    pub count: u64,
-    /// Calls that returned an error.
-    pub error_count: u64,
-    /// Nanoseconds in all.
-    pub total_ns: u64,
-    /// Sum of the positive results of calls that move bytes (read and write families).
-    pub bytes: u64,
 }
 
 /// Work that an activation has handed over and that no helper thread has begun.
@@ -186,7 +164,7 @@ pub struct OpenRequest {
 }
 
 /// Bytes of the programs' state of a thread.
-pub const THREAD_BYTES: usize = 840;
+pub const THREAD_BYTES: usize = 888;
 
 /// The part of it that the agent reads: it comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable, KnownLayout)]
@@ -208,7 +186,6 @@ pub struct ThreadHead {
 
 const _: () = {
     assert!(size_of::<RuntimeCopy>() == 32);
-    assert!(size_of::<ProcessConfig>() == 56 + 32 * MAX_COPIES);
+    assert!(size_of::<ProcessConfig>() == 64 + 32 * MAX_COPIES);
     assert!(size_of::<ThreadHead>() == 48);
-    assert!(size_of::<SyscallKey>() == 24);
 };

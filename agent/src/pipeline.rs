@@ -19,10 +19,12 @@ use std::{
     time::Duration,
 };
 
-use wasmscope_common::{AGGREGATE_SYSCALLS, Counter, EMIT_ACTIVATIONS, EMIT_HOST_CALLS, EMIT_REQUESTS, EMIT_SYSCALLS};
+use wasmscope_common::{
+    AGGREGATE_CALLS, AGGREGATE_SYSCALLS, Counter, EMIT_ACTIVATIONS, EMIT_HOST_CALLS, EMIT_REQUESTS, EMIT_SYSCALLS,
+};
 
 pub use self::{
-    aggregate::SyscallRow,
+    aggregate::{AggregateRow, Counted, Times},
     watching::{WatchError, WatchReport, WatchedHost},
 };
 use self::{definitions::Definitions, learning::Learning, swap_check::SwapCheck, watching::Watched};
@@ -55,21 +57,34 @@ pub struct Options {
 /// Which events are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Detail {
-    /// Syscalls aggregated in the kernel; no events, no uprobes.
+    /// All counted in the kernel: invocations, host calls and syscalls; no events of them.
     MetricsOnly,
     /// Syscalls with their guest functions; no uprobes.
     Node,
     /// Everything.
     Boundary,
+    /// Everything, and counted in the kernel as well.
+    BoundaryAndMetrics,
 }
 
 impl Detail {
     fn flags(self) -> u32 {
         match self {
-            Self::MetricsOnly => AGGREGATE_SYSCALLS,
+            Self::MetricsOnly => AGGREGATE_SYSCALLS | AGGREGATE_CALLS,
             Self::Node => EMIT_SYSCALLS,
             Self::Boundary => EMIT_SYSCALLS | EMIT_HOST_CALLS | EMIT_ACTIVATIONS | EMIT_REQUESTS,
+            Self::BoundaryAndMetrics => Self::Boundary.flags() | Self::MetricsOnly.flags(),
         }
+    }
+
+    /// Whether crossings are probed.
+    fn has_probes(self) -> bool {
+        self != Self::Node
+    }
+
+    /// Whether the kernel counts by itself.
+    pub fn has_aggregates(self) -> bool {
+        matches!(self, Self::MetricsOnly | Self::BoundaryAndMetrics)
     }
 }
 
@@ -108,9 +123,9 @@ pub struct Pipeline {
     drained_ns: u64,
     /// No process is taken on any more.
     is_finishing: bool,
-    aggregate: Vec<SyscallRow>,
     /// Which records of requests can be relied on.
     requests: requests::Reliance,
+    collected: aggregate::Collected,
 }
 
 impl Pipeline {
@@ -141,8 +156,8 @@ impl Pipeline {
             start_ns: clock::monotonic_ns(),
             drained_ns: 0,
             is_finishing: false,
-            aggregate: Vec::new(),
             requests: requests::Reliance::default(),
+            collected: aggregate::Collected::default(),
         })
     }
 
@@ -336,7 +351,9 @@ impl Pipeline {
         match record {
             Record::CodePublished(published) => {
                 let range = published.address..published.address.saturating_add(published.length);
+                self.name_before(pid, header.task);
                 self.code_published(pid, range.clone(), events);
+                self.epoch_begins(pid, header.task);
                 self.tell_published((pid, tid, at_ns), range, events);
             }
             Record::Exec(_) => {

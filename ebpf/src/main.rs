@@ -14,6 +14,7 @@
 )]
 
 mod activation;
+mod aggregate;
 mod calibrate;
 mod maps;
 mod output;

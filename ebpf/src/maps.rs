@@ -1,12 +1,13 @@
 //! All maps and the globals that the agent sets before loading.
 
 use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
 };
 use wasmscope_common::{
-    COUNTER_SLOTS, Counter, HandedOver, HelperTask, HttpRequest, OpenRequest, ProcessConfig, SeenCallSite, SeenCallee,
-    SyscallKey, SyscallStats,
+    AggregateKey, AggregateStats, COUNTER_SLOTS, Counter, HandedOver, HelperTask, HttpRequest, OTHER_ROWS, OpenActivation,
+    OpenKey, OpenRequest, ProcessConfig, SeenCallSite, SeenCallee,
 };
 
 use crate::thread::Thread;
@@ -28,9 +29,19 @@ pub static THREADS: HashMap<u32, Thread> = HashMap::with_max_entries(8192, 0);
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTER_SLOTS, 0);
 
-/// Syscalls aggregated by call site, for processes whose config asks for it.
+/// What is counted without records, for processes whose config asks for it. A row takes memory on every CPU from when it is
+/// first counted in; the agent sizes the table by the number of CPUs.
 #[map]
-pub static SYSCALL_STATS: PerCpuHashMap<SyscallKey, SyscallStats> = PerCpuHashMap::with_max_entries(8192, 0);
+pub static AGGREGATES: PerCpuHashMap<AggregateKey, AggregateStats> =
+    PerCpuHashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+
+/// What [`AGGREGATES`] has no room for, by kind.
+#[map]
+pub static OTHER: PerCpuArray<AggregateStats> = PerCpuArray::with_max_entries(OTHER_ROWS, 0);
+
+/// Activations that are open, for processes whose calls are aggregated.
+#[map]
+pub static OPEN: HashMap<OpenKey, OpenActivation> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
 
 /// Call sites whose callee has been announced; the least recently used are forgotten and announced again.
 #[map]
@@ -82,6 +93,14 @@ pub fn generation() -> u64 {
         .map_or(0, |value| unsafe { core::ptr::read_volatile(value) })
 }
 
+/// Makes threads look at their process again. The agent counts in the low half and never sets a value twice.
+#[inline(always)]
+pub fn next_generation() {
+    if let Some(value) = GENERATION.get_ptr_mut(0) {
+        add(value, 1 << 32);
+    }
+}
+
 /// Reads a global that the agent may have set.
 #[inline(always)]
 pub fn global(value: &'static u32) -> u32 {
@@ -94,6 +113,15 @@ pub fn global(value: &'static u32) -> u32 {
 pub fn count(counter: Counter) {
     if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
         add(value, 1);
+    }
+}
+
+/// As [`add`], one to a word of 32 bits.
+#[inline(always)]
+pub fn increment(value: *mut u32) {
+    // SAFETY: as in `add`, 4-byte aligned.
+    unsafe {
+        core::intrinsics::atomic_xadd::<u32, u32, { core::intrinsics::AtomicOrdering::Relaxed }>(value, 1);
     }
 }
 

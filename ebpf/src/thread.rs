@@ -2,8 +2,8 @@
 
 use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_get_current_pid_tgid};
 use wasmscope_common::{
-    Counter, HandedOver, MAX_COPIES, MAX_RECORD_BYTES, ProcessConfig, RuntimeCopy, THREAD_BYTES, TLS_DYNAMIC,
-    TLS_STATIC, TLS_UNKNOWN, ThreadHead,
+    AggregateKey, Counter, HandedOver, KIND_NONE, MAX_COPIES, MAX_RECORD_BYTES, ProcessConfig, RuntimeCopy,
+    THREAD_BYTES, TLS_DYNAMIC, TLS_STATIC, TLS_UNKNOWN, ThreadHead,
 };
 
 use crate::{
@@ -67,6 +67,12 @@ pub struct Thread {
     pub trapped: u32,
     /// Not 0: the thread has waited for several descriptors at once.
     pub multiplexes: u32,
+    /// [`ProcessConfig::code_epoch`].
+    pub epoch: u32,
+    /// Unused, zero.
+    pub padding: u32,
+    /// The row of the activation that left last, until anything else happens; [`KIND_NONE`] if there is none.
+    pub ended: AggregateKey,
     /// All copies, where there are several.
     pub copies: [CopyState; MAX_COPIES],
     /// `VMStoreContext` fields as read last.
@@ -150,6 +156,17 @@ static NEW_THREAD: Thread = Thread {
     found_module: 0,
     trapped: 0,
     multiplexes: 0,
+    epoch: 0,
+    padding: 0,
+    ended: AggregateKey {
+        pid: 0,
+        epoch: 0,
+        kind: KIND_NONE,
+        detail: 0,
+        entry_handler: 0,
+        call_site: 0,
+        callee: 0,
+    },
     copies: [CopyState { slot: 0, announced: 0 }; MAX_COPIES],
     limits: Limits {
         exit_fp: 0,
@@ -206,6 +223,7 @@ pub fn current(config: &ProcessConfig) -> Option<*mut Thread> {
     // SAFETY: a pointer into a map value; no other program runs for this thread at the same time.
     let state = unsafe { &mut *thread };
     state.seen_generation = generation();
+    state.epoch = config.code_epoch;
     let known = state.pid == pid
         && state.generation == config.generation
         && state.flags == config.flags
@@ -227,6 +245,7 @@ pub fn current(config: &ProcessConfig) -> Option<*mut Thread> {
         if !is_same_process {
             state.multiplexes = 0;
         }
+        state.ended.kind = KIND_NONE;
         state.copies = [CopyState { slot: 0, announced: 0 }; MAX_COPIES];
         state.copy = NO_COPY;
         select(state, config, 0);

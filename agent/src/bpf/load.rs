@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader, Pod, VerifierLogLevel,
-    maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf},
+    maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf},
     programs::{ProgramError, RawTracePoint},
 };
-use wasmscope_common::{Counter, ProcessConfig, SyscallKey, SyscallStats, THREAD_BYTES, ThreadHead};
+use wasmscope_common::{Counter, ProcessConfig, THREAD_BYTES, ThreadHead};
 use zerocopy::FromBytes as _;
 
 use super::{
+    aggregates::{self, Aggregates},
     attach::Attacher,
     breakpoint,
     kernel_types::{KernelTypesError, task_offsets},
@@ -101,7 +102,8 @@ pub struct Kernel {
     pub(super) attacher: Attacher,
     processes: HashMap<MapData, u32, PodConfig>,
     counters: PerCpuArray<MapData, u64>,
-    syscall_stats: PerCpuHashMap<MapData, PodKey, PodStats>,
+    /// What the programs count by themselves.
+    pub aggregates: Aggregates,
     threads: HashMap<MapData, u32, [u8; THREAD_BYTES]>,
     generation: Array<MapData, u64>,
     generation_value: u64,
@@ -111,19 +113,8 @@ pub struct Kernel {
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 struct PodConfig(ProcessConfig);
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct PodKey(SyscallKey);
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct PodStats(SyscallStats);
-
-// SAFETY: transparent wrappers of `repr(C)` types of integers without padding (zerocopy's derives prove it).
+// SAFETY: a transparent wrapper of a `repr(C)` type of integers without padding (zerocopy's derives prove it).
 unsafe impl Pod for PodConfig {}
-// SAFETY: as above.
-unsafe impl Pod for PodKey {}
-// SAFETY: as above.
-unsafe impl Pod for PodStats {}
 
 impl Kernel {
     /// Loads everything and attaches the tracepoints. From here on processes can be watched.
@@ -142,6 +133,7 @@ impl Kernel {
             .override_global("WATCH_FLAGS", &watch_flags, true)
             .override_global("NEW_PROCESS_FLAGS", &options.new_process_flags, true)
             .map_max_entries("EVENTS", options.ring_bytes)
+            .map_max_entries("AGGREGATES", aggregates::row_count())
             .load(OBJECT)
             .map_err(object_error)?;
         let attacher = Attacher::load(OBJECT, &mut ebpf)?;
@@ -154,7 +146,7 @@ impl Kernel {
             attacher,
             processes: take(&mut ebpf, "PROCESSES")?,
             counters: take(&mut ebpf, "COUNTERS")?,
-            syscall_stats: take(&mut ebpf, "SYSCALL_STATS")?,
+            aggregates: Aggregates::take(&mut ebpf)?,
             threads: take(&mut ebpf, "THREADS")?,
             generation: take(&mut ebpf, "GENERATION")?,
             generation_value: 0,
@@ -227,22 +219,6 @@ impl Kernel {
             .filter_map(|(tid, bytes)| Some((tid, ThreadHead::read_from_prefix(&bytes).ok()?.0)))
             .collect()
     }
-
-    /// Takes the syscall aggregate of one process, summed over CPUs, out of the table. Nothing is lost if the process has
-    /// ended or is not watched any more.
-    pub fn take_syscall_stats(&mut self, pid: u32) -> Vec<(SyscallKey, SyscallStats)> {
-        let rows: Vec<_> = self
-            .syscall_stats
-            .iter()
-            .filter_map(Result::ok)
-            .filter(|(key, _)| key.0.pid == pid)
-            .map(|(key, per_cpu)| (key.0, sum(per_cpu.iter().map(|stats| stats.0))))
-            .collect();
-        for (key, _) in &rows {
-            let _ = self.syscall_stats.remove(&PodKey(*key));
-        }
-        rows
-    }
 }
 
 /// Forwards what the programs of a debug build have to say to the log. Builds that say nothing have no map for it.
@@ -262,17 +238,10 @@ fn forward_messages(ebpf: &mut Ebpf) {
     });
 }
 
-fn sum(parts: impl Iterator<Item = SyscallStats>) -> SyscallStats {
-    parts.fold(SyscallStats::default(), |mut total, part| {
-        total.count += part.count;
-        total.error_count += part.error_count;
-        total.total_ns += part.total_ns;
-        total.bytes += part.bytes;
-        total
-    })
-}
-
-fn take<T: TryFrom<aya::maps::Map, Error = MapError>>(ebpf: &mut Ebpf, map: &'static str) -> Result<T, LoadError> {
+pub(super) fn take<T: TryFrom<aya::maps::Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    map: &'static str,
+) -> Result<T, LoadError> {
     let found = ebpf.take_map(map).ok_or_else(|| missing(map))?;
     T::try_from(found).map_err(|source| LoadError::Map { map, source })
 }

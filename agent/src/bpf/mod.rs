@@ -1,6 +1,7 @@
 //! Loads and attaches the programs, and reads what they produce: the only module that imports aya, and the only one of
 //! the agent that may be unsafe.
 
+mod aggregates;
 mod attach;
 mod breakpoint;
 #[cfg(target_arch = "x86_64")]

@@ -103,7 +103,7 @@ impl OutputArguments {
 
 impl Outputs {
     /// Opens them. Fails before anything is traced if one cannot be written.
-    pub(super) fn open(arguments: OutputArguments, clock: ClockAnchor) -> anyhow::Result<Self> {
+    pub(super) fn open(arguments: OutputArguments, clock: ClockAnchor, metrics: Metrics) -> anyhow::Result<Self> {
         let stream = match (arguments.format, &arguments.output) {
             (Format::Json, _) => Stream::Json(JsonWriter::new(Target::open(arguments.output.as_deref())?, clock)),
             (Format::Otlp, Some(path)) => Stream::OtlpJson(OtlpJsonWriter::new(Target::open(Some(path))?, clock)),
@@ -123,7 +123,7 @@ impl Outputs {
             picker: Picker::new(arguments.choice.clone()),
             arguments,
             stream,
-            metrics: Arc::new(Metrics::new()),
+            metrics: Arc::new(metrics),
             summary: Summary::default(),
             cold: ColdModules::default(),
         })

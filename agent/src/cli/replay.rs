@@ -45,7 +45,7 @@ async fn replay(arguments: ReplayArguments) -> anyhow::Result<ExitCode> {
     // keeping the events in between would take memory without bound.
     let (header, mut capture) = account(path)?;
     let clock: ClockAnchor = header.clock;
-    let mut outputs = Outputs::open(arguments.outputs, clock)?;
+    let mut outputs = Outputs::open(arguments.outputs, clock, crate::metrics::Metrics::new())?;
     let mut correlator = Correlator::new();
     let mut failed = None;
     recording::read(open(path)?, |event| {

@@ -26,7 +26,7 @@ use crate::{
     clock::ClockAnchor,
     event::{Coverage, Event},
     http,
-    metrics::Metrics,
+    metrics::{Metrics, MetricsConfig},
     pipeline::{Detail, Options, Output, Pipeline, WatchReport},
     place::{KubernetesConfig, PlaceStage, Places},
     recording::Writer,
@@ -73,6 +73,9 @@ pub(super) struct TraceArguments {
     /// Count syscalls in the kernel and emit no events: the cheapest; needs --metrics-file or --metrics-listen
     #[arg(long, conflicts_with_all = ["record", "tier", "output"])]
     metrics_only: bool,
+    /// Count in the kernel as well, so that metrics stay exact when events are lost
+    #[arg(long, hide = true, conflicts_with = "metrics_only")]
+    kernel_metrics: bool,
     /// Serve the metrics over HTTP while tracing, for example on 127.0.0.1:9464
     #[arg(long, value_name = "ADDRESS")]
     metrics_listen: Option<SocketAddr>,
@@ -139,7 +142,16 @@ async fn trace(arguments: TraceArguments) -> anyhow::Result<ExitCode> {
     let places = Places::start(&kubernetes).context("cannot ask who runs where")?;
     let program = arguments.command.first().map(find_program).transpose()?;
     let watch_all = arguments.pid.is_empty() && program.is_none();
-    let mut outputs = Outputs::open(arguments.outputs, clock)?;
+    let detail = match detail {
+        Detail::Boundary if arguments.kernel_metrics => Detail::BoundaryAndMetrics,
+        detail => detail,
+    };
+    let metrics = if detail.has_aggregates() {
+        Metrics::with_aggregates(MetricsConfig::default())
+    } else {
+        Metrics::new()
+    };
+    let mut outputs = Outputs::open(arguments.outputs, clock, metrics)?;
     let recording = arguments
         .record
         .as_deref()
@@ -195,6 +207,7 @@ async fn trace(arguments: TraceArguments) -> anyhow::Result<ExitCode> {
         if now >= next_liveness {
             next_liveness = now + LIVENESS_INTERVAL;
             pipeline.check_liveness();
+            session.take_aggregates(&mut pipeline);
             // A program's children may outlive it, and are traced as well.
             let main_ended = child.is_none() || status.is_some();
             if !watch_all && main_ended && session.all_gone(&pipeline) {
@@ -216,12 +229,7 @@ async fn trace(arguments: TraceArguments) -> anyhow::Result<ExitCode> {
     session.take(last)?;
     session.settle_places().await?;
     session.outputs.metrics().set_pod_resolutions(&places.counts());
-    if detail == Detail::MetricsOnly {
-        let metrics = session.outputs.metrics();
-        for row in pipeline.syscall_aggregate() {
-            metrics.observe_syscalls(&row.process, row.export.as_deref(), &row.syscall, &row.stats);
-        }
-    }
+    session.take_aggregates(&mut pipeline);
     session.finish_recording(&capture)?;
     // Detaching takes a while with many sites, and nobody has to wait for it to see the result.
     let detaching = tokio::task::spawn_blocking(move || drop(pipeline));
@@ -336,6 +344,13 @@ impl Session<'_> {
     async fn settle_places(&mut self) -> anyhow::Result<()> {
         let traces = self.places.finish().await;
         self.show(traces)
+    }
+
+    fn take_aggregates(&mut self, pipeline: &mut Pipeline) {
+        let metrics = self.outputs.metrics();
+        for row in pipeline.collect_aggregates() {
+            metrics.observe_aggregate(&row);
+        }
     }
 
     fn record(&mut self, events: &[Event]) -> anyhow::Result<()> {

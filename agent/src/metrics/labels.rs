@@ -11,6 +11,11 @@ use crate::span::Process;
 /// Longest label value.
 const MAX_VALUE_BYTES: usize = 128;
 
+/// A label value as text.
+pub(super) fn bounded_value(untrusted: &str) -> String {
+    Value::new(untrusted).0.into()
+}
+
 /// A bounded label value.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Value(Box<str>);

@@ -7,11 +7,14 @@
 //! The share of a module's calls that were cold is a query: `sum by (module) (rate(wasm_cold_starts_total[5m])) / sum by (module)
 //! (rate(wasm_invocations_total[5m]))`.
 
+mod aggregate;
 mod bounded;
+mod config;
+mod exposition;
 mod labels;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus_client::encoding::EncodeMetric;
 use prometheus_client::metrics::TypedMetric;
@@ -21,15 +24,17 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use self::aggregate::AggregateFamilies;
 use self::bounded::{BoundedFamily, Labels};
+pub use self::config::MetricsConfig;
+pub use self::exposition::Format;
 use self::labels::{
     ExportLabels, FamilyLabels, GrowLabels, HostCallLabels, ImportLabels, InterruptionLabels, InvocationLabels,
     IoLabels, KindLabels, LossLabels, ModuleLabels, PhaseLabels, ResolutionLabels, SyscallLabels, SyscallTimeLabels,
     TrapLabels, Value, Workload,
 };
 use crate::errno;
-use wasmscope_common::SyscallStats;
-
+use crate::pipeline::AggregateRow;
 use crate::span::{
     Bound, Function, Growth, InterruptionCause, Loss, Outcome, PhaseKind, Process, Span, SpanKind, Trace,
 };
@@ -40,6 +45,9 @@ pub const MAX_COUNTER_SERIES: usize = 2_000;
 pub const MAX_HISTOGRAM_SERIES: usize = 500;
 /// Content type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Last line of [`Metrics::encode`].
+const END: &str = "# EOF\n";
 
 /// A host call that does nothing takes about a microsecond; a request that waits, seconds.
 const DURATION_BUCKETS_SECONDS: [f64; 22] = [
@@ -104,6 +112,7 @@ pub struct Metrics {
     symbol_coverage: Gauge<f64, AtomicU64>,
     named_count: AtomicU64,
     nameable_count: AtomicU64,
+    aggregates: Option<AggregateFamilies>,
 }
 
 impl Default for Metrics {
@@ -113,9 +122,14 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// All families, without series.
+    /// All families, without series; traces feed them.
     pub fn new() -> Self {
+        Self::made(None)
+    }
+
+    fn made(aggregates: Option<AggregateFamilies>) -> Self {
         let mut families = Families {
+            has_aggregates: aggregates.is_some(),
             registry: Registry::default(),
             overflow: Family::default(),
         };
@@ -181,6 +195,7 @@ impl Metrics {
             symbol_coverage,
             named_count: AtomicU64::new(0),
             nameable_count: AtomicU64::new(0),
+            aggregates,
             registry: families.registry,
         }
     }
@@ -188,6 +203,9 @@ impl Metrics {
     /// Counts the calls, bytes and traps of a trace. Not its losses: those of a window are told by every trace that overlaps it; see
     /// [`Metrics::set_loss_total`].
     pub fn observe_trace(&self, trace: &Trace) {
+        if let Some(aggregates) = &self.aggregates {
+            aggregates.exemplify(trace);
+        }
         let workload = Workload::new(&trace.process);
         let mut pending = vec![(&trace.root, None)];
         while let Some((span, enclosing)) = pending.pop() {
@@ -209,31 +227,30 @@ impl Metrics {
         }
     }
 
-    /// Counts syscalls that the kernel has counted by itself. Only the errors' number is known, not which they were.
-    pub fn observe_syscalls(&self, process: &Process, export: Option<&Function>, syscall: &str, stats: &SyscallStats) {
-        let export = export_labels(&Workload::new(process), export);
-        let call = SyscallTimeLabels {
-            export: export.clone(),
-            syscall: Value::new(syscall),
-        };
-        for (outcome, count) in [
-            ("ok", stats.count.saturating_sub(stats.error_count)),
-            ("errno", stats.error_count),
-        ] {
-            if count > 0 {
-                let labels = SyscallLabels {
-                    call: call.clone(),
-                    outcome: Value::new(outcome),
-                };
-                self.syscalls.with(&labels, |counter| {
-                    counter.inc_by(count);
-                });
-            }
+    /// All families, of which those that the kernel counts are fed by [`Self::observe_aggregate`] and not by traces; a trace
+    /// only gives them exemplars.
+    pub fn with_aggregates(config: MetricsConfig) -> Self {
+        Self::made(Some(AggregateFamilies::new(config)))
+    }
+
+    /// Adds what the kernel has counted.
+    pub fn observe_aggregate(&self, row: &AggregateRow) {
+        if let Some(aggregates) = &self.aggregates {
+            aggregates.observe(row);
         }
-        if let (Some(direction), 1..) = (io_direction(syscall), stats.bytes) {
-            self.io_bytes.with(&IoLabels { export, direction }, |counter| {
-                counter.inc_by(stats.bytes);
-            });
+    }
+
+    /// A process has ended and its last rows have been observed: its series expire in time.
+    pub fn process_gone(&self, process: &Process) {
+        if let Some(aggregates) = &self.aggregates {
+            aggregates.process_gone(process, Instant::now());
+        }
+    }
+
+    /// Forgets series that have expired; every few seconds.
+    pub fn expire(&self) {
+        if let Some(aggregates) = &self.aggregates {
+            aggregates.expire(Instant::now());
         }
     }
 
@@ -298,6 +315,16 @@ impl Metrics {
 
     /// All series as `OpenMetrics` text; see [`CONTENT_TYPE`].
     pub fn encode(&self) -> String {
+        let mut text = self.encode_registry();
+        if let Some(aggregates) = &self.aggregates {
+            text.truncate(text.len() - END.len());
+            exposition::write_aggregates(&mut text, aggregates);
+            text.push_str(END);
+        }
+        text
+    }
+
+    fn encode_registry(&self) -> String {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry).expect("writing to a string cannot fail");
         text
@@ -510,6 +537,8 @@ impl<S: Labels> BoundedFamily<S, Histogram> {
 
 /// What families are made with.
 struct Families {
+    /// The families that the kernel counts are not in the registry.
+    has_aggregates: bool,
     registry: Registry,
     overflow: Family<FamilyLabels, Counter>,
 }
@@ -543,7 +572,16 @@ impl Families {
         fn() -> M: MetricConstructor<M>,
     {
         let overflow = self.overflow.get_or_create_owned(&FamilyLabels { family: name });
-        BoundedFamily::register(&mut self.registry, name, help, constructor, max_series, overflow)
+        let is_aggregate = |known: &(&str, &str)| known.0 == name;
+        let mut unused = Registry::default();
+        let registry = if self.has_aggregates
+            && (aggregate::COUNTERS.iter().any(is_aggregate) || aggregate::HISTOGRAMS.iter().any(is_aggregate))
+        {
+            &mut unused
+        } else {
+            &mut self.registry
+        };
+        BoundedFamily::register(registry, name, help, constructor, max_series, overflow)
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
 
 use wasmscope_common::{HOST_FUNCTIONS_SOUGHT, ImportTable};
 
-use super::{Detail, Pipeline, SharedHost, copies, watching::Watched};
+use super::{Pipeline, SharedHost, copies, watching::Watched};
 use crate::{
     bpf::{Breakpoint, MAX_BREAKPOINTS},
     event::{Coverage, Event},
@@ -141,7 +141,7 @@ impl Pipeline {
 
     /// Arms breakpoints for modules whose imports are not known, and disarms those that nobody needs any more.
     pub(super) fn seek_host_functions(&mut self) {
-        if self.is_finishing || self.options.detail != Detail::Boundary {
+        if self.is_finishing || !self.options.detail.has_probes() {
             return;
         }
         let wanted = self.wanted();

@@ -276,7 +276,7 @@ impl Pipeline {
 
     /// Attaches a host's sites, once per file.
     fn attach(&mut self, host: &SharedHost) -> Coverage {
-        if self.options.detail != Detail::Boundary {
+        if !self.options.detail.has_probes() {
             return Coverage::default();
         }
         if let Some((coverage, _)) = self.links.get(&host.file_id) {
@@ -293,6 +293,18 @@ impl Pipeline {
         let mut links = Vec::new();
         let mut coverage = plan.coverage;
         for program in SiteProgram::ALL {
+            if self.options.detail == Detail::MetricsOnly && matches!(program, SiteProgram::Mark | SiteProgram::MarkEnd)
+            {
+                continue;
+            }
+            if self.options.detail == Detail::MetricsOnly
+                && plan.recognises_swap
+                && program == SiteProgram::ActivationSwap
+            {
+                // Nothing would show whether it is what it was taken for.
+                coverage.activations = false;
+                continue;
+            }
             let mut sites = Vec::new();
             for site in plan.sites.iter().filter(|site| site.program == program) {
                 sites.push(UprobeSite {
@@ -435,7 +447,8 @@ impl Pipeline {
         // It was the main thread of the image that is gone.
         self.departing.remove(&pid);
         self.forget_swaps(pid, None);
-        self.collect_aggregate(pid);
+        let next_epoch = self.kernel.config(pid).map(|config| config.code_epoch);
+        self.collect_aggregate(pid, next_epoch);
         self.processes.remove(&pid);
         // Nothing that was found out about the image before holds for this one.
         if let Some(known) = self.kernel.config(pid)
@@ -447,6 +460,7 @@ impl Pipeline {
                 generation: known.generation.wrapping_add(1),
                 code_start: known.code_start,
                 code_end: known.code_end,
+                code_epoch: known.code_epoch,
                 ..ProcessConfig::default()
             };
             // It was there a moment ago, so there is room.
@@ -505,7 +519,7 @@ impl Pipeline {
     fn process_gone(&mut self, pid: u32, tid: u32, at_ns: u64, events: &mut Vec<Event>) {
         self.departing.remove(&pid);
         self.forget_swaps(pid, None);
-        self.collect_aggregate(pid);
+        self.collect_aggregate(pid, None);
         self.kernel.unwatch(pid);
         if self.processes.remove(&pid).is_some() {
             self.seek_host_functions();

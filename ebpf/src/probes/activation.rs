@@ -1,10 +1,13 @@
 //! The function that swaps a thread's activation record: wasm entered or left, fiber resumed or suspended.
 
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
-use wasmscope_common::{ActivationSwap, EMIT_ACTIVATIONS, MAX_COPIES, RecordKind, SLOT_UNKNOWN, Unwind};
+use wasmscope_common::{
+    AGGREGATE_CALLS, ActivationSwap, EMIT_ACTIVATIONS, MAX_COPIES, RecordKind, SLOT_UNKNOWN, Unwind,
+};
 
 use crate::{
     activation::{entry_handler, inner, innermost, read_limits, top},
+    aggregate,
     calibrate::{UNKNOWN, calibrate, is_complete},
     output::{Wake, emit, header},
     thread::{LEFT_AFTER_TRAP, NO_COPY, TRAPPED, current, select_file, task, watched},
@@ -19,7 +22,8 @@ const LEFT_FRAMES_BYTES: u64 = 4096;
 pub fn activation_swap(ctx: ProbeContext) -> u32 {
     let Some(config) = watched() else { return 0 };
     // SAFETY: a pointer into a map value.
-    if unsafe { (*config).flags } & EMIT_ACTIVATIONS == 0 {
+    let flags = unsafe { (*config).flags };
+    if flags & (EMIT_ACTIVATIONS | AGGREGATE_CALLS) == 0 {
         return 0;
     }
     // SAFETY: as above.
@@ -52,6 +56,24 @@ pub fn activation_swap(ctx: ProbeContext) -> u32 {
         let state = unsafe { &mut *thread };
         if is_complete(state) && read_limits(state, own) {
             entry = entry_handler(state, config);
+        }
+    }
+    if flags & AGGREGATE_CALLS != 0 {
+        // SAFETY: as above.
+        let state = unsafe { &mut *thread };
+        let known = if state.slot == 0 {
+            aggregate::announced(state)
+        } else {
+            own
+        };
+        aggregate::swapped(thread, known, new, stack_pointer, entry);
+        // SAFETY: as above.
+        let state = unsafe { &mut *thread };
+        if state.copy != NO_COPY {
+            state.copies[state.copy as usize & (MAX_COPIES - 1)].announced = new;
+        }
+        if flags & EMIT_ACTIVATIONS == 0 {
+            return 0;
         }
     }
     let (mut old, mut replacement) = (own, new);
@@ -98,7 +120,14 @@ pub fn activation_swap(ctx: ProbeContext) -> u32 {
 pub fn unwind(_ctx: ProbeContext) -> u32 {
     let Some(config) = watched() else { return 0 };
     // SAFETY: a pointer into a map value.
-    if unsafe { (*config).flags } & EMIT_ACTIVATIONS != 0 {
+    let flags = unsafe { (*config).flags };
+    if flags & AGGREGATE_CALLS != 0
+        // SAFETY: as above.
+        && let Some(thread) = current(unsafe { &*config })
+    {
+        aggregate::unwound(thread);
+    }
+    if flags & EMIT_ACTIVATIONS != 0 {
         emit(
             &Unwind {
                 header: header(RecordKind::Unwind),

@@ -2,7 +2,7 @@
 //! calls the task until the task is done, because the task has one address from the hand-over to the end.
 
 use aya_ebpf::{bindings::BPF_ANY, helpers::bpf_ktime_get_ns, macros::uprobe, programs::ProbeContext};
-use wasmscope_common::{Counter, EMIT_ACTIVATIONS, HandedOver, HelperTask, SiteKind};
+use wasmscope_common::{AGGREGATE_SYSCALLS, Counter, EMIT_ACTIVATIONS, HandedOver, HelperTask, SiteKind};
 
 use crate::{
     activation::top,
@@ -21,7 +21,7 @@ const MAX_HEADER_BYTES: u64 = 256;
 pub fn helper(ctx: ProbeContext) -> u32 {
     let Some(config) = watched() else { return 0 };
     // SAFETY: a pointer into a map value.
-    if unsafe { (*config).flags } & EMIT_ACTIVATIONS == 0 {
+    if unsafe { (*config).flags } & (EMIT_ACTIVATIONS | AGGREGATE_SYSCALLS) == 0 {
         return 0;
     }
     // SAFETY: as above.

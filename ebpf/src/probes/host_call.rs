@@ -6,13 +6,14 @@ use aya_ebpf::{
     programs::ProbeContext,
 };
 use wasmscope_common::{
-    ArgumentLocation, COMPONENT_CALL, Counter, EMIT_HOST_CALLS, HOST_FUNCTIONS_SOUGHT, HostCall, HostCallEnd,
-    IMPORT_TABLE_BYTES, IMPORT_TABLE_CHUNK_BYTES, ImportTable, LAYOUT_NO_RESULT, MAX_TABLES_PER_CALL_SITE,
+    AGGREGATE_CALLS, ArgumentLocation, COMPONENT_CALL, Counter, EMIT_HOST_CALLS, HOST_FUNCTIONS_SOUGHT, HostCall,
+    HostCallEnd, IMPORT_TABLE_BYTES, IMPORT_TABLE_CHUNK_BYTES, ImportTable, LAYOUT_NO_RESULT, MAX_TABLES_PER_CALL_SITE,
     RecordHeader, RecordKind, STACK_TRUNCATED, SeenCallSite, SeenCallee,
 };
 
 use crate::{
     activation::{TRUNCATED, read_limits, top, walk_from_exit},
+    aggregate,
     calibrate::{UNKNOWN, calibrate, is_complete},
     maps::{CALL_SITES, EVENTS, count},
     output::{Wake, emit, emit_with_frames, header},
@@ -36,7 +37,8 @@ pub fn component_host_call(ctx: ProbeContext) -> u32 {
 fn enter<const IS_COMPONENT: bool>(ctx: &ProbeContext) -> u32 {
     let Some(config) = watched() else { return 0 };
     // SAFETY: a pointer into a map value.
-    if unsafe { (*config).flags } & EMIT_HOST_CALLS == 0 {
+    let flags = unsafe { (*config).flags };
+    if flags & (EMIT_HOST_CALLS | AGGREGATE_CALLS) == 0 {
         return 0;
     }
     // SAFETY: as above.
@@ -65,16 +67,40 @@ fn enter<const IS_COMPONENT: bool>(ctx: &ProbeContext) -> u32 {
     let mut head = header(RecordKind::HostCall);
     let mut frame_count = 0;
     let mut entry = 0;
-    if activation == 0 || activation == UNKNOWN {
+    let walks = flags & EMIT_HOST_CALLS != 0;
+    let is_known = activation != 0 && activation != UNKNOWN;
+    let is_readable = is_known && read_limits(state, activation);
+    if !is_known {
         activation = 0;
         count(Counter::Uncalibrated);
-    } else if read_limits(state, activation) {
+    }
+    if flags & AGGREGATE_CALLS != 0 {
+        // Before the walk, whose many ends would each be followed by the verifier.
+        if !is_readable {
+            state.limits.exit_pc = 0;
+            state.limits.entry_handler = 0;
+        }
+        let on_top = if is_known { activation } else { aggregate::on_top(state) };
+        let frame = stack_pointer + cookie.frame_bytes();
+        if IS_COMPONENT {
+            aggregate::call_began(thread, on_top, caller, frame, u64::from(COMPONENT_CALL));
+        } else {
+            aggregate::call_began(thread, on_top, callee, frame, 0);
+        }
+    }
+    // SAFETY: as above.
+    let state = unsafe { &mut *thread };
+    if !walks {
+        if is_known && !is_readable {
+            count(Counter::ActivationUnreadable);
+        }
+    } else if is_readable {
         // SAFETY: the workspace is as large and as aligned as the largest record.
         let walked = walk_from_exit(state, unsafe { &mut (*record).frames }, stack_pointer);
         entry = state.limits.entry_handler;
         frame_count = walked & 0xff;
         head.flags = if walked & TRUNCATED == 0 { 0 } else { STACK_TRUNCATED };
-    } else {
+    } else if is_known {
         count(Counter::ActivationUnreadable);
     }
     head.frame_count = frame_count as u16;
@@ -82,13 +108,18 @@ fn enter<const IS_COMPONENT: bool>(ctx: &ProbeContext) -> u32 {
         head.flags |= COMPONENT_CALL;
     } else {
         // SAFETY: as above.
-        let call_site = if frame_count == 0 {
+        let call_site = if !walks {
+            state.limits.exit_pc
+        } else if frame_count == 0 {
             0
         } else {
             unsafe { (*record).frames[0] }
         };
         // SAFETY: a pointer into a map value.
         announce_callee(&head, call_site, callee, caller, unsafe { (*config).generation });
+    }
+    if !walks {
+        return 0;
     }
     // SAFETY: as above.
     unsafe {
@@ -108,7 +139,8 @@ fn enter<const IS_COMPONENT: bool>(ctx: &ProbeContext) -> u32 {
 pub fn host_call_end(ctx: ProbeContext) -> u32 {
     let Some(config) = watched() else { return 0 };
     // SAFETY: a pointer into a map value.
-    if unsafe { (*config).flags } & EMIT_HOST_CALLS == 0 {
+    let flags = unsafe { (*config).flags };
+    if flags & (EMIT_HOST_CALLS | AGGREGATE_CALLS) == 0 {
         return 0;
     }
     // SAFETY: the context of a uprobe is the thread's registers.
@@ -129,10 +161,22 @@ pub fn host_call_end(ctx: ProbeContext) -> u32 {
         ArgumentLocation::Constant(value) => u64::from(value),
         _ => regs.rax & 1,
     };
+    let frame = regs.rsp + cookie.frame_bytes();
+    if flags & AGGREGATE_CALLS != 0 {
+        // SAFETY: a pointer into a map value.
+        if let Some(thread) = current(unsafe { &*config }) {
+            // SAFETY: this thread's own entry, and a pointer into a map value.
+            unsafe { select_file(&mut *thread, &*config, cookie.file()) };
+            aggregate::call_ended(thread, frame, succeeded);
+        }
+        if flags & EMIT_HOST_CALLS == 0 {
+            return 0;
+        }
+    }
     emit(
         &HostCallEnd {
             header: header(RecordKind::HostCallEnd),
-            frame: regs.rsp + cookie.frame_bytes(),
+            frame,
             succeeded,
         },
         Wake::Later,

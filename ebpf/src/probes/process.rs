@@ -42,6 +42,7 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
         config.code_start = 0;
         config.code_end = 0;
         config.generation += 1;
+        config.code_epoch += 1;
     } else if global(&WATCH_FLAGS) & WATCH_NEW_WASM == 0 {
         return 0;
     }

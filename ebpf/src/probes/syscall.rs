@@ -11,14 +11,15 @@ use aya_ebpf::{
 };
 use wasmscope_common::{
     AGGREGATE_SYSCALLS, CodePublished, Counter, DOES_NOT_RETURN, EMIT_REQUESTS, EMIT_SYSCALLS, HelperSyscall,
-    LAYOUT_NO_HANDLER, MAX_COPIES, MAX_FRAMES, ProcessConfig, RecordKind, STACK_TRUNCATED, Syscall, SyscallKey,
-    SyscallStats, TLS_DYNAMIC, WATCH_NEW_WASM,
+    LAYOUT_NO_HANDLER, MAX_COPIES, MAX_FRAMES, ProcessConfig, RecordKind, STACK_TRUNCATED, Syscall,
+    TLS_DYNAMIC, WATCH_NEW_WASM,
 };
 
 use crate::{
     activation::{TRUNCATED, entry_handler, innermost, read_limits, top, walk_from_exit},
+    aggregate,
     calibrate::{UNKNOWN, calibrate, find_announced, is_complete},
-    maps::{NEW_PROCESS_FLAGS, PROCESSES, SYSCALL_STATS, THREADS, WATCH_FLAGS, count, generation, global},
+    maps::{NEW_PROCESS_FLAGS, PROCESSES, THREADS, WATCH_FLAGS, count, generation, global, next_generation},
     output::{Wake, emit, emit_with_frames, header},
     probes::request,
     thread::{NO_COPY, NOTHING_KNOWN, Thread, current, select, watched},
@@ -193,7 +194,13 @@ fn record(thread: &mut Thread, activation: u64, entered_ns: u64, regs: u64, resu
     let mut head = header(RecordKind::Syscall);
     let duration_ns = head.at_ns - entered_ns;
     if thread.flags & AGGREGATE_SYSCALLS != 0 {
-        aggregate(thread, head.pid, thread.syscall, result, duration_ns);
+        let ended = if flags & DOES_NOT_RETURN == 0 {
+            duration_ns
+        } else {
+            aggregate::DOES_NOT_RETURN
+        };
+        let moved = moved_bytes(thread.syscall, result);
+        aggregate::syscall(thread, thread.limits.entry_handler, result, ended, moved);
     }
     if thread.flags & EMIT_SYSCALLS == 0 {
         return;
@@ -222,6 +229,16 @@ fn record(thread: &mut Thread, activation: u64, entered_ns: u64, regs: u64, resu
 /// A syscall of a helper thread, whose activation is off every thread or on another one: nothing is read of it.
 #[inline(always)]
 fn record_helper(thread: &mut Thread, entered_ns: u64, regs: u64, result: i64, flags: u8) {
+    if thread.flags & AGGREGATE_SYSCALLS != 0 {
+        let ended = if flags & DOES_NOT_RETURN == 0 {
+            // SAFETY: the helper has no preconditions.
+            unsafe { bpf_ktime_get_ns() - entered_ns }
+        } else {
+            aggregate::DOES_NOT_RETURN
+        };
+        let entry = aggregate::entry_of_helped(thread);
+        aggregate::syscall(thread, entry, result, ended, moved_bytes(thread.syscall, result));
+    }
     if thread.flags & EMIT_SYSCALLS == 0 {
         return;
     }
@@ -247,46 +264,15 @@ fn record_helper(thread: &mut Thread, entered_ns: u64, regs: u64, result: i64, f
     }
 }
 
+/// Bytes that a syscall has moved: x86-64's read, write, pread64, pwrite64, readv, writev, sendfile, sendto, recvfrom,
+/// sendmsg, recvmsg, splice, preadv, pwritev, copy_file_range, preadv2, pwritev2.
 #[inline(always)]
-fn aggregate(thread: &Thread, pid: u32, number: u64, result: i64, duration_ns: u64) {
-    let key = SyscallKey {
-        pid,
-        number: number as u32,
-        entry_handler: thread.limits.entry_handler,
-        exit_pc: thread.limits.exit_pc,
-    };
-    let stats = match SYSCALL_STATS.get_ptr_mut(&key) {
-        Some(stats) => stats,
-        None => {
-            let _ = SYSCALL_STATS.insert(&key, &EMPTY_STATS, u64::from(BPF_ANY));
-            match SYSCALL_STATS.get_ptr_mut(&key) {
-                Some(stats) => stats,
-                None => return count(Counter::AggregateFull),
-            }
-        }
-    };
-    // SAFETY: a pointer into this CPU's map value; raw tracepoints on one CPU do not interleave.
-    let stats = unsafe { &mut *stats };
-    stats.count += 1;
-    stats.total_ns += duration_ns;
-    if result < 0 {
-        stats.error_count += 1;
-    } else if moves_bytes(number) {
-        stats.bytes += result as u64;
-    }
-}
-
-static EMPTY_STATS: SyscallStats = SyscallStats {
-    count: 0,
-    error_count: 0,
-    total_ns: 0,
-    bytes: 0,
-};
-
-/// x86-64: read, write, pread64, pwrite64, readv, writev, sendto, recvfrom, sendmsg, recvmsg.
-#[inline(always)]
-fn moves_bytes(number: u64) -> bool {
-    matches!(number, 0 | 1 | 17 | 18 | 19 | 20 | 44 | 45 | 46 | 47)
+fn moved_bytes(number: u64, result: i64) -> u64 {
+    let moves = matches!(
+        number,
+        0 | 1 | 17 | 18 | 19 | 20 | 40 | 44 | 45 | 46 | 47 | 275 | 295 | 296 | 326 | 327 | 328
+    );
+    if moves && result > 0 { result as u64 } else { 0 }
 }
 
 /// A range becomes executable: if a code object of wasmtime lies there, say so, and watch the process if all are to be.
@@ -303,18 +289,24 @@ fn code_published(ctx: &RawTracePointContext) {
     if !read_user(&raw mut magic, address.wrapping_sub(PAGE_BYTES)) || magic != WASMTIME_ELF {
         return;
     }
-    let head = header(RecordKind::CodePublished);
+    let mut head = header(RecordKind::CodePublished);
     match PROCESSES.get_ptr_mut(&head.pid) {
         Some(config) => {
             // SAFETY: a pointer into a map value. Two threads publishing at once may lose one widening; the agent,
             // which sees both records, repairs it.
             let config = unsafe { &mut *config };
+            if address < config.code_end && address + length > config.code_start {
+                // It may take the place of other code, whose rows are not to be its own.
+                config.code_epoch += 1;
+                next_generation();
+            }
             if config.code_end == 0 || address < config.code_start {
                 config.code_start = address;
             }
             if address + length > config.code_end {
                 config.code_end = address + length;
             }
+            head.task = config.code_epoch;
         }
         None if global(&WATCH_FLAGS) & WATCH_NEW_WASM != 0 => {
             let config = ProcessConfig {
@@ -327,6 +319,8 @@ fn code_published(ctx: &RawTracePointContext) {
                 layouts: [0; MAX_COPIES],
                 other_copies: 0,
                 task_offset: 0,
+                code_epoch: 0,
+                reserved: 0,
                 copies: [NOTHING_KNOWN; MAX_COPIES],
             };
             if PROCESSES.insert(&head.pid, &config, u64::from(BPF_ANY)).is_err() {

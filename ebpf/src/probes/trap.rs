@@ -6,10 +6,11 @@ use aya_ebpf::{
     macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
-use wasmscope_common::{Counter, EMIT_ACTIVATIONS, RecordKind, STACK_TRUNCATED, Trap};
+use wasmscope_common::{AGGREGATE_CALLS, Counter, EMIT_ACTIVATIONS, RecordKind, STACK_TRUNCATED, Trap};
 
 use crate::{
     activation::{NO_WINDOW, TRUNCATED, innermost, read_limits, top, walk},
+    aggregate,
     calibrate::{UNKNOWN, calibrate, is_complete},
     maps::count,
     output::{emit_with_frames, header},
@@ -29,7 +30,7 @@ pub fn signal_deliver(ctx: RawTracePointContext) -> i32 {
     let Some(config) = watched() else { return 0 };
     // SAFETY: a pointer into a map value.
     let (flags, code_start, code_end) = unsafe { ((*config).flags, (*config).code_start, (*config).code_end) };
-    if flags & EMIT_ACTIVATIONS == 0 {
+    if flags & (EMIT_ACTIVATIONS | AGGREGATE_CALLS) == 0 {
         return 0;
     }
     // SAFETY: as above.
@@ -79,6 +80,14 @@ pub fn signal_deliver(ctx: RawTracePointContext) -> i32 {
     }
     // Activations are emitted, so the swap that ends this one is seen and takes the mark away.
     state.trapped = TRAPPED;
+    if flags & AGGREGATE_CALLS != 0 {
+        aggregate::trapped(thread, activation);
+        if flags & EMIT_ACTIVATIONS == 0 {
+            return 0;
+        }
+    }
+    // SAFETY: as above.
+    let state = unsafe { &mut *thread };
     let record: *mut Trap = state.record.as_mut_ptr().cast();
     // SAFETY: the workspace is as large and as aligned as the largest record.
     let frames = unsafe { &mut (*record).frames };

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
 
 mod agent;
+mod aggregates;
 mod bootstrap;
 mod calls;
 mod cold_start;

@@ -1,0 +1,433 @@
+//! Counting without records: rows of counts and histograms per CPU, and the activations and host calls that are open.
+//!
+//! An activation is open from the moment its record is put on a thread until it leaves the thread whose stack it lies on;
+//! a fiber that is suspended leaves on another stack, and stays open. Uprobes on one CPU preempt each other, so all is
+//! added atomically and nothing is ever taken out by the agent while it may be added to.
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_NOEXIST},
+    helpers::bpf_ktime_get_ns,
+};
+use wasmscope_common::{
+    AggregateKey, AggregateStats, BUCKET_COUNT, COMPONENT_CALL, Counter, ENDED_BY_FAILED_CALL, ENDED_BY_ITSELF,
+    ENDED_IN_CALL, KIND_HOST_CALL, KIND_INVOCATION, KIND_NONE, KIND_SYSCALL, OpenActivation, OpenKey, PARENT_UNKNOWN,
+    bucket_of,
+};
+
+use crate::{
+    activation::top,
+    maps::{AGGREGATES, OPEN, OTHER, add, count, increment},
+    thread::{NO_COPY, Thread},
+};
+
+/// An activation record lies in the frame of the function that pushes and pops it, this far above the stack pointer at
+/// most: as in the agent's correlator.
+const MAX_FRAME_BYTES: u64 = 16 << 10;
+
+static EMPTY: AggregateStats = AggregateStats::EMPTY;
+
+static NOT_SEEN: OpenActivation = OpenActivation {
+    start_ns: 0,
+    parent: PARENT_UNKNOWN,
+    entry_handler: 0,
+    call_start_ns: 0,
+    call_frame: 0,
+    call_site: 0,
+    callee: 0,
+    call_detail: 0,
+    call_failed: 0,
+    trapped: 0,
+    reserved: 0,
+};
+
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+#[inline(always)]
+fn lies_in_frame(activation: u64, stack_pointer: u64) -> bool {
+    activation > stack_pointer && activation - stack_pointer < MAX_FRAME_BYTES
+}
+
+/// The row of a key; if there is no room for it, the one of its kind that takes what has none.
+#[inline(always)]
+fn row(key: &AggregateKey) -> Option<*mut AggregateStats> {
+    if let Some(stats) = AGGREGATES.get_ptr_mut(key) {
+        return Some(stats);
+    }
+    // A failure is another CPU's being first, or a full table; the lookup tells.
+    let _ = AGGREGATES.insert(key, &EMPTY, u64::from(BPF_NOEXIST));
+    if let Some(stats) = AGGREGATES.get_ptr_mut(key) {
+        return Some(stats);
+    }
+    count(Counter::AggregateFull);
+    OTHER.get_ptr_mut(key.kind)
+}
+
+/// What is added to a row beside a count.
+#[derive(Clone, Copy)]
+pub struct Added {
+    /// `None` if the begin was not seen.
+    pub duration_ns: Option<u64>,
+    pub failed: bool,
+    pub marked: bool,
+    pub bytes: u64,
+}
+
+#[inline(always)]
+fn add_to_row(key: &AggregateKey, added: Added) {
+    let Some(stats) = row(key) else { return };
+    // SAFETY: a pointer into a map value, to whose fields all programs add atomically.
+    unsafe {
+        add(&raw mut (*stats).count, 1);
+        match added.duration_ns {
+            Some(duration_ns) => {
+                add(&raw mut (*stats).total_ns, duration_ns);
+                let bucket = core::hint::black_box(bucket_of(duration_ns)) & (BUCKET_COUNT - 1);
+                increment((&raw mut (*stats).buckets).cast::<u32>().add(bucket));
+            }
+            None => add(&raw mut (*stats).untimed, 1),
+        }
+        if added.failed {
+            add(&raw mut (*stats).failed, 1);
+        }
+        if added.marked {
+            add(&raw mut (*stats).marked, 1);
+        }
+        if added.bytes != 0 {
+            add(&raw mut (*stats).bytes, added.bytes);
+        }
+    }
+}
+
+/// Time since `start_ns`, unless that is 0.
+#[inline(always)]
+fn since(start_ns: u64, end_ns: u64) -> Option<u64> {
+    if start_ns == 0 { None } else { Some(end_ns - start_ns) }
+}
+
+/// What is on top of the thread, as far as that is known: what the runtime said last if the slot is not.
+#[inline(always)]
+pub fn on_top(thread: &Thread) -> u64 {
+    if thread.slot == 0 {
+        announced(thread)
+    } else {
+        top(thread)
+    }
+}
+
+/// What the last swap put on the thread.
+#[inline(always)]
+pub fn announced(thread: &Thread) -> u64 {
+    if thread.copy == NO_COPY {
+        0
+    } else {
+        thread.copies[thread.copy as usize & 3].announced
+    }
+}
+
+/// The activation on top of the thread is about to be replaced.
+#[inline(never)]
+pub fn swapped(thread: *mut Thread, own: u64, new: u64, stack_pointer: u64, entry: u64) -> u32 {
+    // SAFETY: this thread's own entry.
+    let thread = unsafe { &mut *thread };
+    thread.ended.kind = KIND_NONE;
+    let begins = lies_in_frame(new, stack_pointer) && (!lies_in_frame(own, stack_pointer) || new < own);
+    let mut key = OpenKey {
+        activation: own,
+        pid: thread.pid,
+        reserved: 0,
+    };
+    if own != 0 {
+        match OPEN.get_ptr_mut(&key) {
+            Some(open) => {
+                // SAFETY: a pointer into a map value; an activation is on one thread at a time.
+                let open = unsafe { &mut *open };
+                if open.entry_handler == 0 {
+                    open.entry_handler = entry;
+                }
+                if open.parent == new || (open.parent == PARENT_UNKNOWN && !begins) {
+                    if lies_in_frame(own, stack_pointer) {
+                        close(thread, open);
+                        let _ = OPEN.remove(&key);
+                    }
+                    return 0;
+                }
+            }
+            None if !begins && lies_in_frame(own, stack_pointer) => {
+                // It began before the probes were there.
+                invocation_key(thread, ENDED_BY_ITSELF, entry);
+                add_to_row(
+                    &thread.ended,
+                    Added {
+                        duration_ns: None,
+                        failed: false,
+                        marked: false,
+                        bytes: 0,
+                    },
+                );
+                return 0;
+            }
+            None => {}
+        }
+    }
+    if new != 0 {
+        key.activation = new;
+        if begins {
+            begin(&key, own);
+        } else if let Some(open) = OPEN.get_ptr_mut(&key) {
+            // A fiber is resumed.
+            // SAFETY: as above.
+            unsafe { (*open).parent = own };
+        }
+    }
+    0
+}
+
+#[inline(always)]
+fn begin(key: &OpenKey, parent: u64) {
+    // What is there already is one whose end was missed: it is forgotten, as nothing tells when it ended.
+    if OPEN.insert(key, &NOT_SEEN, u64::from(BPF_ANY)).is_err() {
+        count(Counter::OpenTableFull);
+        return;
+    }
+    if let Some(open) = OPEN.get_ptr_mut(key) {
+        // SAFETY: a pointer into a map value; the activation is on this thread.
+        let open = unsafe { &mut *open };
+        open.parent = parent;
+        open.start_ns = now();
+    }
+}
+
+/// Makes the thread's `ended` the row of an invocation.
+#[inline(always)]
+fn invocation_key(thread: &mut Thread, detail: u32, entry_handler: u64) {
+    thread.ended.pid = thread.pid;
+    thread.ended.epoch = thread.epoch;
+    thread.ended.kind = KIND_INVOCATION;
+    thread.ended.detail = detail;
+    thread.ended.entry_handler = entry_handler;
+    thread.ended.call_site = 0;
+    thread.ended.callee = 0;
+}
+
+/// An activation returns.
+#[inline(always)]
+fn close(thread: &mut Thread, open: &mut OpenActivation) {
+    let end_ns = now();
+    let in_call = open.call_start_ns != 0;
+    if in_call {
+        close_call(thread, open, end_ns, false, true);
+    }
+    invocation_key(thread, ENDED_BY_ITSELF, open.entry_handler);
+    let trapped = open.trapped != 0;
+    if !trapped && (in_call || open.call_failed != 0) {
+        thread.ended.detail = if in_call { ENDED_IN_CALL } else { ENDED_BY_FAILED_CALL };
+        thread.ended.call_site = open.call_site;
+        thread.ended.callee = open.callee;
+        if open.call_detail != 0 {
+            // Their numbers leave room for it.
+            thread.ended.detail |= u32::from(COMPONENT_CALL);
+        }
+    }
+    add_to_row(
+        &thread.ended,
+        Added {
+            duration_ns: since(open.start_ns, end_ns),
+            failed: trapped,
+            marked: false,
+            bytes: 0,
+        },
+    );
+    if trapped {
+        // Decided.
+        thread.ended.kind = KIND_NONE;
+    }
+}
+
+/// What left the thread last is turned into an error value.
+#[inline(never)]
+pub fn unwound(thread: *mut Thread) -> u32 {
+    // SAFETY: this thread's own entry.
+    let thread = unsafe { &mut *thread };
+    if thread.ended.kind == KIND_INVOCATION
+        && let Some(stats) = row(&thread.ended)
+    {
+        // SAFETY: a pointer into a map value.
+        unsafe { add(&raw mut (*stats).marked, 1) };
+    }
+    thread.ended.kind = KIND_NONE;
+    0
+}
+
+/// A signal of a trap was delivered while the guest was running.
+#[inline(never)]
+pub fn trapped(thread: *mut Thread, activation: u64) -> u32 {
+    // SAFETY: this thread's own entry.
+    let thread = unsafe { &mut *thread };
+    if let Some(open) = open_of(thread, activation) {
+        // SAFETY: a pointer into a map value.
+        let open = unsafe { &mut *open };
+        open.trapped = 1;
+        if open.call_start_ns != 0 {
+            close_call(thread, open, now(), false, true);
+            open.call_start_ns = 0;
+        }
+    }
+    0
+}
+
+#[inline(always)]
+fn open_of(thread: &Thread, activation: u64) -> Option<*mut OpenActivation> {
+    let key = OpenKey {
+        activation,
+        pid: thread.pid,
+        reserved: 0,
+    };
+    OPEN.get_ptr_mut(&key)
+}
+
+/// A host call has begun; the thread's limits say where from.
+#[inline(never)]
+pub fn call_began(thread: *mut Thread, activation: u64, callee: u64, frame: u64, detail: u64) -> u32 {
+    // SAFETY: this thread's own entry.
+    let thread = unsafe { &mut *thread };
+    thread.ended.kind = KIND_NONE;
+    let detail = detail as u32;
+    let call_site = thread.limits.exit_pc;
+    let entry = thread.limits.entry_handler;
+    let at_ns = now();
+    let key = OpenKey {
+        activation,
+        pid: thread.pid,
+        reserved: 0,
+    };
+    if activation != 0 && OPEN.get_ptr(&key).is_none() && OPEN.insert(&key, &NOT_SEEN, u64::from(BPF_NOEXIST)).is_err()
+    {
+        count(Counter::OpenTableFull);
+    }
+    let Some(open) = OPEN.get_ptr_mut(&key) else {
+        // Counted where it begins, as its end will find nothing.
+        call_key(thread, detail, call_site, callee);
+        add_to_row(
+            &thread.ended,
+            Added {
+                duration_ns: None,
+                failed: false,
+                marked: true,
+                bytes: 0,
+            },
+        );
+        thread.ended.kind = KIND_NONE;
+        return 0;
+    };
+    // SAFETY: a pointer into a map value; the activation is on this thread.
+    let open = unsafe { &mut *open };
+    if open.call_start_ns != 0 {
+        close_call(thread, open, at_ns, false, true);
+    }
+    if open.entry_handler == 0 {
+        open.entry_handler = entry;
+    }
+    open.call_start_ns = at_ns;
+    open.call_frame = frame;
+    open.call_site = call_site;
+    open.callee = callee;
+    open.call_detail = detail;
+    open.call_failed = 0;
+    0
+}
+
+/// Makes the thread's `ended` the row of a host call, which leaves no invocation in it.
+#[inline(always)]
+fn call_key(thread: &mut Thread, detail: u32, call_site: u64, callee: u64) {
+    thread.ended.pid = thread.pid;
+    thread.ended.epoch = thread.epoch;
+    thread.ended.kind = KIND_HOST_CALL;
+    thread.ended.detail = detail;
+    thread.ended.entry_handler = 0;
+    thread.ended.call_site = call_site;
+    thread.ended.callee = callee;
+}
+
+#[inline(always)]
+fn close_call(thread: &mut Thread, open: &OpenActivation, end_ns: u64, failed: bool, marked: bool) {
+    call_key(thread, open.call_detail, open.call_site, open.callee);
+    add_to_row(
+        &thread.ended,
+        Added {
+            duration_ns: Some(end_ns - open.call_start_ns),
+            failed,
+            marked,
+            bytes: 0,
+        },
+    );
+    thread.ended.kind = KIND_NONE;
+}
+
+/// A host function is about to return.
+#[inline(never)]
+pub fn call_ended(thread: *mut Thread, frame: u64, succeeded: u64) -> u32 {
+    // SAFETY: this thread's own entry.
+    let thread = unsafe { &mut *thread };
+    let activation = on_top(thread);
+    if activation == 0 {
+        return 0;
+    }
+    let Some(open) = open_of(thread, activation) else {
+        return 0;
+    };
+    // SAFETY: a pointer into a map value; the activation is on this thread.
+    let open = unsafe { &mut *open };
+    // Something else that the host function called may return through the same code.
+    if open.call_start_ns == 0 || open.call_frame != frame {
+        return 0;
+    }
+    close_call(thread, open, now(), succeeded == 0, false);
+    open.call_start_ns = 0;
+    open.call_failed = u32::from(succeeded == 0);
+    0
+}
+
+/// A syscall ends, or is entered not to return.
+#[inline(never)]
+pub fn syscall(thread: *mut Thread, entry_handler: u64, result: i64, duration_ns: u64, moved: u64) -> u32 {
+    // SAFETY: this thread's own entry.
+    let thread = unsafe { &mut *thread };
+    let does_not_return = duration_ns == DOES_NOT_RETURN;
+    let is_error = result < 0 && result >= -4095;
+    let key = AggregateKey {
+        pid: thread.pid,
+        epoch: thread.epoch,
+        kind: KIND_SYSCALL,
+        detail: thread.syscall as u32,
+        entry_handler,
+        call_site: if is_error { result.unsigned_abs() } else { 0 },
+        callee: 0,
+    };
+    add_to_row(
+        &key,
+        Added {
+            duration_ns: if does_not_return { None } else { Some(duration_ns) },
+            failed: is_error,
+            marked: does_not_return,
+            bytes: moved,
+        },
+    );
+    0
+}
+
+/// As a duration: there is none.
+pub const DOES_NOT_RETURN: u64 = u64::MAX;
+
+/// The export for which a helper thread works; 0 if the activation that handed the work over is not open any more.
+#[inline(always)]
+pub fn entry_of_helped(thread: &Thread) -> u64 {
+    match open_of(thread, thread.on_behalf_of.activation) {
+        // SAFETY: a pointer into a map value.
+        Some(open) if unsafe { (*open).start_ns } <= thread.on_behalf_of.at_ns => unsafe { (*open).entry_handler },
+        _ => 0,
+    }
+}
