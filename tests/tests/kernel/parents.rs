@@ -305,6 +305,7 @@ fn of_requests_that_are_cut_or_follow_each_other_unasked_nothing_is_guessed() {
     ] {
         let mut other = Connection::open(edge.address);
         other.to.write_all(noise).unwrap();
+        other.to.shutdown(std::net::Shutdown::Write).unwrap();
         // It answers with an error or just closes the connection.
         let _ = other.from.read_to_end(&mut Vec::new());
     }
