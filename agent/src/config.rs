@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use toml::{Table, Value};
 
+use crate::metrics::MetricsConfig;
 use crate::place::KubernetesConfig;
 use crate::recorder::RecorderConfig;
 
@@ -38,6 +39,8 @@ pub struct Config {
     pub capture: CaptureConfig,
     /// Which pod a process belongs to.
     pub kubernetes: KubernetesConfig,
+    /// How metrics are kept and shown.
+    pub metrics: MetricsConfig,
     /// The flight recorder.
     pub recorder: RecorderConfig,
     /// How it ends.
@@ -175,6 +178,7 @@ impl Config {
         tracing_subscriber::EnvFilter::try_new(&self.log.filter)
             .map_err(|error| format!("log.filter is {:?}: {error}", self.log.filter))?;
         self.kubernetes.validate()?;
+        self.metrics.validate()?;
         self.recorder.validate().map_err(|error| format!("recorder.{error}"))?;
         if self.instance.lock_file.as_os_str().is_empty() {
             return Err("instance.lock_file is empty".to_owned());
@@ -194,6 +198,7 @@ impl Config {
         differs("log.format", self.log.format != new.log.format);
         differs("capture", self.capture != new.capture);
         differs("instance", self.instance != new.instance);
+        differs("metrics", self.metrics != new.metrics);
         differs("kubernetes", self.kubernetes != new.kubernetes);
         keys
     }

@@ -1,6 +1,5 @@
 //! The agent's HTTP server: read-only, on loopback unless told otherwise, with bounds on what a client may cost. What it serves are routes that others make.
 
-mod classic;
 mod routes;
 
 use std::io;
@@ -136,7 +135,7 @@ mod tests {
 
     fn routes(metrics: Metrics) -> Router {
         let metrics = Arc::new(metrics);
-        router(metrics_routes(move || metrics.encode()), "/metrics\n")
+        router(metrics_routes(metrics), "/metrics\n")
     }
 
     async fn server() -> Server {

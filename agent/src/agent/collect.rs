@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
+use super::counts::{self, Counts};
 use super::health::Health;
 use crate::cli::cold::ColdModules;
 use crate::event::{Event, EventKind};
@@ -22,6 +23,8 @@ pub(super) struct Collector {
     pub(super) traces: mpsc::Sender<Trace>,
     /// Counted here is what needs no stage.
     pub(super) metrics: Arc<Metrics>,
+    /// What the kernel counts.
+    pub(super) counts: Counts,
     /// Told at every turn.
     pub(super) health: Arc<Health>,
     /// Until when the loop may go on; `None` while it is not to end.
@@ -40,6 +43,7 @@ impl Collector {
         self.health.turned(pipeline.watched_count());
         self.health.attached();
         let mut next_liveness = Instant::now() + LIVENESS_INTERVAL;
+        let mut next_counts = Instant::now() + counts::INTERVAL;
         loop {
             tokio::select! {
                 () = pipeline.ready() => {}
@@ -50,10 +54,15 @@ impl Collector {
                 next_liveness = Instant::now() + LIVENESS_INTERVAL;
                 pipeline.check_liveness();
             }
+            if Instant::now() >= next_counts {
+                next_counts = Instant::now() + counts::INTERVAL;
+                self.counts.collect(&mut pipeline, &self.metrics, false);
+            }
             self.health.turned(pipeline.watched_count());
         }
         let (last, capture) = pipeline.finish();
         self.count(&last.events, &last.losses, &mut cold);
+        self.counts.collect(&mut pipeline, &self.metrics, true);
         let until = self.stop.borrow().unwrap_or_else(Instant::now);
         for trace in last.traces {
             cold.trace(&trace, &self.metrics);
@@ -69,7 +78,7 @@ impl Collector {
         Ok(capture)
     }
 
-    fn take(&self, output: Output, cold: &mut ColdModules) {
+    fn take(&mut self, output: Output, cold: &mut ColdModules) {
         self.count(&output.events, &output.losses, cold);
         for trace in output.traces {
             cold.trace(&trace, &self.metrics);
@@ -79,10 +88,11 @@ impl Collector {
         }
     }
 
-    fn count(&self, events: &[Event], losses: &[Loss], cold: &mut ColdModules) {
+    fn count(&mut self, events: &[Event], losses: &[Loss], cold: &mut ColdModules) {
         for event in events {
             self.metrics.observe_events(event.kind.name(), 1);
             cold.event(event, &self.metrics);
+            self.counts.event(event);
             if matches!(event.kind, EventKind::ProcessGone) {
                 info!(pid = event.pid, "process gone");
             }

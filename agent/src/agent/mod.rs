@@ -1,6 +1,7 @@
 //! The node agent: runs until it is told to end, takes a new configuration on SIGHUP, and delivers what it has on SIGTERM.
 
 mod collect;
+mod counts;
 mod health;
 mod lock;
 mod notify;
@@ -18,6 +19,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
 use self::collect::Collector;
+use self::counts::Counts;
 use self::own_metrics::OwnMetrics;
 use self::stages::Stages;
 pub use self::{
@@ -57,16 +59,24 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
     let mut terminations = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut hangups = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
 
-    let metrics = Arc::new(Metrics::new());
     let places = Places::start(&start.kubernetes).context("cannot look pods up")?;
     let recorder = Arc::new(Recorder::new(
         start.recorder.clone(),
         clock,
         crate::pipeline::kernel_release(),
     ));
-    let own = Arc::new(OwnMetrics::new(RecorderCollector(recorder.clone())));
+    let mut metrics = if start.capture.tier > 0 {
+        Metrics::with_aggregates(start.metrics.clone())
+    } else {
+        Metrics::new()
+    };
+    metrics
+        .registry_mut()
+        .register_collector(Box::new(RecorderCollector(recorder.clone())));
+    let own = OwnMetrics::register(metrics.registry_mut());
+    let metrics = Arc::new(metrics);
     let health = Arc::new(Health::new(start.http.liveness_seconds));
-    let server = http::Server::start(start.http.listen, routes(&metrics, &own, &health, recorder.clone()))
+    let server = http::Server::start(start.http.listen, routes(&metrics, &health, recorder.clone()))
         .await
         .with_context(|| format!("cannot listen on {} (http.listen)", start.http.listen))?;
     let exporter = if has_collector() {
@@ -80,7 +90,7 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
         detail: if start.capture.tier == 0 {
             Detail::Node
         } else {
-            Detail::Boundary
+            Detail::BoundaryAndMetrics
         },
     };
     // Loading takes seconds, in which health is to be answered.
@@ -93,6 +103,7 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
     let collector = Collector {
         traces: sender,
         metrics: Arc::clone(&metrics),
+        counts: Counts::new(places.clone()),
         health: Arc::clone(&health),
         stop: stopped,
     };
@@ -207,15 +218,9 @@ fn second_signal() -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn routes(
-    metrics: &Arc<Metrics>,
-    own: &Arc<OwnMetrics>,
-    health: &Arc<Health>,
-    recorder: Arc<Recorder>,
-) -> axum::Router {
-    let (metrics, own) = (Arc::clone(metrics), Arc::clone(own));
+fn routes(metrics: &Arc<Metrics>, health: &Arc<Health>, recorder: Arc<Recorder>) -> axum::Router {
     // Other parts' routes are merged here.
-    let parts = http::metrics_routes(move || own.encode_with(&metrics))
+    let parts = http::metrics_routes(metrics.clone())
         .merge(health::routes(health))
         .merge(recorder::routes(recorder));
     http::router(parts, INDEX)

@@ -6,9 +6,6 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use crate::metrics::Metrics;
-use crate::recorder::RecorderCollector;
-
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Build {
     version: &'static str,
@@ -23,15 +20,12 @@ struct Reload {
 /// The families.
 #[derive(Debug)]
 pub(super) struct OwnMetrics {
-    registry: Registry,
     reloads: Family<Reload, Counter>,
 }
 
 impl OwnMetrics {
     /// With what is known from the start.
-    pub(super) fn new(recorder: RecorderCollector) -> Self {
-        let mut registry = Registry::default();
-        registry.register_collector(Box::new(recorder));
+    pub(super) fn register(registry: &mut Registry) -> Self {
         let build = Family::<Build, Gauge>::default();
         build
             .get_or_create(&Build {
@@ -49,20 +43,12 @@ impl OwnMetrics {
             "Times that the configuration was read again",
             reloads.clone(),
         );
-        Self { registry, reloads }
+        Self { reloads }
     }
 
     /// Counts a reload.
     pub(super) fn reloaded(&self, is_success: bool) {
         let result = if is_success { "success" } else { "failure" };
         self.reloads.get_or_create(&Reload { result }).inc();
-    }
-
-    /// All of `metrics` and these, as one `OpenMetrics` text.
-    pub(super) fn encode_with(&self, metrics: &Metrics) -> String {
-        let mut text = metrics.encode();
-        text.truncate(text.strip_suffix("# EOF\n").map_or(text.len(), str::len));
-        prometheus_client::encoding::text::encode(&mut text, &self.registry).expect("writing to a string cannot fail");
-        text
     }
 }

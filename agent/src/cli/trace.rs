@@ -256,7 +256,7 @@ async fn trace(arguments: TraceArguments) -> anyhow::Result<ExitCode> {
 
 fn metrics_page(metrics: Arc<Metrics>) -> axum::Router {
     http::router(
-        http::metrics_routes(move || metrics.encode()),
+        http::metrics_routes(metrics),
         "wasmscope\n\n/metrics   metrics, as OpenMetrics or Prometheus text\n",
     )
 }

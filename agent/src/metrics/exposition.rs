@@ -448,7 +448,7 @@ fn native(histogram: &Histogram, has_classic: bool, has_native: bool) -> proto::
     encoded
 }
 
-/// `io.prometheus.client`, as far as it is written: prometheus/client_model, metrics.proto.
+/// `io.prometheus.client`, as far as it is written: `metrics.proto` of `prometheus/client_model`.
 pub(super) mod proto {
     pub(crate) const COUNTER: i32 = 0;
     pub(crate) const GAUGE: i32 = 1;

@@ -227,6 +227,11 @@ impl Metrics {
         }
     }
 
+    /// To add families of others.
+    pub fn registry_mut(&mut self) -> &mut Registry {
+        &mut self.registry
+    }
+
     /// All families, of which those that the kernel counts are fed by [`Self::observe_aggregate`] and not by traces; a trace
     /// only gives them exemplars.
     pub fn with_aggregates(config: MetricsConfig) -> Self {
