@@ -1,4 +1,4 @@
-// node render.mjs PROMETHEUS SECONDS DIRECTORY CHROMIUM DASHBOARD...: one page and one picture for each dashboard.
+// node render.mjs PROMETHEUS SECONDS DIRECTORY CHROMIUM DASHBOARD...: one page and one picture for each dashboard; queries without data are named on stderr.
 import { execFileSync } from 'node:child_process';
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
@@ -6,6 +6,16 @@ import { build } from 'esbuild';
 
 const [prometheus, seconds, directory, chromium, ...dashboards] = process.argv.slice(2);
 mkdirSync(directory, { recursive: true });
+const hasData = async (query) => {
+  const asked = query.replaceAll('$__rate_interval', '30s').replace(/\$(cluster|node|namespace|pod|module)\b/g, '.*');
+  const end = Date.now() / 1000;
+  const parameters = new URLSearchParams({ query: asked, start: end - Number(seconds), end, step: 5 });
+  const answer = await (await fetch(`${prometheus}/api/v1/query_range?${parameters}`)).json();
+  if (answer.status !== 'success') {
+    throw new Error(`${query}: ${answer.error}`);
+  }
+  return answer.data.result.length > 0;
+};
 const script = await build({
   entryPoints: [join(import.meta.dirname, 'render.tsx')],
   bundle: true, write: false, outdir: directory, minify: true, format: 'iife', jsx: 'automatic', logLevel: 'error',
@@ -16,6 +26,13 @@ const text = (ending) => script.outputFiles.find((one) => one.path.endsWith(endi
 for (const path of dashboards) {
   const name = basename(path, '.json');
   const dashboard = JSON.parse(readFileSync(path, 'utf8'));
+  for (const panel of dashboard.panels) {
+    for (const target of panel.targets ?? []) {
+      if (!(await hasData(target.expr))) {
+        console.error(`no data: ${name}: ${panel.title} ${target.refId}`);
+      }
+    }
+  }
   const bottom = Math.max(...dashboard.panels.map((one) => one.gridPos.y + one.gridPos.h));
   const page = join(directory, `${name}.html`);
   const constants = `const DASHBOARD=${JSON.stringify(dashboard).replaceAll('<', '\\u003c')},PROMETHEUS=${JSON.stringify(prometheus)},SECONDS=${Number(seconds)};`;

@@ -22,7 +22,10 @@ const OTHERS: [(&str, &[&str]); 27] = [
         "kube_pod_container_resource_limits",
         &["cluster", "namespace", "pod", "container", "resource"],
     ),
-    ("kube_pod_owner", &["cluster", "namespace", "pod", "owner_kind", "owner_name"]),
+    (
+        "kube_pod_owner",
+        &["cluster", "namespace", "pod", "owner_kind", "owner_name"],
+    ),
     ("kube_pod_status_ready", &["cluster", "namespace", "pod", "condition"]),
     ("up", &["job"]),
     ("process_cpu_seconds_total", &["job"]),
@@ -66,7 +69,11 @@ fn files(under: &str, extension: &str) -> Vec<PathBuf> {
 
 fn dashboards() -> Vec<(String, Value)> {
     let read = |path: &Path| {
-        assert!(fs::metadata(path).unwrap().len() <= MAX_FILE_BYTES, "{}", path.display());
+        assert!(
+            fs::metadata(path).unwrap().len() <= MAX_FILE_BYTES,
+            "{}",
+            path.display()
+        );
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();
         let json = serde_json::from_slice(&fs::read(path).unwrap()).unwrap_or_else(|error| panic!("{name}: {error}"));
         (name, json)
@@ -133,7 +140,11 @@ fn alerts() -> Vec<String> {
 fn all_queries() -> Vec<(String, String)> {
     let mut queries = dashboard_queries();
     for file in ["recording.yaml", "alerts.yaml"] {
-        queries.extend(rules(file).into_iter().map(|(_, name, query)| (format!("{file}: {name}"), query)));
+        queries.extend(
+            rules(file)
+                .into_iter()
+                .map(|(_, name, query)| (format!("{file}: {name}"), query)),
+        );
     }
     queries
 }
@@ -264,14 +275,20 @@ fn panels_say_what_they_show_in_units_that_grafana_knows() {
             if kind == "row" {
                 continue;
             }
-            assert!(panel["description"].as_str().is_some_and(|text| text.ends_with('.')), "{name}: {title}");
+            assert!(
+                panel["description"].as_str().is_some_and(|text| text.ends_with('.')),
+                "{name}: {title}"
+            );
             let unit = panel["fieldConfig"]["defaults"]["unit"].as_str().unwrap();
             assert!(UNITS.contains(&unit), "{name}: {title}: {unit}");
             assert!(!panel["targets"].as_array().unwrap().is_empty(), "{name}: {title}");
             let text = panel.to_string();
             assert!(text.contains("${datasource}"), "{name}: {title}");
             for (index, _) in text.match_indices("=~\\\"$") {
-                let variable: String = text[index + 5..].chars().take_while(char::is_ascii_alphabetic).collect();
+                let variable: String = text[index + 5..]
+                    .chars()
+                    .take_while(char::is_ascii_alphabetic)
+                    .collect();
                 assert!(variables.contains(&variable.as_str()), "{name}: {title}: ${variable}");
             }
         }
@@ -297,7 +314,10 @@ fn every_query_parses_and_asks_for_metrics_and_labels_that_exist() {
             }
         }
         for label in &asked.grouped_by {
-            assert!(labels.contains(label.as_str()), "{place}: no metric has the label {label}");
+            assert!(
+                labels.contains(label.as_str()),
+                "{place}: no metric has the label {label}"
+            );
         }
     }
 }

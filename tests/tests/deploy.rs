@@ -99,7 +99,12 @@ fn manifests_and_unit_grant_what_check_asks_for_and_nothing_else() {
         .filter_map(|line| line.trim().strip_prefix("- "))
         .collect();
     assert_eq!(added, CAPABILITIES);
-    for line in ["drop: [ALL]", "privileged: false", "readOnlyRootFilesystem: true", "allowPrivilegeEscalation: false"] {
+    for line in [
+        "drop: [ALL]",
+        "privileged: false",
+        "readOnlyRootFilesystem: true",
+        "allowPrivilegeEscalation: false",
+    ] {
         assert!(manifest.contains(line), "{line}");
     }
     let unit = fs::read_to_string(root().join("deploy/systemd/wasmscope.service")).unwrap();

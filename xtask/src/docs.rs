@@ -15,7 +15,16 @@ pub(crate) fn run(workspace: &Workspace, _options: &Options) -> Result<()> {
     for reason in setup::ensure_tools(workspace, &["py-wasmtime"])? {
         eprintln!("missing: {reason}");
     }
-    let words = ["test", "--locked", "--package", "wasmscope-tests", "--test", "docs", "--test", "deploy"];
+    let words = [
+        "test",
+        "--locked",
+        "--package",
+        "wasmscope-tests",
+        "--test",
+        "docs",
+        "--test",
+        "deploy",
+    ];
     let status = workspace
         .cargo(words)
         .env("WASMSCOPE_UPDATE", "1")

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::http;
 use crate::process::Running;
@@ -41,9 +41,8 @@ pub(crate) struct Options {
 /// Runs load, trace and Prometheus, then the renderer.
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     setup::ensure_ebpf(workspace)?;
-    for reason in setup::ensure_tools(workspace, &["prometheus"])? {
-        bail!("{reason}");
-    }
+    let missing = setup::ensure_tools(workspace, &["prometheus"])?;
+    ensure!(missing.is_empty(), "{}", missing.join("; "));
     for (program, package) in [("node", "nodejs"), ("npm", "npm"), ("chromium", "chromium")] {
         ensure!(!on_path(program).is_empty(), "no {program}: apt-get install {package}");
     }
@@ -62,9 +61,12 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     }
     fs::create_dir_all(&directory).with_context(|| format!("while making {}", directory.display()))?;
 
-    let mut host = Running::start(
-        Command::new(workspace.release_binary("edge-host")).args(["--listen", "127.0.0.1:0", "--threads", "2"]),
-    )?;
+    let mut host = Running::start(Command::new(workspace.release_binary("edge-host")).args([
+        "--listen",
+        "127.0.0.1:0",
+        "--threads",
+        "2",
+    ]))?;
     let address: SocketAddr = host.wait_for("it listens", START_LIMIT, |line| {
         line.strip_prefix("listening on ")?.trim().parse().ok()
     })?;
@@ -123,7 +125,10 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         running.interrupt()?;
         running.wait(END_LIMIT)?;
     }
-    ensure!(pictures.lines().count() == dashboards.len(), "not every dashboard was drawn");
+    ensure!(
+        pictures.lines().count() == dashboards.len(),
+        "not every dashboard was drawn"
+    );
     println!("{}", pictures.trim());
     Ok(())
 }

@@ -32,10 +32,7 @@ impl FamilyDescription {
             "histogram" => &["_bucket", "_count", "_sum"],
             _ => &[""],
         };
-        suffixes
-            .iter()
-            .map(|suffix| format!("{}{suffix}", self.name))
-            .collect()
+        suffixes.iter().map(|suffix| format!("{}{suffix}", self.name)).collect()
     }
 }
 
@@ -285,6 +282,10 @@ mod tests {
         assert_eq!(family("wasm_invocation_duration_seconds").kind, "histogram");
         assert_eq!(family("wasmscope_events_lost").labels, ["layer", "reason"]);
         assert_eq!(family("wasmscope_series_overflow").labels, ["family"]);
-        assert!(families.iter().all(|family| !family.help.is_empty() && !family.kind.is_empty()));
+        assert!(
+            families
+                .iter()
+                .all(|family| !family.help.is_empty() && !family.kind.is_empty())
+        );
     }
 }
