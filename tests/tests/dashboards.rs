@@ -1,5 +1,7 @@
 //! Dashboards, rules and runbook: whether they fit each other, the query language, and the metrics that the agent really has.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! What is deployed: the chart as Helm renders it, the manifests made of it, the systemd unit, and that they agree with each other and with the code.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
