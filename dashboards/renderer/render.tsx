@@ -2,10 +2,10 @@
 import React, { useEffect, useState } from 'react';
 import { createRoot } from 'react-dom/client';
 import {
-  DataFrame, FieldType, ThresholdsMode, applyFieldOverrides, createTheme, getDisplayProcessor, getFieldDisplayValues, standardFieldConfigEditorRegistry,
+  DataFrame, FieldType, createTheme, getDisplayProcessor,
   toDataFrame, dateTime, ThemeContext, formattedValueToString, getValueFormat,
 } from '@grafana/data';
-import { BigValue, BigValueColorMode, BigValueGraphMode, PanelChrome, PanelContextProvider, Table, TimeSeries, VizLegend, LegendDisplayMode, TooltipPlugin2, GlobalStyles } from '@grafana/ui';
+import { BigValue, BigValueColorMode, BigValueGraphMode, PanelChrome, TimeSeries, LegendDisplayMode, GlobalStyles } from '@grafana/ui';
 
 declare const DASHBOARD: any;
 declare const PROMETHEUS: string;
@@ -116,13 +116,31 @@ function Heat({ results, width, height, unit }: any) {
   );
 }
 
+// Grafana's table wants the translations that its server loads: plain rows in its colours, with its units.
+function Rows({ frame, width, height }: { frame: DataFrame; width: number; height: number }) {
+  const cell = { padding: '4px 8px', textAlign: 'left', borderBottom: `1px solid ${theme.colors.border.weak}`, whiteSpace: 'nowrap' } as const;
+  return (
+    <div style={{ width, height, overflow: 'hidden' }}>
+      <table style={{ width: '100%', borderCollapse: 'collapse', fontSize: 13 }}>
+        <thead><tr>{frame.fields.map((field) => <th key={field.name} style={{ ...cell, color: theme.colors.primary.text }}>{field.name}</th>)}</tr></thead>
+        <tbody>{Array.from({ length: frame.length }, (_, row) => (
+          <tr key={row}>{frame.fields.map((field) => {
+            const value = field.values[row];
+            return <td key={field.name} style={cell}>{value === null ? '' : field.type === FieldType.number ? formattedValueToString(field.display!(value)) : String(value)}</td>;
+          })}</tr>
+        ))}</tbody>
+      </table>
+    </div>
+  );
+}
+
 function Inside({ panel, results, width, height }: any) {
   const isEmpty = results.every((series: any[]) => series.length === 0);
   if (isEmpty) {
     return <div className="no-data" style={{ color: theme.colors.text.secondary, padding: 16 }}>No data</div>;
   }
   if (panel.type === 'table') {
-    return <Table data={tableFrame(panel, results)} width={width} height={height} />;
+    return <Rows frame={tableFrame(panel, results)} width={width} height={height} />;
   }
   if (panel.type === 'heatmap') {
     return <Heat results={results} width={width} height={height} unit={panel.options.yAxis.unit} />;
