@@ -14,7 +14,7 @@ use wasmscope::metrics::reference;
 use wasmscope_tests::environment::{self, left_out};
 
 /// Of kube-state-metrics, cAdvisor, Prometheus, and of the agent where its families are not made by `wasmscope::metrics`, with the labels that queries may use.
-const OTHERS: [(&str, &[&str]); 27] = [
+const OTHERS: [(&str, &[&str]); 26] = [
     ("ALERTS", &["alertname", "alertstate", "cluster"]),
     ("container_cpu_cfs_periods_total", POD),
     ("container_cpu_cfs_throttled_periods_total", POD),
@@ -40,7 +40,6 @@ const OTHERS: [(&str, &[&str]); 27] = [
     ("wasmscope_build_info", &[]),
     ("wasmscope_config_reloads_total", &[]),
     ("wasmscope_overhead_ratio", &[]),
-    ("wasmscope_pod_resolutions_total", &[]),
     ("wasmscope_probe_cost_seconds", &[]),
     ("wasmscope_recorder_bytes", &[]),
     ("wasmscope_recorder_dropped_total", &[]),

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 
 use super::labels::{
     ExportLabels, FamilyLabels, GrowLabels, HostCallLabels, ImportLabels, InterruptionLabels, InvocationLabels,
-    IoLabels, KindLabels, LossLabels, ModuleLabels, PhaseLabels, SyscallLabels, SyscallTimeLabels, TrapLabels, Value,
-    Workload,
+    IoLabels, KindLabels, LossLabels, ModuleLabels, PhaseLabels, ResolutionLabels, SyscallLabels, SyscallTimeLabels,
+    TrapLabels, Value, Workload,
 };
 use super::{ColdStartPhase, Metrics};
 use crate::span::{Place, Process};
@@ -116,9 +116,12 @@ fn with_a_series_each() -> Metrics {
         memory_bytes,
         events,
         losses,
+        pod_resolutions,
         symbol_coverage: _,
         named_count: _,
         nameable_count: _,
+        // Counted in the kernel, written under the names of the families above.
+        aggregates: _,
     } = &metrics;
     let outcome = "ok";
     invocations.with(
@@ -185,6 +188,13 @@ fn with_a_series_each() -> Metrics {
         &LossLabels {
             layer: Value::unknown(),
             reason: Value::unknown(),
+        },
+        |_| (),
+    );
+    pod_resolutions.with(
+        &ResolutionLabels {
+            source: "cri",
+            result: "found",
         },
         |_| (),
     );
