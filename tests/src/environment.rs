@@ -163,7 +163,7 @@ pub fn wheel(version: &str) -> Option<String> {
 }
 
 fn find_python() -> Result<PathBuf, String> {
-    const NEEDED: &str = "import wasmtime, prometheus_client.openmetrics.parser";
+    const NEEDED: &str = "import wasmtime, prometheus_client.openmetrics.parser, helm_python, kubernetes_validate";
     let environment = target_directory().join("python-venv");
     let python =
         std::env::var_os("WASMSCOPE_TEST_PYTHON").map_or_else(|| environment.join("bin/python"), PathBuf::from);

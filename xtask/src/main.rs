@@ -3,7 +3,9 @@
 mod agent_cli;
 mod bench;
 mod demo;
+mod docs;
 mod fixtures;
+mod gallery;
 mod http;
 mod interrupt;
 mod process;
@@ -37,6 +39,8 @@ enum Task {
     #[command(subcommand)]
     Bench(bench::Bench),
     Fixtures(fixtures::Options),
+    Docs(docs::Options),
+    Gallery(gallery::Options),
 }
 
 fn main() -> ExitCode {
@@ -63,5 +67,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Test(options) => test::run(&workspace, &options),
         Task::Bench(bench) => bench::run(&workspace, &bench).map(|()| ExitCode::SUCCESS),
         Task::Fixtures(options) => fixtures::run(&workspace, &options).map(|()| ExitCode::SUCCESS),
+        Task::Docs(options) => docs::run(&workspace, &options).map(|()| ExitCode::SUCCESS),
+        Task::Gallery(options) => gallery::run(&workspace, &options).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -12,6 +12,7 @@ mod bounded;
 mod config;
 mod exposition;
 mod labels;
+pub mod reference;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! What only tests and benchmarks use: strace, bpftrace, containerd, wasmtime's Python packages and Mermaid's parser.
+//! What only tests and benchmarks use: strace, bpftrace, containerd, Prometheus, wasmtime's Python packages and Mermaid's parser.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -54,6 +54,8 @@ pub(crate) fn all(workspace: &Workspace) -> Vec<Tool> {
             file: "/usr/share/doc/busybox-static",
             package: "busybox-static",
         },
+        // Checks rules and runs their tests, and is scraped into by the tests of dashboards.
+        Tool::Program("prometheus"),
     ];
     let requirements = workspace.root.join("tests/python").join(REQUIREMENTS);
     if requirements.is_file() {

@@ -1,0 +1,77 @@
+"""Renders the Helm chart as Helm does and validates what came out against the schemas of Kubernetes.
+
+chart.py text CHART VALUES...   the manifests as they would be applied, with their comments
+chart.py golden CHART VALUES... the same without what is only copied (dashboards, rules), in one order
+chart.py validate FILE...       strict validation of manifests
+"""
+
+import json
+import sys
+
+import helm_python
+import kubernetes_validate
+import yaml
+
+VERSIONS = ["1.30", "1.33", kubernetes_validate.latest_version()]
+# Kinds of others, whose schemas are not those of Kubernetes.
+FOREIGN = {"PodMonitor", "PrometheusRule"}
+
+
+def render(chart_path, values_paths):
+    values = {}
+    for path in values_paths:
+        with open(path) as file:
+            values.update(yaml.safe_load(file) or {})
+    chart = helm_python.Chart.load(chart_path)
+    chart.validate_schema(values)
+    files = chart.render(values, name="wasmscope", namespace="wasmscope")
+    # Accounts and rules before what uses them.
+    order = ["rbac.yaml", "configmap.yaml", "daemonset.yaml", "monitoring.yaml"]
+    named = {path.rsplit("/", 1)[1]: text for path, text in files.items() if path.endswith(".yaml")}
+    assert set(named) <= set(order), f"not in the order: {set(named) - set(order)}"
+    texts = [named[name].strip() for name in order if named.get(name, "").strip()]
+    return "\n---\n".join(text.removeprefix("---").strip() for text in texts) + "\n"
+
+
+def validate(text, name):
+    count = 0
+    for document in yaml.safe_load_all(text):
+        if document is None:
+            continue
+        count += 1
+        if document["kind"] in FOREIGN:
+            continue
+        for version in VERSIONS:
+            kubernetes_validate.validate(document, version, strict=True)
+    if count == 0:
+        sys.exit(f"{name}: no manifest")
+
+
+def golden(text):
+    documents = []
+    for document in yaml.safe_load_all(text):
+        if document["kind"] == "ConfigMap":
+            for key, value in document["data"].items():
+                if key.endswith(".json"):
+                    document["data"][key] = f"dashboard {json.loads(value)['uid']}"
+        if document["kind"] == "PrometheusRule":
+            groups = document["spec"]["groups"]
+            document["spec"] = {group["name"]: [rule.get("alert") or rule["record"] for rule in group["rules"]] for group in groups}
+        documents.append(document)
+    return yaml.safe_dump_all(documents, sort_keys=False, width=160)
+
+
+def main():
+    what, *arguments = sys.argv[1:]
+    if what == "validate":
+        for path in arguments:
+            with open(path) as file:
+                validate(file.read(), path)
+        return
+    chart, *values = arguments
+    text = render(chart, values)
+    validate(text, chart)
+    sys.stdout.write(text if what == "text" else golden(text))
+
+
+main()

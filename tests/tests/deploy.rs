@@ -1,0 +1,139 @@
+//! What is deployed: the chart as Helm renders it, the manifests made of it, the systemd unit, and that they agree with each other and with the code.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use wasmscope_tests::environment::{self, left_out};
+
+/// As `wasmscope check` looks for them.
+const CAPABILITIES: [&str; 5] = ["BPF", "PERFMON", "SYS_PTRACE", "DAC_READ_SEARCH", "CHECKPOINT_RESTORE"];
+
+fn root() -> PathBuf {
+    environment::tests_directory().join("..")
+}
+
+fn fixture(name: &str) -> PathBuf {
+    environment::tests_directory().join("fixtures/deploy").join(name)
+}
+
+/// Runs `chart.py`; `None` where there is no Python.
+fn chart(words: &[&str], values: &[PathBuf]) -> Option<Output> {
+    let python = environment::python()?;
+    let mut command = Command::new(python);
+    command
+        .arg(environment::tests_directory().join("python/chart.py"))
+        .args(words)
+        .args(values)
+        .current_dir(root());
+    Some(command.output().expect("Python can be run"))
+}
+
+fn rendered(what: &str, values: &[PathBuf]) -> Option<String> {
+    let output = chart(&[what, "deploy/helm/wasmscope"], values)?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Some(String::from_utf8(output.stdout).unwrap())
+}
+
+/// Compares a file with what it should be; writes it where `WASMSCOPE_UPDATE` is set.
+fn assert_current(path: &Path, expected: &str) {
+    if std::env::var_os("WASMSCOPE_UPDATE").is_some() {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, expected).unwrap();
+    }
+    let found = fs::read_to_string(path).unwrap_or_default();
+    assert!(
+        found == expected,
+        "{} is not current: WASMSCOPE_UPDATE=1 cargo test -p wasmscope-tests --test deploy",
+        path.display()
+    );
+}
+
+#[test]
+fn the_chart_renders_valid_manifests_as_recorded() {
+    for name in ["everything", "least"] {
+        let Some(text) = rendered("golden", &[fixture(&format!("{name}.yaml"))]) else {
+            return;
+        };
+        assert_current(&fixture(&format!("{name}.golden.yaml")), &text);
+    }
+}
+
+#[test]
+fn values_that_do_not_exist_are_refused_by_name() {
+    let Some(output) = chart(&["text", "deploy/helm/wasmscope"], &[fixture("misspelt.yaml")]) else {
+        return;
+    };
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("'apiserver' not allowed"));
+}
+
+#[test]
+fn the_plain_manifests_are_the_chart_with_its_defaults() {
+    const HEAD: &str = "# The chart with its defaults and its namespace; made by WASMSCOPE_UPDATE=1 cargo test -p wasmscope-tests --test deploy.
+# Set the image to where your nodes pull it from, then: kubectl apply -f deploy/manifests/wasmscope.yaml
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: wasmscope
+  labels:
+    # The host's process namespace and a path on the host are beyond the other levels.
+    pod-security.kubernetes.io/enforce: privileged
+---
+";
+    let Some(text) = rendered("text", &[]) else { return };
+    let path = root().join("deploy/manifests/wasmscope.yaml");
+    assert_current(&path, &format!("{HEAD}{text}"));
+    let output = chart(&["validate"], &[path]).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn manifests_and_unit_grant_what_check_asks_for_and_nothing_else() {
+    let manifest = fs::read_to_string(root().join("deploy/manifests/wasmscope.yaml")).unwrap();
+    let added: Vec<_> = manifest
+        .lines()
+        .skip_while(|line| line.trim() != "add:")
+        .skip(1)
+        .take_while(|line| line.trim().starts_with(['-', '#']))
+        .filter_map(|line| line.trim().strip_prefix("- "))
+        .collect();
+    assert_eq!(added, CAPABILITIES);
+    for line in [
+        "drop: [ALL]",
+        "privileged: false",
+        "readOnlyRootFilesystem: true",
+        "allowPrivilegeEscalation: false",
+    ] {
+        assert!(manifest.contains(line), "{line}");
+    }
+    let unit = fs::read_to_string(root().join("deploy/systemd/wasmscope.service")).unwrap();
+    let named: Vec<_> = CAPABILITIES.iter().map(|name| format!("CAP_{name}")).collect();
+    for setting in ["CapabilityBoundingSet", "AmbientCapabilities"] {
+        assert!(unit.contains(&format!("{setting}={}\n", named.join(" "))), "{setting}");
+    }
+    let source = fs::read_to_string(root().join("agent/src/bpf/features.rs")).unwrap();
+    assert_eq!(source.matches("        \"CAP_").count(), CAPABILITIES.len());
+    for name in named {
+        assert!(source.contains(&format!("\"{name}\"")), "{name}");
+    }
+}
+
+#[test]
+fn systemd_takes_the_unit() {
+    let unit = fs::read_to_string(root().join("deploy/systemd/wasmscope.service")).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("wasmscope.service");
+    // It looks whether the program is there.
+    fs::write(&path, unit.replace("/usr/local/bin/wasmscope", "/bin/true")).unwrap();
+    let mut verify = Command::new("systemd-analyze");
+    match verify.arg("verify").arg(&path).output() {
+        Err(error) => left_out(&format!("systemd-analyze: {error}: apt-get install systemd")),
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success() && said.trim().is_empty(), "{said}");
+        }
+    }
+}
