@@ -57,7 +57,7 @@ fn traced(python: &std::path::Path, arguments: &[&str], options: &[&str]) -> (Ve
 fn by_export(invocations: &Numbers) -> Numbers {
     let mut exports = Numbers::new();
     for (name, count) in invocations {
-        let export = name.rsplit_once('/').map_or(name.as_str(), |(_, export)| export);
+        let export = name.split_once('/').map_or(name.as_str(), |(_, export)| export);
         *exports.entry(export.to_owned()).or_default() += count;
     }
     exports
