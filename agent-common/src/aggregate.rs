@@ -116,6 +116,7 @@ pub struct OpenActivation {
 /// The bucket of a duration. Bounds are powers of the fourth root of two, in seconds, each included in the bucket below
 /// it; they are met to within one part in ten millions.
 #[inline(always)]
+#[expect(clippy::manual_ilog2, reason = "what can panic has no place in the programs")]
 pub const fn bucket_of(duration_ns: u64) -> usize {
     /// 2^50 / 10^9: durations are looked at in units of 2^-50 s.
     const UNITS_PER_NS: u64 = 1_125_900;

@@ -397,7 +397,7 @@ pub fn syscall(thread: *mut Thread, entry_handler: u64, result: i64, duration_ns
     // SAFETY: this thread's own entry.
     let thread = unsafe { &mut *thread };
     let does_not_return = duration_ns == DOES_NOT_RETURN;
-    let is_error = result < 0 && result >= -4095;
+    let is_error = (-4095..0).contains(&result);
     let key = AggregateKey {
         pid: thread.pid,
         epoch: thread.epoch,

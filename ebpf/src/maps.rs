@@ -6,8 +6,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
 };
 use wasmscope_common::{
-    AggregateKey, AggregateStats, COUNTER_SLOTS, Counter, HandedOver, HelperTask, HttpRequest, OTHER_ROWS, OpenActivation,
-    OpenKey, OpenRequest, ProcessConfig, SeenCallSite, SeenCallee,
+    AggregateKey, AggregateStats, COUNTER_SLOTS, Counter, HandedOver, HelperTask, HttpRequest, OTHER_ROWS,
+    OpenActivation, OpenKey, OpenRequest, ProcessConfig, SeenCallSite, SeenCallee,
 };
 
 use crate::thread::Thread;

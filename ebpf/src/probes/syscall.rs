@@ -11,8 +11,8 @@ use aya_ebpf::{
 };
 use wasmscope_common::{
     AGGREGATE_SYSCALLS, CodePublished, Counter, DOES_NOT_RETURN, EMIT_REQUESTS, EMIT_SYSCALLS, HelperSyscall,
-    LAYOUT_NO_HANDLER, MAX_COPIES, MAX_FRAMES, ProcessConfig, RecordKind, STACK_TRUNCATED, Syscall,
-    TLS_DYNAMIC, WATCH_NEW_WASM,
+    LAYOUT_NO_HANDLER, MAX_COPIES, MAX_FRAMES, ProcessConfig, RecordKind, STACK_TRUNCATED, Syscall, TLS_DYNAMIC,
+    WATCH_NEW_WASM,
 };
 
 use crate::{

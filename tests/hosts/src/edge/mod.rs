@@ -23,6 +23,7 @@ use crate::report;
 /// been done so far as JSON.
 ///
 /// Prints `listening on ADDRESS` when it is ready. Ends on SIGINT or SIGTERM, after the requests that it is working on.
+#[expect(clippy::struct_excessive_bools, reason = "independent flags of a command line")]
 #[derive(Clone, Debug, Parser)]
 #[command(name = "edge-host", version)]
 pub struct Options {
