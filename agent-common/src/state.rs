@@ -143,6 +143,27 @@ pub struct HelperTask {
     pub reserved: u32,
 }
 
+/// Kinds of probes whose hits are counted: index in [`ProbeHits::counts`].
+pub const HIT_SYSCALL: usize = 0;
+/// A swap of activations, or an error that leaves one.
+pub const HIT_ACTIVATION: usize = 1;
+/// Entry of a host function.
+pub const HIT_HOST_CALL: usize = 2;
+/// A return of a host function.
+pub const HIT_HOST_CALL_END: usize = 3;
+/// A function that is called seldom, entry or return.
+pub const HIT_MARK: usize = 4;
+/// Kinds of probes whose hits are counted.
+pub const HIT_KINDS: usize = 5;
+
+/// How often the probes in one process were hit, whether or not they recorded anything. The agent makes the entry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ProbeHits {
+    /// By `HIT_*`.
+    pub counts: [u64; HIT_KINDS],
+}
+
 /// Who handed work over, and when.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use toml::{Table, Value};
 
+use crate::governor::GovernorConfig;
 use crate::metrics::MetricsConfig;
 use crate::place::KubernetesConfig;
 use crate::recorder::RecorderConfig;
@@ -43,6 +44,8 @@ pub struct Config {
     pub metrics: MetricsConfig,
     /// The flight recorder.
     pub recorder: RecorderConfig,
+    /// What probes may cost. Changing it takes a restart.
+    pub governor: GovernorConfig,
     /// How it ends.
     pub shutdown: ShutdownConfig,
     /// One agent per node.
@@ -174,6 +177,9 @@ impl Config {
         }
         within("capture.tier", self.capture.tier.into(), 0..=1)?;
         within("capture.queue_traces", self.capture.queue_traces as u64, 1..=1_000_000)?;
+        self.governor
+            .validate()
+            .map_err(|message| format!("governor.{message}"))?;
         within("shutdown.deadline_seconds", self.shutdown.deadline_seconds, 1..=600)?;
         tracing_subscriber::EnvFilter::try_new(&self.log.filter)
             .map_err(|error| format!("log.filter is {:?}: {error}", self.log.filter))?;
@@ -197,6 +203,7 @@ impl Config {
         differs("http", self.http != new.http);
         differs("log.format", self.log.format != new.log.format);
         differs("capture", self.capture != new.capture);
+        differs("governor", self.governor != new.governor);
         differs("instance", self.instance != new.instance);
         differs("metrics", self.metrics != new.metrics);
         differs("kubernetes", self.kubernetes != new.kubernetes);

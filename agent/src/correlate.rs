@@ -10,6 +10,7 @@
 mod activation;
 mod cold;
 mod helpers;
+mod pauses;
 mod request;
 mod runtime_call;
 
@@ -22,7 +23,7 @@ pub use self::activation::MAX_SPANS_PER_TRACE;
 use self::activation::{Activation, FailedCall, complete, outcome};
 use crate::{
     event::{Coverage, Event, EventKind, FunctionId, ImportId},
-    span::{Bound, Function, Import, Loss, Module, Outcome, Process, Span, SpanKind, Starts, Trace, TraceId},
+    span::{Bound, Function, Import, Loss, Module, Outcome, Pause, Process, Span, SpanKind, Starts, Trace, TraceId},
     syscalls,
 };
 
@@ -59,6 +60,8 @@ struct ProcessState {
     requests: request::Requests,
     /// A host call has been seen to begin.
     has_host_calls: bool,
+    /// Probes that are paused, or were not long ago.
+    pauses: Vec<Pause>,
 }
 
 #[derive(Debug, Default)]
@@ -111,6 +114,9 @@ impl Correlator {
                 self.close_process(pid, at_ns);
                 self.processes.remove(&pid);
             }
+            EventKind::ProbesPaused { probes } => self.pause(at_ns, pid, &probes),
+            EventKind::ProbesSilent { probes } => self.silence(at_ns, pid, &probes),
+            EventKind::ProbesResumed { probes } => self.resume(at_ns, pid, &probes),
             kind => self.in_process(at_ns, pid, tid, kind),
         }
     }
@@ -186,6 +192,7 @@ impl Correlator {
                         modules: cold::Modules::default(),
                         requests: request::Requests::default(),
                         has_host_calls: false,
+                        pauses: Vec::new(),
                     },
                 );
             }
@@ -348,6 +355,10 @@ impl Correlator {
 
     fn close_process(&mut self, pid: u32, at_ns: u64) {
         self.settle_process(pid, u64::MAX);
+        self.close_activations(pid, at_ns);
+    }
+
+    fn close_activations(&mut self, pid: u32, at_ns: u64) {
         let Some(state) = self.processes.get_mut(&pid) else {
             return;
         };
@@ -524,6 +535,8 @@ impl Context<'_> {
                 cold: Vec::new(),
                 is_warm: false,
                 origin,
+                pauses: self.state.pauses_at(self.at_ns),
+                is_muted: false,
             },
         );
     }
@@ -669,6 +682,7 @@ impl Context<'_> {
         activation.failed_call = None;
         activation.open_call = Some(span);
         activation.open_frame = frame;
+        activation.is_muted = false;
         self.state.has_host_calls = true;
     }
 
@@ -755,11 +769,15 @@ fn place(
             parent.lose("correlate", activation::COLD_START_LIMIT, excess as u64);
         }
         parent.cold.extend(done.cold.into_iter().take(room));
+        let end_ns = done.span.end_ns;
         parent.add(done.span);
+        parent.close_muted(end_ns);
         return;
     }
     let parent = done.origin.parent(&done.span);
+    let pauses = pauses::within(&done.span, &done.pauses);
     finished.push(Trace {
+        pauses,
         id: trace_id(process, done.address, done.span.start_ns),
         process: process.clone(),
         root: done.span,

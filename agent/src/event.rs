@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     http_request::RequestProblem,
-    span::{InterruptionCause, Loss, Parent, PhaseKind, Process},
+    span::{InterruptionCause, Loss, Parent, PhaseKind, ProbeKind, Process},
 };
 
 /// Number of a function defined earlier in the same stream.
@@ -257,6 +257,21 @@ pub enum EventKind {
     ThreadExit,
     /// The process ended or replaced its image.
     ProcessGone,
+    /// Probes in the process are being paused: from here on, what they observe may not be seen. Events of before may follow.
+    ProbesPaused {
+        /// Which.
+        probes: Vec<ProbeKind>,
+    },
+    /// Nothing of paused probes follows: what is open may end unseen.
+    ProbesSilent {
+        /// Which.
+        probes: Vec<ProbeKind>,
+    },
+    /// Probes in the process are there again. Events of before may follow, those of theirs do.
+    ProbesResumed {
+        /// Which.
+        probes: Vec<ProbeKind>,
+    },
     /// Something is missing from here on.
     Lost {
         /// What.
@@ -347,6 +362,9 @@ impl EventKind {
             Self::Unwind => "unwind",
             Self::ThreadExit => "thread_exit",
             Self::ProcessGone => "process_gone",
+            Self::ProbesPaused { .. } => "probes_paused",
+            Self::ProbesSilent { .. } => "probes_silent",
+            Self::ProbesResumed { .. } => "probes_resumed",
             Self::Lost { .. } => "lost",
         }
     }

@@ -4,6 +4,7 @@ mod aggregate;
 mod cold;
 mod copies;
 mod definitions;
+mod governing;
 mod helpers;
 mod in_flight;
 mod learning;
@@ -25,11 +26,14 @@ use wasmscope_common::{
 
 pub use self::{
     aggregate::{AggregateRow, Counted, Times},
+    governing::{GovernorReport, WorkloadKey},
     watching::{WatchError, WatchReport, WatchedHost},
 };
-use self::{definitions::Definitions, learning::Learning, swap_check::SwapCheck, watching::Watched};
+use self::{
+    definitions::Definitions, governing::Governing, learning::Learning, swap_check::SwapCheck, watching::Watched,
+};
 use crate::{
-    bpf::{Kernel, LoadError, LoadOptions, Ring, SiteLinks, SiteProgram},
+    bpf::{Kernel, KernelObject, LoadError, LoadOptions, Ring, SiteLinks, SiteProgram},
     clock,
     correlate::{Correlator, SETTLE_NS},
     decode::{Record, decode},
@@ -126,6 +130,9 @@ pub struct Pipeline {
     /// Which records of requests can be relied on.
     requests: requests::Reliance,
     collected: aggregate::Collected,
+    governing: Option<Governing>,
+    /// Records that were there before anybody wanted to handle them.
+    backlog: Vec<Record>,
 }
 
 impl Pipeline {
@@ -158,6 +165,8 @@ impl Pipeline {
             is_finishing: false,
             requests: requests::Reliance::default(),
             collected: aggregate::Collected::default(),
+            governing: None,
+            backlog: Vec::new(),
         })
     }
 
@@ -172,7 +181,8 @@ impl Pipeline {
     /// Handles what the kernel has produced.
     pub fn turn(&mut self) -> Output {
         let mut output = Output::default();
-        let mut records = Vec::new();
+        let mut records = std::mem::take(&mut self.backlog);
+        let backlog = records.len();
         let mut undecodable = 0;
         let drained_ns = clock::monotonic_ns();
         let gone = self.departed();
@@ -180,7 +190,7 @@ impl Pipeline {
             Ok(record) => records.push(record),
             Err(_) => undecodable += 1,
         });
-        self.delivered_count += records.len() as u64 + undecodable;
+        self.delivered_count += (records.len() - backlog) as u64 + undecodable;
         // With more to come, only what came before the last record is known to be all there is.
         self.drained_ns = match records.last() {
             Some(last) if records.len() >= RECORDS_PER_TURN => last.header().at_ns,
@@ -225,10 +235,10 @@ impl Pipeline {
             }
         }
         let end_ns = clock::monotonic_ns();
-        let mut last = Output {
-            events: in_flight::events(&in_flight, &output.events, end_ns),
-            ..Output::default()
-        };
+        let mut last = Output::default();
+        self.tell_all_pauses(&mut last.events);
+        last.events
+            .extend(in_flight::events(&in_flight, &output.events, end_ns));
         self.correlate(&mut last);
         output.append(last);
         self.correlator.finish(end_ns);
@@ -247,6 +257,11 @@ impl Pipeline {
             trace_count: self.trace_count,
         };
         (output, capture)
+    }
+
+    /// What the kernel can be asked about for as long as the agent runs. Only the first call answers with any.
+    pub fn take_kernel_objects(&mut self) -> Vec<KernelObject> {
+        self.kernel.take_objects()
     }
 
     /// Events known to be missing so far.

@@ -5,6 +5,7 @@
 
 mod cold;
 mod parent;
+mod pause;
 mod place;
 mod trace_id;
 
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::cold::{ColdStart, Phase, PhaseKind, Starts};
 pub use self::parent::{MAX_TRACESTATE_BYTES, Parent, ParentSource};
+pub use self::pause::{Pause, ProbeKind};
 pub use self::place::{Owner, Place, PlaceSource};
 pub use self::trace_id::NotATraceId;
 
@@ -36,6 +38,9 @@ pub struct Trace {
     /// The span of the application that caused it, if that is known for sure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<Parent>,
+    /// Times in which not all of it was observed.
+    #[serde(default)]
+    pub pauses: Vec<Pause>,
 }
 
 /// A W3C trace id, never all zero.

@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use wasmscope_common::{
     AggregateKey, AggregateStats, COUNTER_SLOTS, Counter, HandedOver, HelperTask, HttpRequest, OTHER_ROWS,
-    OpenActivation, OpenKey, OpenRequest, ProcessConfig, SeenCallSite, SeenCallee,
+    OpenActivation, OpenKey, OpenRequest, ProbeHits, ProcessConfig, SeenCallSite, SeenCallee,
 };
 
 use crate::thread::Thread;
@@ -42,6 +42,10 @@ pub static OTHER: PerCpuArray<AggregateStats> = PerCpuArray::with_max_entries(OT
 /// Activations that are open, for processes whose calls are aggregated.
 #[map]
 pub static OPEN: HashMap<OpenKey, OpenActivation> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+
+/// Hits of probes by process, for those that the agent governs.
+#[map]
+static HITS: PerCpuHashMap<u32, ProbeHits> = PerCpuHashMap::with_max_entries(4096, 0);
 
 /// Call sites whose callee has been announced; the least recently used are forgotten and announced again.
 #[map]
@@ -122,6 +126,16 @@ pub fn increment(value: *mut u32) {
     // SAFETY: as in `add`, 4-byte aligned.
     unsafe {
         core::intrinsics::atomic_xadd::<u32, u32, { core::intrinsics::AtomicOrdering::Relaxed }>(value, 1);
+    }
+}
+
+/// Counts a hit of a probe in the current process, `kind` being one of `HIT_*`.
+#[inline(always)]
+pub fn hit(kind: usize) {
+    let pid = (aya_ebpf::helpers::bpf_get_current_pid_tgid() >> 32) as u32;
+    if let Some(hits) = HITS.get_ptr_mut(&pid) {
+        // SAFETY: a pointer into a map value, and a constant below the number of kinds.
+        add(unsafe { &raw mut (*hits).counts[kind] }, 1);
     }
 }
 

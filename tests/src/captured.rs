@@ -1,7 +1,7 @@
 //! What `wasmscope trace --format json` says happened: counts of it, and whether it is put together as it must be.
 
 use serde::Deserialize;
-use wasmscope::span::{Bound, Capture, Function, Loss, Outcome, Parent, Process, Role, Span, SpanKind, Starts};
+use wasmscope::span::{Bound, Capture, Function, Loss, Outcome, Parent, Pause, Process, Role, Span, SpanKind, Starts};
 
 use crate::workload::{Counts, Numbers};
 
@@ -33,6 +33,8 @@ pub struct Trace {
     pub starts: Starts,
     #[serde(default)]
     pub parent: Option<Parent>,
+    #[serde(default)]
+    pub pauses: Vec<Pause>,
 }
 
 #[derive(Deserialize)]

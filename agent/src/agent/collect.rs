@@ -50,6 +50,7 @@ impl Collector {
                 _ = self.stop.wait_for(Option::is_some) => break,
             }
             self.take(pipeline.turn(), &mut cold);
+            self.take(pipeline.govern(), &mut cold);
             if Instant::now() >= next_liveness {
                 next_liveness = Instant::now() + LIVENESS_INTERVAL;
                 pipeline.check_liveness();

@@ -33,6 +33,7 @@ use crate::metrics::Metrics;
 use crate::pipeline::{Detail, Options, Pipeline};
 use crate::place::Places;
 use crate::recorder::{self, Recorder, RecorderCollector};
+use crate::self_observation::SelfObservation;
 use crate::sink::otlp::{Exporter, ExporterConfig};
 
 const INDEX: &str = "\
@@ -94,9 +95,16 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
         },
     };
     // Loading takes seconds, in which health is to be answered.
-    let pipeline = tokio::task::spawn_blocking(move || Pipeline::start(options))
-        .await?
-        .context("cannot start")?;
+    let governor = start.governor.clone();
+    let mut pipeline = tokio::task::spawn_blocking(move || {
+        Pipeline::start(options).map(|mut pipeline| {
+            pipeline.start_governor(governor);
+            pipeline
+        })
+    })
+    .await?
+    .context("cannot start")?;
+    metrics.add_collector(Box::new(SelfObservation::new(&mut pipeline, false)));
 
     let (sender, receiver) = mpsc::channel(start.capture.queue_traces);
     let (stop, stopped) = watch::channel(None);

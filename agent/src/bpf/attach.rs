@@ -1,7 +1,11 @@
 //! Uprobes at sites of one file: through one `uprobe.multi` link where the kernel has it, else through one perf event a
 //! site.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs::File,
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+};
 
 use aya::{
     Ebpf,
@@ -78,7 +82,12 @@ pub struct UprobeSite {
 /// Live attachments of one program in one file; dropping it detaches them. With perf events that takes about 0.1 s a
 /// site, so drop it where nobody waits.
 pub struct SiteLinks {
-    _multi: Option<MultiLink>,
+    multi: Option<MultiLink>,
+    /// What it takes to attach them again.
+    path: PathBuf,
+    sites: Vec<MultiSite>,
+    /// Set while they are detached: the file they belong to, under whatever path.
+    paused: Option<File>,
     /// Perf-event links, to be given back to the program that owns them.
     perf: Vec<(SiteProgram, UProbeLinkId)>,
 }
@@ -174,7 +183,10 @@ impl Kernel {
                     source,
                 })?;
                 Ok(SiteLinks {
-                    _multi: Some(link),
+                    multi: Some(link),
+                    path: path.to_owned(),
+                    sites,
+                    paused: None,
                     perf: Vec::new(),
                 })
             }
@@ -199,7 +211,10 @@ impl Kernel {
             .try_into()
             .map_err(failed)?;
         let mut links = SiteLinks {
-            _multi: None,
+            multi: None,
+            path: path.to_owned(),
+            sites: Vec::new(),
+            paused: None,
             perf: Vec::with_capacity(sites.len()),
         };
         for site in sites {
@@ -217,6 +232,39 @@ impl Kernel {
             }
         }
         Ok(links)
+    }
+
+    /// Detaches for a while, elsewhere, as that waits. Perf events stay, as attaching and detaching them takes too long, and so
+    /// do sites of a file that could not be found again.
+    pub fn pause_links(&self, links: &mut SiteLinks) {
+        if links.multi.is_none() {
+            return;
+        }
+        let Ok(file) = File::open(&links.path) else { return };
+        links.paused = Some(file);
+        let link = links.multi.take();
+        std::thread::spawn(move || drop(link));
+    }
+
+    /// Attaches again what [`Self::pause_links`] has detached. `false` if that failed.
+    pub fn resume_links(&self, program: SiteProgram, links: &mut SiteLinks) -> bool {
+        let (Some(file), Attacher::Multi(programs)) = (&links.paused, &self.attacher) else {
+            return true;
+        };
+        let Some((_, loaded)) = programs.iter().find(|(loaded, _)| *loaded == program) else {
+            return false;
+        };
+        match loaded.attach_file(file.as_fd(), &links.sites, None) {
+            Ok(link) => {
+                links.multi = Some(link);
+                links.paused = None;
+                true
+            }
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "sites not attached again");
+                false
+            }
+        }
     }
 
     /// Detaches at once instead of when the programs are unloaded.

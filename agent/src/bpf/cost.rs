@@ -66,15 +66,15 @@ macro_rules! victims {
         unsafe extern "C" {
             $(safe fn $name();)*
         }
-        const VICTIMS: &[Victim] = &[$(Victim { what: $what, emulated: $emulated, function: $name },)*];
+        pub(super) const VICTIMS: &[Victim] = &[$(Victim { what: $what, emulated: $emulated, function: $name },)*];
     };
 }
 
 /// A function whose first instruction is probed.
-struct Victim {
-    what: &'static str,
+pub(super) struct Victim {
+    pub(super) what: &'static str,
     emulated: bool,
-    function: extern "C" fn(),
+    pub(super) function: extern "C" fn(),
 }
 
 victims! {
@@ -160,7 +160,7 @@ fn call(victim: &Victim) -> f64 {
     start.elapsed().as_nanos() as f64 / f64::from(CALLS)
 }
 
-fn file_offset(address: u64) -> io::Result<u64> {
+pub(super) fn file_offset(address: u64) -> io::Result<u64> {
     maps::executable_mappings(std::process::id())?
         .into_iter()
         .find(|mapping| mapping.range.contains(&address))

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader, Pod, VerifierLogLevel,
-    maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf},
     programs::{ProgramError, RawTracePoint},
 };
-use wasmscope_common::{Counter, ProcessConfig, THREAD_BYTES, ThreadHead};
+use wasmscope_common::{Counter, ProbeHits, ProcessConfig, THREAD_BYTES, ThreadHead};
 use zerocopy::FromBytes as _;
 
 use super::{
@@ -104,6 +104,8 @@ pub struct Kernel {
     counters: PerCpuArray<MapData, u64>,
     /// What the programs count by themselves.
     pub aggregates: Aggregates,
+    hits: PerCpuHashMap<MapData, u32, PodHits>,
+    pub(super) objects: Vec<super::account::KernelObject>,
     threads: HashMap<MapData, u32, [u8; THREAD_BYTES]>,
     generation: Array<MapData, u64>,
     generation_value: u64,
@@ -115,6 +117,11 @@ pub struct Kernel {
 struct PodConfig(ProcessConfig);
 // SAFETY: a transparent wrapper of a `repr(C)` type of integers without padding (zerocopy's derives prove it).
 unsafe impl Pod for PodConfig {}
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct PodHits(ProbeHits);
+// SAFETY: as above.
+unsafe impl Pod for PodHits {}
 
 impl Kernel {
     /// Loads everything and attaches the tracepoints. From here on processes can be watched.
@@ -140,6 +147,7 @@ impl Kernel {
         breakpoint::load(&mut ebpf);
         #[cfg(debug_assertions)]
         forward_messages(&mut ebpf);
+        let objects = super::account::maps_of(&ebpf);
         let ring = ebpf.take_map("EVENTS").ok_or_else(|| missing("EVENTS"))?;
         let ring = RingBuf::try_from(ring).map_err(|source| LoadError::Map { map: "EVENTS", source })?;
         let mut kernel = Self {
@@ -147,12 +155,16 @@ impl Kernel {
             processes: take(&mut ebpf, "PROCESSES")?,
             counters: take(&mut ebpf, "COUNTERS")?,
             aggregates: Aggregates::take(&mut ebpf)?,
+            hits: take(&mut ebpf, "HITS")?,
+            objects,
             threads: take(&mut ebpf, "THREADS")?,
             generation: take(&mut ebpf, "GENERATION")?,
             generation_value: 0,
             ebpf,
         };
         kernel.attach_tracepoints()?;
+        let programs = super::account::programs_of(&kernel);
+        kernel.objects.extend(programs);
         Ok((kernel, Ring::new(ring).map_err(LoadError::Ring)?))
     }
 
@@ -209,6 +221,43 @@ impl Kernel {
                 .map(|counter| (counter.name(), (counter, value(counter))))
                 .collect(),
         )
+    }
+
+    /// Counts the hits of probes in a process from now on. `false` if there is no room.
+    pub fn count_hits(&mut self, pid: u32) -> bool {
+        let Ok(cpus) = aya::util::nr_cpus() else { return false };
+        let zero = aya::maps::PerCpuValues::try_from(vec![PodHits(ProbeHits::default()); cpus]);
+        zero.is_ok_and(|zero| self.hits.insert(pid, zero, 0).is_ok())
+    }
+
+    /// Hits so far; `None` if they are not counted.
+    pub fn hits(&self, pid: u32) -> Option<ProbeHits> {
+        let per_cpu = self.hits.get(&pid, 0).ok()?;
+        let mut total = ProbeHits::default();
+        for hits in per_cpu.iter() {
+            for (total, count) in total.counts.iter_mut().zip(hits.0.counts) {
+                *total += count;
+            }
+        }
+        Some(total)
+    }
+
+    /// Ends [`Self::count_hits`].
+    pub fn forget_hits(&mut self, pid: u32) {
+        // It may never have been counted.
+        let _ = self.hits.remove(&pid);
+    }
+
+    /// Changes which records are wanted of a process, not of those that it makes.
+    pub fn set_flags(&mut self, pid: u32, flags: u32) -> Result<(), MapError> {
+        let Some(mut config) = self.config(pid) else {
+            return Ok(());
+        };
+        if config.flags == flags {
+            return Ok(());
+        }
+        config.flags = flags;
+        self.watch(pid, config)
     }
 
     /// What the programs know of the threads that they have met and that still live, by thread id.

@@ -143,6 +143,11 @@ fn last_line(verifier_log: &str) -> &str {
 }
 
 impl MultiProgram {
+    /// Its descriptor.
+    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.program.as_fd()
+    }
+
     /// Loads the entry-uprobe program `program` of `object`, sharing `maps` with the programs that already use them.
     ///
     /// `object` holds the bytes that have been given to [`aya::EbpfLoader::load`], aligned as it demands. `maps` must hold every map

@@ -25,11 +25,13 @@ use super::{
 use crate::{
     clock::ClockAnchor,
     event::{Coverage, Event},
+    governor::GovernorConfig,
     http,
     metrics::{Metrics, MetricsConfig},
     pipeline::{Detail, Options, Output, Pipeline, WatchReport},
     place::{KubernetesConfig, PlaceStage, Places},
     recording::Writer,
+    self_observation::SelfObservation,
     sink::text::printable,
     span::{Capture, Trace},
 };
@@ -82,6 +84,9 @@ pub(super) struct TraceArguments {
     /// Size of the buffer between kernel and agent; what does not fit is lost and counted
     #[arg(long, value_name = "MIB", default_value_t = 16, value_parser = ring_mib)]
     ring_mib: u32,
+    /// Pause probes in a process where they would take more than this share of the CPU time that it uses
+    #[arg(long, value_name = "PERCENT|off", default_value = "off", value_parser = overhead_budget)]
+    overhead_budget: OverheadBudget,
     /// Program to run and trace, with its arguments
     #[arg(last = true, value_name = "COMMAND", conflicts_with = "pid")]
     command: Vec<OsString>,
@@ -103,6 +108,30 @@ fn pod(text: &str) -> Result<(String, String), String> {
             Ok((namespace.to_owned(), name.to_owned()))
         }
         _ => Err("must be a namespace and a name, with a slash between them".to_owned()),
+    }
+}
+
+/// Most that probes may take of a process's CPU time, percent, if there is a limit.
+#[derive(Clone, Copy, Debug)]
+struct OverheadBudget(Option<f64>);
+
+fn overhead_budget(text: &str) -> Result<OverheadBudget, String> {
+    if text == "off" {
+        return Ok(OverheadBudget(None));
+    }
+    let percent = text
+        .parse()
+        .map_err(|_| format!("{text:?} is neither a percentage nor off"))?;
+    governor_config(percent).validate()?;
+    Ok(OverheadBudget(Some(percent)))
+}
+
+fn governor_config(process_budget_percent: f64) -> GovernorConfig {
+    GovernorConfig {
+        process_budget_percent,
+        // Somebody looks at what is traced: the machine as a whole is theirs.
+        node_budget_percent: 100.0,
+        ..GovernorConfig::default()
     }
 }
 
@@ -166,6 +195,11 @@ async fn trace(arguments: TraceArguments) -> anyhow::Result<ExitCode> {
         detail,
     })
     .context("cannot trace")?;
+    if let Some(percent) = arguments.overhead_budget.0 {
+        pipeline.start_governor(governor_config(percent));
+    }
+    let observation = SelfObservation::new(&mut pipeline, false);
+    outputs.metrics().add_collector(Box::new(observation));
     let mut session = Session {
         recording,
         outputs: &mut outputs,
@@ -200,6 +234,7 @@ async fn trace(arguments: TraceArguments) -> anyhow::Result<ExitCode> {
             ended = wait_for(&mut child), if status.is_none() => status = Some(ended.context("cannot wait for the program")?),
         }
         session.take(pipeline.turn())?;
+        session.take(pipeline.govern())?;
         let now = Instant::now();
         if deadline.is_some_and(|deadline| now >= deadline) {
             break;

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::runtime_call::OpenRuntimeCall;
 use crate::{
     event::Coverage,
-    span::{Bound, ColdStart, Import, Outcome, Span, SpanKind, Suspend},
+    span::{Bound, ColdStart, Import, Outcome, Pause, Span, SpanKind, Suspend},
 };
 
 /// Spans kept of one trace; what comes later is counted as lost and told in the trace.
@@ -44,6 +44,10 @@ pub(super) struct Activation {
     pub(super) is_warm: bool,
     /// Who it works for; known of outermost ones.
     pub(super) origin: super::request::Origin,
+    /// Probes that were paused meanwhile; the end of those that still are is the largest number.
+    pub(super) pauses: Vec<Pause>,
+    /// The open call's end will not be seen.
+    pub(super) is_muted: bool,
 }
 
 /// A host call that unwound its guest.
@@ -102,9 +106,18 @@ impl Activation {
     pub(super) fn close_call(&mut self, at_ns: u64, bound: Bound, outcome: Outcome) {
         self.close_runtime_call(at_ns, bound, outcome.clone());
         if let Some(mut call) = self.open_call.take() {
-            call.end_ns = at_ns.max(call.start_ns);
-            call.end_bound = bound;
-            call.outcome = outcome;
+            match self.silenced_ns(&call) {
+                Some(silenced_ns) if bound != Bound::Exact => {
+                    call.end_ns = silenced_ns.min(at_ns).max(call.start_ns);
+                    call.end_bound = Bound::Open;
+                    call.outcome = Outcome::Unfinished;
+                }
+                _ => {
+                    call.end_ns = at_ns.max(call.start_ns);
+                    call.end_bound = bound;
+                    call.outcome = outcome;
+                }
+            }
             // `add` puts it into the invocation, as no call is open any more.
             self.add(call);
         }

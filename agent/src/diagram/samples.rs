@@ -129,6 +129,7 @@ pub(super) fn trace(root: Span) -> Trace {
         event_count,
         starts: crate::span::Starts::default(),
         parent: None,
+        pauses: Vec::new(),
     }
 }
 

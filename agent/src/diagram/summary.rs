@@ -1,9 +1,9 @@
 //! The closing note: where the time went, what was folded, what was lost, how to find the trace again.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
-use crate::span::{Capture, Loss, Role, Trace};
+use crate::span::{Capture, Loss, ProbeKind, Role, Trace};
 
 use super::Options;
 use super::label::{counted, duration, filled, grouped, visible};
@@ -89,6 +89,7 @@ pub(super) fn lines(
     if let Some(lost) = in_window {
         lines.extend(fit(&lost));
     }
+    lines.extend(paused(trace).iter().flat_map(|line| fit(line)));
     lines.push(window(trace, capture));
     lines.push(format!(
         "trace {} · process {} thread {}",
@@ -249,6 +250,25 @@ fn losses(place: &str, losses: &[Loss]) -> Option<String> {
         named.push(format!("other {}", grouped(rest)));
     }
     Some(format!("{} LOST {place} ({})", grouped(count), named.join(", ")))
+}
+
+/// How much of the trace some probes did not observe.
+fn paused(trace: &Trace) -> Option<String> {
+    let total_ns = trace.root.end_ns.saturating_sub(trace.root.start_ns);
+    let mut by_probe: BTreeMap<ProbeKind, u64> = BTreeMap::new();
+    for pause in &trace.pauses {
+        *by_probe.entry(pause.probe).or_default() += pause.end_ns.saturating_sub(pause.start_ns);
+    }
+    let parts: Vec<_> = by_probe
+        .iter()
+        .map(
+            |(probe, paused_ns)| match paused_ns.saturating_mul(100).checked_div(total_ns) {
+                Some(percent @ 1..) => format!("{} {} %", probe.as_str(), percent.min(100)),
+                _ => format!("{} less than 1 %", probe.as_str()),
+            },
+        )
+        .collect();
+    (!parts.is_empty()).then(|| format!("PROBES PAUSED for their cost, of this trace: {}", parts.join(", ")))
 }
 
 fn window(trace: &Trace, capture: &Capture) -> String {

@@ -15,9 +15,12 @@ mod labels;
 pub mod reference;
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use prometheus_client::collector::Collector;
 use prometheus_client::encoding::EncodeMetric;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::TypedMetric;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
@@ -91,6 +94,8 @@ impl ColdStartPhase {
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    /// Of families that are collected when they are asked for.
+    collectors: Mutex<Registry>,
     invocations: BoundedFamily<InvocationLabels, Counter>,
     invocation_time: BoundedFamily<ExportLabels, Histogram>,
     host_calls: BoundedFamily<HostCallLabels, Counter>,
@@ -198,7 +203,14 @@ impl Metrics {
             nameable_count: AtomicU64::new(0),
             aggregates,
             registry: families.registry,
+            collectors: Mutex::default(),
         }
+    }
+
+    /// Also tells what this has to tell.
+    pub fn add_collector(&self, collector: Box<dyn Collector>) {
+        let mut collectors = self.collectors.lock().unwrap_or_else(PoisonError::into_inner);
+        collectors.register_collector(collector);
     }
 
     /// Counts the calls, bytes and traps of a trace. Not its losses: those of a window are told by every trace that overlaps it; see
@@ -332,7 +344,11 @@ impl Metrics {
 
     fn encode_registry(&self) -> String {
         let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.registry).expect("writing to a string cannot fail");
+        let collectors = self.collectors.lock().unwrap_or_else(PoisonError::into_inner);
+        encode_registry(&mut text, &self.registry)
+            .and_then(|()| encode_registry(&mut text, &collectors))
+            .and_then(|()| encode_eof(&mut text))
+            .expect("writing to a string cannot fail");
         text
     }
 

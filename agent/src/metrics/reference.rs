@@ -98,6 +98,7 @@ fn with_a_series_each() -> Metrics {
     };
     let Metrics {
         registry: _,
+        collectors: _,
         invocations,
         invocation_time,
         host_calls,

@@ -213,7 +213,7 @@ impl Pipeline {
         }
         let known = self.kernel.config(pid).unwrap_or_default();
         let mut config = ProcessConfig {
-            flags: self.options.detail.flags(),
+            flags: self.flags_of(pid),
             child_flags: self.options.detail.flags(),
             ..known
         };
@@ -242,7 +242,7 @@ impl Pipeline {
             tid: pid,
             kind: EventKind::Process {
                 process: Box::new(self.process_of(pid, watched)),
-                coverage: watched.coverage,
+                coverage: self.coverage_now(pid, watched.coverage),
             },
         });
     }
@@ -279,8 +279,9 @@ impl Pipeline {
         if !self.options.detail.has_probes() {
             return Coverage::default();
         }
-        if let Some((coverage, _)) = self.links.get(&host.file_id) {
-            return *coverage;
+        if let Some(coverage) = self.links.get(&host.file_id).map(|(coverage, _)| *coverage) {
+            self.resume_links(host.file_id);
+            return coverage;
         }
         let (coverage, links) = self.attach_plan(host, &host.plan);
         self.links.insert(host.file_id, (coverage, links));
@@ -446,6 +447,7 @@ impl Pipeline {
     pub(super) fn process_replaced(&mut self, pid: u32, events: &mut Vec<Event>) {
         // It was the main thread of the image that is gone.
         self.departing.remove(&pid);
+        self.stop_governing(pid);
         self.forget_swaps(pid, None);
         let next_epoch = self.kernel.config(pid).map(|config| config.code_epoch);
         self.collect_aggregate(pid, next_epoch);
@@ -518,6 +520,7 @@ impl Pipeline {
 
     fn process_gone(&mut self, pid: u32, tid: u32, at_ns: u64, events: &mut Vec<Event>) {
         self.departing.remove(&pid);
+        self.stop_governing(pid);
         self.forget_swaps(pid, None);
         self.collect_aggregate(pid, None);
         self.kernel.unwatch(pid);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use flate2::{Compression, read::ZlibDecoder, write::ZlibEncoder};
 use serde::{Deserialize, Serialize};
 
-use crate::span::{Loss, Parent, Process, Span, Starts, Trace, TraceId};
+use crate::span::{Loss, Parent, Pause, Process, Span, Starts, Trace, TraceId};
 
 /// Bytes of JSON that are looked at for each byte that may be kept. Traces deflate to about a twentieth.
 const MAX_RATIO: usize = 32;
@@ -28,6 +28,7 @@ struct Head {
     event_count: u64,
     starts: Starts,
     parent: Option<Parent>,
+    pauses: Vec<Pause>,
 }
 
 /// The trace without its process in at most `max_bytes`. Stops early when it is too large.
@@ -58,6 +59,7 @@ fn write(trace: &Trace, output: &mut impl Write) -> io::Result<()> {
         event_count,
         starts,
         parent,
+        pauses,
     } = trace;
     let head = Head {
         id: *id,
@@ -65,6 +67,7 @@ fn write(trace: &Trace, output: &mut impl Write) -> io::Result<()> {
         event_count: *event_count,
         starts: starts.clone(),
         parent: parent.clone(),
+        pauses: pauses.clone(),
     };
     // Deflating the few bytes that the serialiser writes at a time would take twenty times as long.
     let mut line = serde_json::to_vec(&head)?;
@@ -118,6 +121,7 @@ pub(super) fn decode(bytes: &[u8], process: Arc<Process>) -> io::Result<Trace> {
         event_count: head.event_count,
         starts: head.starts,
         parent: head.parent,
+        pauses: head.pauses,
     })
 }
 

@@ -65,6 +65,7 @@ fn trace(number: u64, process: &Arc<Process>, export: &str, duration_ns: u64) ->
         event_count: 3,
         starts: Starts::default(),
         parent: None,
+        pauses: Vec::new(),
     }
 }
 

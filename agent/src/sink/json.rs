@@ -4,7 +4,7 @@
 //!
 //! | object | fields |
 //! |---|---|
-//! | `trace` | `type` = `"trace"`, `trace_id` (32 hex digits), `start_unix_ns`, `event_count`, `losses`, `process`, `root`, `starts`, `parent` if it has one |
+//! | `trace` | `type` = `"trace"`, `trace_id` (32 hex digits), `start_unix_ns`, `event_count`, `losses`, `process`, `root`, `starts`, `parent` if it has one, `pauses` if there were any |
 //! | `process` | `pid`, `start_ns` (boot time), `command`, `runtime_name`, `runtime_version`, `limits` |
 //! | `root` and `children` | `start_ns`, `end_ns`, `start_bound`, `end_bound` (`exact`, `inferred`, `open`), `tid`, `kind`, `outcome`, `stack` (innermost first), `stack_truncated`, `children`, `suspends` |
 //! | `kind` | `role` = `invoke` (`function`), `host_call` (`import`), `syscall` (`number`, `name`, `args`, `result`, `on_helper` where another thread made it for the host call), `trap` (`code`, `function`, `native_offset`, `wasm_offset`), `memory_grow` and `table_grow` (`instance`, `index`, `delta`, `old`, `new`, `page_bytes`, `maximum`, `function`, `wasm_offset`; sizes in pages or elements), `interruption` (`cause` = `fuel`, `epoch`; `function`, `wasm_offset`) |
@@ -25,7 +25,7 @@ use serde::Serialize;
 
 use super::MAX_DEPTH;
 use crate::clock::ClockAnchor;
-use crate::span::{Capture, Loss, Parent, Process, Span, Starts, Trace};
+use crate::span::{Capture, Loss, Parent, Pause, Process, Span, Starts, Trace};
 
 /// Writes the model as JSON lines.
 #[derive(Debug)]
@@ -47,6 +47,8 @@ enum Line<'a> {
         starts: &'a Starts,
         #[serde(skip_serializing_if = "Option::is_none")]
         parent: Option<&'a Parent>,
+        #[serde(skip_serializing_if = "<[_]>::is_empty")]
+        pauses: &'a [Pause],
     },
     Capture(&'a Capture),
 }
@@ -82,6 +84,7 @@ impl<W: Write> JsonWriter<W> {
             root: &root,
             starts: &trace.starts,
             parent: trace.parent.as_ref(),
+            pauses: &trace.pauses,
         })
     }
 

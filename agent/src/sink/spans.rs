@@ -26,7 +26,7 @@ use super::place;
 use super::text::{bounded, bounded_line};
 use crate::clock::ClockAnchor;
 use crate::errno;
-use crate::span::{Bound, Function, Outcome, Parent, Process, Span, SpanKind, Trace};
+use crate::span::{Bound, Function, Outcome, Parent, ProbeKind, Process, Span, SpanKind, Trace};
 
 /// Spans sent for one trace; the rest is folded or counted on the parents (`wasmscope.cut.span_count`).
 pub(crate) const MAX_SPANS_PER_TRACE: usize = 2_000;
@@ -406,6 +406,14 @@ fn run_attributes(node: &Node<'_>) -> Vec<KeyValue> {
 fn trace_attributes(trace: &Trace) -> Vec<KeyValue> {
     let int = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     let mut attributes = vec![KeyValue::new("wasmscope.event_count", int(trace.event_count))];
+    for probe in ProbeKind::ALL {
+        let mut of_probe = trace.pauses.iter().filter(|pause| pause.probe == probe).peekable();
+        if of_probe.peek().is_some() {
+            let paused_ns = of_probe.map(|pause| pause.end_ns.saturating_sub(pause.start_ns)).sum();
+            let key = format!("wasmscope.paused.{}_ns", probe.as_str());
+            attributes.push(KeyValue::new(Key::from(key), int(paused_ns)));
+        }
+    }
     for loss in trace.losses.iter().take(MAX_LOSS_ATTRIBUTES) {
         let key = format!(
             "wasmscope.lost.{}.{}",

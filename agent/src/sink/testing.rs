@@ -28,6 +28,7 @@ pub(crate) fn trace(root: Span) -> Trace {
         event_count: 5,
         starts: crate::span::Starts::default(),
         parent: None,
+        pauses: Vec::new(),
     }
 }
 

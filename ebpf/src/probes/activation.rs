@@ -2,13 +2,14 @@
 
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use wasmscope_common::{
-    AGGREGATE_CALLS, ActivationSwap, EMIT_ACTIVATIONS, MAX_COPIES, RecordKind, SLOT_UNKNOWN, Unwind,
+    AGGREGATE_CALLS, ActivationSwap, EMIT_ACTIVATIONS, HIT_ACTIVATION, MAX_COPIES, RecordKind, SLOT_UNKNOWN, Unwind,
 };
 
 use crate::{
     activation::{entry_handler, inner, innermost, read_limits, top},
     aggregate,
     calibrate::{UNKNOWN, calibrate, is_complete},
+    maps::hit,
     output::{Wake, emit, header},
     thread::{LEFT_AFTER_TRAP, NO_COPY, TRAPPED, current, select_file, task, watched},
     user::cookie,
@@ -21,6 +22,7 @@ const LEFT_FRAMES_BYTES: u64 = 4096;
 #[uprobe]
 pub fn activation_swap(ctx: ProbeContext) -> u32 {
     let Some(config) = watched() else { return 0 };
+    hit(HIT_ACTIVATION);
     // SAFETY: a pointer into a map value.
     let flags = unsafe { (*config).flags };
     if flags & (EMIT_ACTIVATIONS | AGGREGATE_CALLS) == 0 {
@@ -119,6 +121,7 @@ pub fn activation_swap(ctx: ProbeContext) -> u32 {
 #[uprobe]
 pub fn unwind(_ctx: ProbeContext) -> u32 {
     let Some(config) = watched() else { return 0 };
+    hit(HIT_ACTIVATION);
     // SAFETY: a pointer into a map value.
     let flags = unsafe { (*config).flags };
     if flags & AGGREGATE_CALLS != 0

@@ -6,16 +6,16 @@ use aya_ebpf::{
     programs::ProbeContext,
 };
 use wasmscope_common::{
-    AGGREGATE_CALLS, ArgumentLocation, COMPONENT_CALL, Counter, EMIT_HOST_CALLS, HOST_FUNCTIONS_SOUGHT, HostCall,
-    HostCallEnd, IMPORT_TABLE_BYTES, IMPORT_TABLE_CHUNK_BYTES, ImportTable, LAYOUT_NO_RESULT, MAX_TABLES_PER_CALL_SITE,
-    RecordHeader, RecordKind, STACK_TRUNCATED, SeenCallSite, SeenCallee,
+    AGGREGATE_CALLS, ArgumentLocation, COMPONENT_CALL, Counter, EMIT_HOST_CALLS, HIT_HOST_CALL, HIT_HOST_CALL_END,
+    HOST_FUNCTIONS_SOUGHT, HostCall, HostCallEnd, IMPORT_TABLE_BYTES, IMPORT_TABLE_CHUNK_BYTES, ImportTable,
+    LAYOUT_NO_RESULT, MAX_TABLES_PER_CALL_SITE, RecordHeader, RecordKind, STACK_TRUNCATED, SeenCallSite, SeenCallee,
 };
 
 use crate::{
     activation::{TRUNCATED, read_limits, top, walk_from_exit},
     aggregate,
     calibrate::{UNKNOWN, calibrate, is_complete},
-    maps::{CALL_SITES, EVENTS, count},
+    maps::{CALL_SITES, EVENTS, count, hit},
     output::{Wake, emit, emit_with_frames, header},
     thread::{current, layout_of_file, select_file, watched},
     user::{argument, cookie, read_user},
@@ -36,6 +36,7 @@ pub fn component_host_call(ctx: ProbeContext) -> u32 {
 #[inline(always)]
 fn enter<const IS_COMPONENT: bool>(ctx: &ProbeContext) -> u32 {
     let Some(config) = watched() else { return 0 };
+    hit(HIT_HOST_CALL);
     // SAFETY: a pointer into a map value.
     let flags = unsafe { (*config).flags };
     if flags & (EMIT_HOST_CALLS | AGGREGATE_CALLS) == 0 {
@@ -138,6 +139,7 @@ fn enter<const IS_COMPONENT: bool>(ctx: &ProbeContext) -> u32 {
 #[uprobe]
 pub fn host_call_end(ctx: ProbeContext) -> u32 {
     let Some(config) = watched() else { return 0 };
+    hit(HIT_HOST_CALL_END);
     // SAFETY: a pointer into a map value.
     let flags = unsafe { (*config).flags };
     if flags & (EMIT_HOST_CALLS | AGGREGATE_CALLS) == 0 {

@@ -1,12 +1,12 @@
 //! Functions of the runtime that are called seldom: entry, with the guest's stack if guest code called, and return.
 
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
-use wasmscope_common::{Counter, EMIT_ACTIVATIONS, Mark, MarkEnd, RecordKind, STACK_TRUNCATED, SiteKind};
+use wasmscope_common::{Counter, EMIT_ACTIVATIONS, HIT_MARK, Mark, MarkEnd, RecordKind, STACK_TRUNCATED, SiteKind};
 
 use crate::{
     activation::{TRUNCATED, read_limits, top, walk_from_exit},
     calibrate::{UNKNOWN, calibrate, is_complete},
-    maps::count,
+    maps::{count, hit},
     output::{Wake, emit, emit_with_frames, header},
     thread::{current, select_file, watched},
     user::{cookie, read_user_word},
@@ -16,6 +16,7 @@ use crate::{
 #[uprobe]
 pub fn mark(ctx: ProbeContext) -> u32 {
     let Some(config) = watched() else { return 0 };
+    hit(HIT_MARK);
     // SAFETY: a pointer into a map value.
     if unsafe { (*config).flags } & EMIT_ACTIVATIONS == 0 {
         return 0;
@@ -77,6 +78,7 @@ pub fn mark(ctx: ProbeContext) -> u32 {
 #[uprobe]
 pub fn mark_end(ctx: ProbeContext) -> u32 {
     let Some(config) = watched() else { return 0 };
+    hit(HIT_MARK);
     // SAFETY: a pointer into a map value.
     if unsafe { (*config).flags } & EMIT_ACTIVATIONS == 0 {
         return 0;

@@ -10,16 +10,16 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use wasmscope_common::{
-    AGGREGATE_SYSCALLS, CodePublished, Counter, DOES_NOT_RETURN, EMIT_REQUESTS, EMIT_SYSCALLS, HelperSyscall,
-    LAYOUT_NO_HANDLER, MAX_COPIES, MAX_FRAMES, ProcessConfig, RecordKind, STACK_TRUNCATED, Syscall, TLS_DYNAMIC,
-    WATCH_NEW_WASM,
+    AGGREGATE_SYSCALLS, CodePublished, Counter, DOES_NOT_RETURN, EMIT_REQUESTS, EMIT_SYSCALLS, HIT_SYSCALL,
+    HelperSyscall, LAYOUT_NO_HANDLER, MAX_COPIES, MAX_FRAMES, ProcessConfig, RecordKind, STACK_TRUNCATED, Syscall,
+    TLS_DYNAMIC, WATCH_NEW_WASM,
 };
 
 use crate::{
     activation::{TRUNCATED, entry_handler, innermost, read_limits, top, walk_from_exit},
     aggregate,
     calibrate::{UNKNOWN, calibrate, find_announced, is_complete},
-    maps::{NEW_PROCESS_FLAGS, PROCESSES, THREADS, WATCH_FLAGS, count, generation, global, next_generation},
+    maps::{NEW_PROCESS_FLAGS, PROCESSES, THREADS, WATCH_FLAGS, count, generation, global, hit, next_generation},
     output::{Wake, emit, emit_with_frames, header},
     probes::request,
     thread::{NO_COPY, NOTHING_KNOWN, Thread, current, select, watched},
@@ -94,6 +94,7 @@ pub fn sys_exit(ctx: RawTracePointContext) -> i32 {
         return 0;
     }
     state.entered_ns = 0;
+    hit(HIT_SYSCALL);
     if state.syscall == RT_SIGRETURN {
         // Part of how the runtime handles a trap, not a call of the guest's; it leaves the registers of another moment.
         return 0;

@@ -82,6 +82,7 @@ fn hostile_names_break_no_output() {
             event_count: trace.event_count,
             starts: wasmscope::span::Starts::default(),
             parent: None,
+            pauses: Vec::new(),
         };
         for format in [wasmscope::diagram::Format::Mermaid, wasmscope::diagram::Format::Text] {
             let options = wasmscope::diagram::Options {

@@ -14,6 +14,7 @@ mod components;
 mod departures;
 mod discovery;
 mod export;
+mod governor;
 mod grow;
 mod helper_threads;
 mod hostile;

@@ -162,6 +162,7 @@ pub(crate) fn sample_trace(id: u8) -> Trace {
         event_count: 9,
         starts: wasmscope::span::Starts::default(),
         parent: None,
+        pauses: Vec::new(),
     }
 }
 

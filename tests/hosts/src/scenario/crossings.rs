@@ -24,6 +24,14 @@ pub(super) const LEAVE: Scenario = Scenario {
     ..ENTER
 };
 
+pub(super) const BURST: Scenario = Scenario {
+    name: "burst",
+    about: "`leave`, then prints `calm`, waits for a line, and does `--repeat` times `enter` and three host calls",
+    task: burst,
+    max_tasks: 1,
+    ..ENTER
+};
+
 const GUEST: &str = include_str!("../../../guests/crossings.wat");
 
 fn enter<'a>(session: &'a mut Session, options: &'a Options) -> TaskFuture<'a> {
@@ -40,6 +48,21 @@ fn leave<'a>(session: &'a mut Session, options: &'a Options) -> TaskFuture<'a> {
         for _ in 0..options.repeat {
             let sum = session.call::<u32, u32>(0, "leave", options.calls).await??;
             anyhow::ensure!(sum == options.calls, "the guest counted {sum}");
+        }
+        Ok(())
+    })
+}
+
+fn burst<'a>(session: &'a mut Session, options: &'a Options) -> TaskFuture<'a> {
+    Box::pin(async move {
+        for _ in 0..options.repeat {
+            session.call::<u32, u32>(0, "leave", options.calls).await??;
+        }
+        println!("calm");
+        std::io::stdin().read_line(&mut String::new())?;
+        for _ in 0..options.repeat {
+            session.call::<(), ()>(0, "enter", ()).await??;
+            session.call::<u32, u32>(0, "leave", 3).await??;
         }
         Ok(())
     })

@@ -89,6 +89,7 @@ pub const SCENARIOS: &[Scenario] = &[
     calls::SCENARIO,
     crossings::ENTER,
     crossings::LEAVE,
+    crossings::BURST,
     nested::SCENARIO,
     traps::SCENARIO,
     hostile::SCENARIO,

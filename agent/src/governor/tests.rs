@@ -1,0 +1,221 @@
+//! Decisions on simulated processes and time.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+const SECOND: u64 = 1_000_000_000;
+
+/// Processes that do so many host calls a second, as far as those are probed.
+struct World {
+    governor: Governor,
+    now_ns: u64,
+    /// Host calls, activations and syscalls a second, by process.
+    rates: BTreeMap<u32, [u64; 3]>,
+    counted: BTreeMap<u32, Sample>,
+    changes: Vec<(u64, Change)>,
+}
+
+impl World {
+    fn new(config: GovernorConfig, rates: &[(u32, [u64; 3])]) -> Self {
+        config.validate().unwrap();
+        Self {
+            governor: Governor::new(config, ProbeCosts::default(), 2),
+            now_ns: SECOND,
+            rates: rates.iter().copied().collect(),
+            counted: BTreeMap::new(),
+            changes: Vec::new(),
+        }
+    }
+
+    /// Lets time pass; every process uses a whole CPU.
+    fn run(&mut self, seconds: u64) {
+        for _ in 0..seconds * 10 {
+            self.now_ns += SECOND / 10;
+            for (pid, [host_calls, activations, syscalls]) in &self.rates {
+                let level = self.governor.level(*pid);
+                let sample = self.counted.entry(*pid).or_insert(Sample {
+                    pid: *pid,
+                    cpu_ns: 0,
+                    hits: [0; HIT_KINDS],
+                    stepped_share: 0.0,
+                });
+                sample.cpu_ns += SECOND / 10;
+                if level < Level::NoHostCalls {
+                    sample.hits[HIT_HOST_CALL] += host_calls / 10;
+                    sample.hits[HIT_HOST_CALL_END] += host_calls / 10;
+                }
+                sample.hits[HIT_ACTIVATION] += activations / 10;
+                if level < Level::Nothing {
+                    sample.hits[HIT_SYSCALL] += syscalls / 10;
+                }
+            }
+            let due: Vec<_> = self
+                .counted
+                .values()
+                .filter(|sample| self.governor.is_due(sample.pid, self.now_ns))
+                .copied()
+                .collect();
+            for change in self.governor.tick(self.now_ns, &due) {
+                self.changes.push((self.now_ns, change));
+            }
+        }
+    }
+
+    fn pauses(&self) -> Vec<u64> {
+        let changes = self.changes.iter();
+        changes
+            .filter(|(_, change)| change.to > change.from)
+            .map(|(at, _)| *at)
+            .collect()
+    }
+}
+
+fn config() -> GovernorConfig {
+    GovernorConfig {
+        node_budget_percent: 100.0,
+        ..GovernorConfig::default()
+    }
+}
+
+#[test]
+fn a_process_within_its_budget_keeps_every_probe() {
+    let mut world = World::new(config(), &[(1, [1_000, 1_000, 1_000])]);
+    world.run(60);
+    assert_eq!(world.changes, []);
+    let (_, overhead) = world.governor.overheads().next().unwrap();
+    assert!(overhead.ratio > 0.009 && overhead.ratio < 0.02, "{overhead:?}");
+}
+
+#[test]
+fn host_calls_are_paused_first_and_nothing_else_if_that_is_enough() {
+    let mut world = World::new(config(), &[(1, [400_000, 100, 1_000])]);
+    world.run(1);
+    let [(at_ns, change)] = world.changes[..] else {
+        panic!("{:?}", world.changes)
+    };
+    assert_eq!((change.from, change.to), (Level::Full, Level::NoHostCalls));
+    assert!(at_ns <= SECOND * 3 / 2, "{at_ns}");
+}
+
+#[test]
+fn syscalls_are_paused_when_nothing_less_is_enough() {
+    let mut world = World::new(config(), &[(1, [400_000, 100_000, 400_000])]);
+    world.run(1);
+    assert_eq!(world.changes[0].1.to, Level::Nothing);
+    assert_eq!(
+        Level::Nothing.paused(),
+        [ProbeKind::HostCall, ProbeKind::Activation, ProbeKind::Syscall]
+    );
+}
+
+#[test]
+fn pauses_double_up_to_the_most_that_they_may_last() {
+    let config = GovernorConfig {
+        max_backoff_ms: 16_000,
+        ..config()
+    };
+    let mut world = World::new(config, &[(1, [400_000, 0, 0])]);
+    world.run(120);
+    let pauses = world.pauses();
+    let gaps: Vec<_> = pauses.windows(2).map(|pair| (pair[1] - pair[0]) / SECOND).collect();
+    assert!(gaps.len() >= 6, "{gaps:?}");
+    assert!(gaps.windows(2).take(3).all(|pair| pair[1] > pair[0]), "{gaps:?}");
+    assert!(gaps.iter().all(|gap| *gap <= 22), "{gaps:?}");
+    // What trying again costs is little beside what it saves.
+    let probed = world.counted[&1].hits[HIT_HOST_CALL];
+    assert!(probed < 400_000 * 120 / 20, "{probed}");
+}
+
+#[test]
+fn probes_return_when_the_loop_is_over_and_stay() {
+    let mut world = World::new(config(), &[(1, [400_000, 100_000, 0])]);
+    world.run(5);
+    assert_ne!(world.governor.level(1), Level::Full);
+    world.rates.insert(1, [100, 100, 100]);
+    world.run(30);
+    assert_eq!(world.governor.level(1), Level::Full);
+    let count = world.changes.len();
+    world.run(300);
+    assert_eq!(world.changes.len(), count);
+}
+
+#[test]
+fn the_budget_of_the_node_takes_from_those_that_cost_most() {
+    let config = GovernorConfig {
+        process_budget_percent: 100.0,
+        node_budget_percent: 1.0,
+        ..GovernorConfig::default()
+    };
+    let mut world = World::new(config, &[(1, [1_000, 0, 0]), (2, [5_000, 0, 0]), (3, [1_000, 0, 0])]);
+    world.run(2);
+    assert_eq!(world.governor.level(2), Level::NoHostCalls);
+    assert_eq!(
+        (world.governor.level(1), world.governor.level(3)),
+        (Level::Full, Level::Full)
+    );
+    assert!(world.governor.node_ratio() <= 0.01);
+}
+
+#[test]
+fn those_paused_at_once_are_not_resumed_at_once() {
+    let rates: Vec<_> = (1..=20).map(|pid| (pid, [400_000, 0, 0])).collect();
+    let mut world = World::new(config(), &rates);
+    world.run(4);
+    let resumed = world.changes.iter().filter(|(_, change)| change.to < change.from);
+    let times: std::collections::BTreeSet<_> = resumed.map(|(at, _)| *at).collect();
+    assert!(times.len() > 1, "{times:?}");
+}
+
+#[test]
+fn what_muted_probes_cost_is_counted_but_pauses_nothing_else() {
+    // The file is shared with a process that is not over its budget, so the probes stay where they are.
+    let mut world = World::new(config(), &[(1, [0, 0, 0])]);
+    world.run(1);
+    let mut sample = world.counted[&1];
+    let mut now_ns = world.now_ns;
+    for _ in 0..20 {
+        now_ns += SECOND;
+        sample.cpu_ns += SECOND;
+        sample.hits[HIT_HOST_CALL] += 300_000;
+        world.governor.tick(now_ns, &[sample]);
+        assert!(world.governor.level(1) <= Level::NoHostCalls);
+    }
+    let (_, overhead) = world.governor.overheads().next().unwrap();
+    assert!(overhead.ratio > 0.3, "{overhead:?}");
+}
+
+#[test]
+fn switched_off_it_gives_everything_back() {
+    let mut world = World::new(config(), &[(1, [400_000, 100_000, 400_000])]);
+    world.run(2);
+    assert_eq!(world.governor.level(1), Level::Nothing);
+    world.governor.reconfigure(GovernorConfig {
+        enabled: false,
+        ..config()
+    });
+    world.run(2);
+    assert_eq!(world.governor.level(1), Level::Full);
+}
+
+#[test]
+fn values_out_of_range_are_refused() {
+    let refused = |config: GovernorConfig| assert!(config.validate().is_err(), "{config:?}");
+    refused(GovernorConfig {
+        process_budget_percent: 0.0,
+        ..config()
+    });
+    refused(GovernorConfig {
+        node_budget_percent: f64::NAN,
+        ..config()
+    });
+    refused(GovernorConfig {
+        interval_ms: 1,
+        ..config()
+    });
+    refused(GovernorConfig {
+        min_backoff_ms: 400_000,
+        ..config()
+    });
+    assert!(toml::from_str::<GovernorConfig>("proces_budget_percent = 1").is_err());
+}
