@@ -27,6 +27,9 @@ const PAGE_BYTES: u64 = 4096;
 /// Longest label value, characters.
 const MAX_LABEL_CHARS: usize = 128;
 
+/// Tells how much waits in a queue.
+type Depth = Box<dyn Fn() -> u64 + Send + Sync>;
+
 /// Made once for a pipeline; share it, register a clone with the metrics.
 #[derive(Clone, Debug)]
 pub struct SelfObservation(Arc<Inner>);
@@ -35,7 +38,7 @@ struct Inner {
     objects: Vec<KernelObject>,
     governor: Option<Arc<Mutex<GovernorReport>>>,
     run_time: Option<RunTimeMeasurement>,
-    queues: Mutex<BTreeMap<&'static str, Box<dyn Fn() -> u64 + Send + Sync>>>,
+    queues: Mutex<BTreeMap<&'static str, Depth>>,
     lag_ns: AtomicU64,
 }
 
