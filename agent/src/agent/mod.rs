@@ -2,6 +2,7 @@
 
 mod collect;
 mod counts;
+mod exports;
 mod health;
 mod lock;
 mod notify;
@@ -20,6 +21,7 @@ use tracing::{error, info, warn};
 
 use self::collect::Collector;
 use self::counts::Counts;
+use self::exports::Exports;
 use self::own_metrics::OwnMetrics;
 use self::stages::Stages;
 pub use self::{
@@ -33,7 +35,6 @@ use crate::metrics::Metrics;
 use crate::pipeline::{Detail, Options, Pipeline};
 use crate::place::Places;
 use crate::recorder::{self, Recorder, RecorderCollector};
-use crate::sink::otlp::{Exporter, ExporterConfig};
 
 const INDEX: &str = "\
 wasmscope agent
@@ -65,6 +66,7 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
         clock,
         crate::pipeline::kernel_release(),
     ));
+    let exports = Exports::start(&start.traces, clock)?;
     let mut metrics = if start.capture.tier > 0 {
         Metrics::with_aggregates(start.metrics.clone())
     } else {
@@ -73,17 +75,12 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
     metrics
         .registry_mut()
         .register_collector(Box::new(RecorderCollector(recorder.clone())));
-    let own = OwnMetrics::register(metrics.registry_mut());
+    let own = OwnMetrics::register(metrics.registry_mut(), exports.sampled());
     let metrics = Arc::new(metrics);
     let health = Arc::new(Health::new(start.http.liveness_seconds));
     let server = http::Server::start(start.http.listen, routes(&metrics, &health, recorder.clone()))
         .await
         .with_context(|| format!("cannot listen on {} (http.listen)", start.http.listen))?;
-    let exporter = if has_collector() {
-        Some(Exporter::start(&ExporterConfig::default(), clock)?)
-    } else {
-        None
-    };
     let options = Options {
         ring_bytes: start.capture.ring_mib << 20,
         watch_all: true,
@@ -121,7 +118,7 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
         places,
         metrics,
         recorder,
-        exporter,
+        exports,
     });
     let running_stages = Arc::clone(&stages);
     let max_held = start.kubernetes.max_held;
@@ -132,7 +129,7 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
         address = %server.address(),
         tier = start.capture.tier,
         ring_mib = start.capture.ring_mib,
-        exporting = stages.exporter.is_some(),
+        exporting = stages.exports.is_exporting(),
         "started"
     );
 
@@ -144,9 +141,10 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
             _ = terminations.recv() => break,
             _ = hangups.recv() => {
                 notify::notify("RELOADING=1");
-                let is_reloaded = reload(&config, &sources, &set_filter);
-                if is_reloaded {
-                    stages.reconfigure(&config.load());
+                let mut is_reloaded = reload(&config, &sources, &set_filter);
+                if is_reloaded && let Err(error) = stages.reconfigure(&config.load()) {
+                    error!(%error, "traces are exported as before");
+                    is_reloaded = false;
                 }
                 own.reloaded(is_reloaded);
                 notify::notify("READY=1");
@@ -246,11 +244,4 @@ fn reload(current: &ArcSwap<Config>, sources: &Sources, set_filter: &SetFilter) 
     current.store(Arc::new(new));
     info!("reloaded");
     true
-}
-
-/// Whether the environment names a collector.
-fn has_collector() -> bool {
-    ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"]
-        .iter()
-        .any(|name| std::env::var(name).is_ok_and(|value| !value.is_empty()))
 }

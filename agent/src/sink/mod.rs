@@ -14,6 +14,7 @@ pub mod json;
 pub mod otlp;
 pub mod otlp_config;
 pub mod otlp_json;
+pub mod otlp_transport;
 mod phases;
 mod place;
 mod rejections;
