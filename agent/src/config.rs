@@ -17,7 +17,7 @@ use toml::{Table, Value};
 use crate::metrics::MetricsConfig;
 use crate::place::KubernetesConfig;
 use crate::recorder::RecorderConfig;
-use crate::sink::otlp_config::{TargetConfig, TracesConfig};
+use crate::sink::otlp_config::{OtlpMetricsConfig, TargetConfig, TracesConfig};
 
 /// Prefix of the variables that set keys.
 const PREFIX: &str = "WASMSCOPE_";
@@ -27,7 +27,10 @@ const STANDARD_VARIABLES: [(&str, &str); 1] = [("NODE_NAME", "kubernetes.node_na
 const SECRETS: [&str; 3] = ["headers", "password", "token"];
 /// Sections with a collector, what OpenTelemetry's variables call their signal, and the collector.
 type Target = (&'static str, &'static str, fn(&Config) -> &TargetConfig);
-const TARGETS: [Target; 1] = [("traces", "TRACES", |config| &config.traces.target)];
+const TARGETS: [Target; 2] = [
+    ("traces", "TRACES", |config| &config.traces.target),
+    ("otlp_metrics", "METRICS", |config| &config.otlp_metrics.target),
+];
 /// Largest file that is read, bytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
@@ -49,6 +52,8 @@ pub struct Config {
     pub recorder: RecorderConfig,
     /// Traces that go to a collector.
     pub traces: TracesConfig,
+    /// Metrics that go to a collector. Changing it takes a restart.
+    pub otlp_metrics: OtlpMetricsConfig,
     /// How it ends.
     pub shutdown: ShutdownConfig,
     /// One agent per node.
@@ -186,6 +191,7 @@ impl Config {
         self.kubernetes.validate()?;
         self.metrics.validate()?;
         self.traces.validate()?;
+        self.otlp_metrics.validate()?;
         self.recorder.validate().map_err(|error| format!("recorder.{error}"))?;
         if self.instance.lock_file.as_os_str().is_empty() {
             return Err("instance.lock_file is empty".to_owned());
@@ -206,6 +212,7 @@ impl Config {
         differs("capture", self.capture != new.capture);
         differs("instance", self.instance != new.instance);
         differs("metrics", self.metrics != new.metrics);
+        differs("otlp_metrics", self.otlp_metrics != new.otlp_metrics);
         differs("kubernetes", self.kubernetes != new.kubernetes);
         keys
     }

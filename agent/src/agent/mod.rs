@@ -35,6 +35,7 @@ use crate::metrics::Metrics;
 use crate::pipeline::{Detail, Options, Pipeline};
 use crate::place::Places;
 use crate::recorder::{self, Recorder, RecorderCollector};
+use crate::sink::otlp_metrics::MetricsExporter;
 
 const INDEX: &str = "\
 wasmscope agent
@@ -114,6 +115,7 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
             let _ = ended.send(result);
         })
         .context("cannot start the event loop")?;
+    let metrics_exporter = start_metrics_exporter(&start, clock, &metrics, &own)?;
     let stages = Arc::new(Stages {
         places,
         metrics,
@@ -150,6 +152,7 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
                 notify::notify("READY=1");
             }
             _ = tick.tick() => {
+                count_losses(metrics_exporter.as_ref(), &stages.metrics);
                 if !is_announced && health.ready().reasons.is_empty() {
                     is_announced = true;
                     info!("ready");
@@ -175,6 +178,10 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
         let capture = tokio::time::timeout_at(until.into(), &mut collected).await;
         let staged = tokio::time::timeout_at(until.into(), &mut stage_task).await;
         let counts = stages.finish(until.saturating_duration_since(Instant::now())).await;
+        if let Some(exporter) = &metrics_exporter {
+            // Last, so that it tells of the losses of all others.
+            exporter.shutdown(until.saturating_duration_since(Instant::now())).await;
+        }
         (capture, staged.is_ok(), counts)
     };
     let (capture, staged, counts) = tokio::select! {
@@ -209,6 +216,33 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Starts to send metrics, if an endpoint is configured.
+fn start_metrics_exporter(
+    config: &Config,
+    clock: ClockAnchor,
+    metrics: &Arc<Metrics>,
+    own: &Arc<OwnMetrics>,
+) -> anyhow::Result<Option<MetricsExporter>> {
+    if !config.otlp_metrics.target.is_set() {
+        return Ok(None);
+    }
+    let (metrics, own) = (Arc::clone(metrics), Arc::clone(own));
+    MetricsExporter::start(
+        &config.otlp_metrics,
+        &config.kubernetes.node_name,
+        clock.unix_ns,
+        Box::new(move || own.encode_with(&metrics)),
+    )
+    .map(Some)
+    .context("cannot export metrics")
+}
+
+fn count_losses(exporter: Option<&MetricsExporter>, metrics: &Metrics) {
+    for loss in exporter.iter().flat_map(|exporter| exporter.losses()) {
+        metrics.set_loss_total(&loss);
+    }
 }
 
 fn second_signal() -> ExitCode {

@@ -90,6 +90,39 @@ impl Default for TracesConfig {
     }
 }
 
+/// Section `[otlp_metrics]`: the agent's metrics, to a collector.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OtlpMetricsConfig {
+    /// `[otlp_metrics.target]`: where to.
+    pub target: TargetConfig,
+    /// Between two readings, seconds, 1 to 3,600. Default 30.
+    pub interval_seconds: u64,
+}
+
+impl Default for OtlpMetricsConfig {
+    fn default() -> Self {
+        Self {
+            target: TargetConfig::default(),
+            interval_seconds: 30,
+        }
+    }
+}
+
+impl OtlpMetricsConfig {
+    /// Says what is out of range.
+    pub fn validate(&self) -> Result<(), String> {
+        self.target.validate("otlp_metrics")?;
+        if !(1..=3_600).contains(&self.interval_seconds) {
+            return Err(format!(
+                "otlp_metrics.interval_seconds must be between 1 and 3600, not {}",
+                self.interval_seconds
+            ));
+        }
+        Ok(())
+    }
+}
+
 impl TargetConfig {
     /// Takes what the standard variables of a signal (`TRACES`, `METRICS`) say, the signal's own before the common ones. Empty ones are not set.
     pub fn from_environment(&mut self, signal: &str, env: impl Fn(&str) -> Option<String>) -> Result<(), String> {
