@@ -52,7 +52,7 @@ fn written(metrics: &Metrics) -> Series {
             let (series, value) = line.rsplit_once(' ').unwrap();
             let series = match series.split_once('{') {
                 Some((name, labels)) => {
-                    let mut labels: Vec<&str> = labels.trim_end_matches('}').split(',').collect();
+                    let mut labels: Vec<String> = labels.trim_end_matches('}').split(',').map(bound).collect();
                     labels.sort_unstable();
                     format!("{name}{{{}}}", labels.join(","))
                 }
@@ -61,6 +61,17 @@ fn written(metrics: &Metrics) -> Series {
             (series, value.parse().unwrap())
         })
         .collect()
+}
+
+/// The bound of a bucket in one notation.
+fn bound(label: &str) -> String {
+    let bound = label
+        .strip_prefix("le=\"")
+        .and_then(|rest| rest.trim_end_matches('"').parse::<f64>().ok());
+    match bound {
+        Some(bound) if bound.is_finite() => format!("le=\"{bound:?}\""),
+        _ => label.to_owned(),
+    }
 }
 
 fn key(name: &str, attributes: &[KeyValue], bound: Option<String>) -> String {
