@@ -115,7 +115,7 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
             let _ = ended.send(result);
         })
         .context("cannot start the event loop")?;
-    let metrics_exporter = start_metrics_exporter(&start, clock, &metrics, &own)?;
+    let metrics_exporter = start_metrics_exporter(&start, clock, &metrics)?;
     let stages = Arc::new(Stages {
         places,
         metrics,
@@ -223,17 +223,16 @@ fn start_metrics_exporter(
     config: &Config,
     clock: ClockAnchor,
     metrics: &Arc<Metrics>,
-    own: &Arc<OwnMetrics>,
 ) -> anyhow::Result<Option<MetricsExporter>> {
     if !config.otlp_metrics.target.is_set() {
         return Ok(None);
     }
-    let (metrics, own) = (Arc::clone(metrics), Arc::clone(own));
+    let metrics = Arc::clone(metrics);
     MetricsExporter::start(
         &config.otlp_metrics,
         &config.kubernetes.node_name,
         clock.unix_ns,
-        Box::new(move || own.encode_with(&metrics)),
+        Box::new(move || metrics.encode()),
     )
     .map(Some)
     .context("cannot export metrics")

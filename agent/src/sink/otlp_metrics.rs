@@ -4,7 +4,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use opentelemetry_http::HttpClient as _;
@@ -27,6 +27,7 @@ use tracing::{error, info};
 use super::otlp::Protocol;
 use super::otlp_config::{CompressionConfig, OtlpMetricsConfig, TargetConfig};
 use super::otlp_transport::{self as transport, AddHeaders, Http, TransportError};
+use crate::clock::ClockAnchor;
 use crate::metrics::snapshot::{Family, Kind, Labels, Number, Snapshot, Value};
 use crate::span::Loss;
 
@@ -145,7 +146,7 @@ impl Worker {
         let snapshot = Snapshot::parse(&(self.read)());
         let unreadable = snapshot.unreadable_count;
         self.counters.unreadable.fetch_add(unreadable, Ordering::Relaxed);
-        for (metrics, point_count) in requests(snapshot, self.start_unix_ns, unix_ns()) {
+        for (metrics, point_count) in requests(snapshot, self.start_unix_ns, ClockAnchor::now().unix_ns) {
             let request = ExportMetricsServiceRequest {
                 resource_metrics: vec![ResourceMetrics {
                     resource: Some(self.resource.clone()),
@@ -193,8 +194,12 @@ impl Worker {
 }
 
 enum Client {
-    Grpc(Box<MetricsServiceClient<InterceptedService<Channel, AddHeaders>>>),
-    Http { http: Http, url: http::Uri, is_gzip: bool },
+    Grpc(MetricsServiceClient<InterceptedService<Channel, AddHeaders>>),
+    Http {
+        http: Box<Http>,
+        url: http::Uri,
+        is_gzip: bool,
+    },
 }
 
 impl Client {
@@ -207,10 +212,10 @@ impl Client {
                 if is_gzip {
                     client = client.send_compressed(CompressionEncoding::Gzip);
                 }
-                Ok(Self::Grpc(Box::new(client)))
+                Ok(Self::Grpc(client))
             }
             Protocol::HttpProtobuf => Ok(Self::Http {
-                http: Http::new(target)?,
+                http: Box::new(Http::new(target)?),
                 url: transport::url(target, "metrics")?,
                 is_gzip,
             }),
@@ -254,12 +259,6 @@ fn gzip(body: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(body)?;
     encoder.finish()
-}
-
-fn unix_ns() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_nanos() as u64)
 }
 
 fn attribute(key: &str, value: String) -> KeyValue {

@@ -199,21 +199,18 @@ fn builder() -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier
 
 fn client_config(tls: &TlsConfig) -> Result<ClientConfig, TransportError> {
     let mut roots = rustls::RootCertStore::empty();
-    match &tls.ca_file {
-        Some(path) => {
-            for certificate in certificates(path, "ca_file")? {
-                roots
-                    .add(certificate)
-                    .map_err(|error| TransportError::Tls(format!("{} (tls.ca_file): {error}", path.display())))?;
-            }
+    if let Some(path) = &tls.ca_file {
+        for certificate in certificates(path, "ca_file")? {
+            roots
+                .add(certificate)
+                .map_err(|error| TransportError::Tls(format!("{} (tls.ca_file): {error}", path.display())))?;
         }
-        None => {
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            if roots.is_empty() {
-                return Err(TransportError::Tls(
-                    "this system trusts no authority; name one in tls.ca_file".to_owned(),
-                ));
-            }
+    } else {
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        if roots.is_empty() {
+            return Err(TransportError::Tls(
+                "this system trusts no authority; name one in tls.ca_file".to_owned(),
+            ));
         }
     }
     let builder = builder()?.with_root_certificates(roots);
