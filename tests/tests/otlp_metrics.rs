@@ -1,5 +1,7 @@
 //! Metrics that leave the agent over real sockets: what arrives is what the agent's own text says.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 // Not all of its helpers are needed here.
 #[allow(dead_code, reason = "shared with other tests")]
 mod support;

@@ -1,5 +1,7 @@
 //! Traces that leave the agent over TLS: who is trusted, who proves what, and what files that are wrong cost.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 // Not all of its helpers are needed here.
 #[allow(dead_code, reason = "shared with other tests")]
 mod support;
