@@ -1,6 +1,6 @@
 //! The agent's one configuration: what can be set, where each value came from, and whether all of it makes sense together.
 //!
-//! From lowest to highest: defaults, one TOML file, the environment, flags. A variable `WASMSCOPE_SECTION__KEY` (two underscores,
+//! From lowest to highest: defaults, one TOML file, OpenTelemetry's variables (`OTEL_EXPORTER_OTLP_…`), the environment, flags. A variable `WASMSCOPE_SECTION__KEY` (two underscores,
 //! so that the variables Kubernetes makes for a service called `wasmscope` are never taken for it) sets `key` of `[section]`; the standard
 //! `NODE_NAME` sets `kubernetes.node_name`. Keys that do not exist are errors, in the file with their line.
 //!
@@ -18,6 +18,7 @@ use crate::governor::GovernorConfig;
 use crate::metrics::MetricsConfig;
 use crate::place::KubernetesConfig;
 use crate::recorder::RecorderConfig;
+use crate::sink::otlp_config::{OtlpMetricsConfig, TargetConfig, TracesConfig};
 
 /// Prefix of the variables that set keys.
 const PREFIX: &str = "WASMSCOPE_";
@@ -25,6 +26,12 @@ const PREFIX: &str = "WASMSCOPE_";
 const STANDARD_VARIABLES: [(&str, &str); 1] = [("NODE_NAME", "kubernetes.node_name")];
 /// Keys whose values are never printed.
 const SECRETS: [&str; 3] = ["headers", "password", "token"];
+/// Sections with a collector, what OpenTelemetry's variables call their signal, and the collector.
+type Target = (&'static str, &'static str, fn(&Config) -> &TargetConfig);
+const TARGETS: [Target; 2] = [
+    ("traces", "TRACES", |config| &config.traces.target),
+    ("otlp_metrics", "METRICS", |config| &config.otlp_metrics.target),
+];
 /// Largest file that is read, bytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
@@ -46,6 +53,10 @@ pub struct Config {
     pub recorder: RecorderConfig,
     /// What probes may cost. Changing it takes a restart.
     pub governor: GovernorConfig,
+    /// Traces that go to a collector.
+    pub traces: TracesConfig,
+    /// Metrics that go to a collector. Changing it takes a restart.
+    pub otlp_metrics: OtlpMetricsConfig,
     /// How it ends.
     pub shutdown: ShutdownConfig,
     /// One agent per node.
@@ -185,6 +196,8 @@ impl Config {
             .map_err(|error| format!("log.filter is {:?}: {error}", self.log.filter))?;
         self.kubernetes.validate()?;
         self.metrics.validate()?;
+        self.traces.validate()?;
+        self.otlp_metrics.validate()?;
         self.recorder.validate().map_err(|error| format!("recorder.{error}"))?;
         if self.instance.lock_file.as_os_str().is_empty() {
             return Err("instance.lock_file is empty".to_owned());
@@ -206,6 +219,7 @@ impl Config {
         differs("governor", self.governor != new.governor);
         differs("instance", self.instance != new.instance);
         differs("metrics", self.metrics != new.metrics);
+        differs("otlp_metrics", self.otlp_metrics != new.otlp_metrics);
         differs("kubernetes", self.kubernetes != new.kubernetes);
         keys
     }
@@ -273,6 +287,7 @@ impl Sources {
             note_origins(&table, "", &format!("file {}", path.display()), &mut origins);
             merged = table;
         }
+        self.take_opentelemetry(&mut merged, &mut origins)?;
         for (name, value) in &self.variables {
             let standard = STANDARD_VARIABLES.iter().find(|(standard, _)| standard == name);
             let key = match standard {
@@ -297,6 +312,36 @@ impl Sources {
             })
         })?;
         Ok(Loaded { config, origins })
+    }
+}
+
+impl Sources {
+    /// What OpenTelemetry's variables say of the collectors.
+    fn take_opentelemetry(
+        &self,
+        merged: &mut Table,
+        origins: &mut BTreeMap<String, String>,
+    ) -> Result<(), ConfigError> {
+        let variable = |name: &str| {
+            let found = self.variables.iter().find(|(known, _)| known == name);
+            found.map(|(_, value)| value.clone())
+        };
+        let before = Config::deserialize(Value::Table(merged.clone()))
+            .map_err(|error| ConfigError::Invalid(error.to_string().trim().to_owned()))?;
+        for (section, signal, target) in TARGETS {
+            let old = target(&before);
+            let mut new = old.clone();
+            new.from_environment(signal, variable).map_err(ConfigError::Invalid)?;
+            let [old, new] = [old, &new].map(|target| Table::try_from(target).unwrap_or_default());
+            for (key, value) in new {
+                if old.get(&key) != Some(&value) {
+                    let path = format!("{section}.target.{key}");
+                    insert(merged, &path, value);
+                    origins.insert(path, format!("environment OTEL_EXPORTER_OTLP_*_{}", key.to_uppercase()));
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -543,5 +588,37 @@ mod tests {
         );
         let shown = masked("traces", &Value::Table(table)).to_string();
         assert!(shown.contains("***") && !shown.contains("Bearer"), "{shown}");
+    }
+
+    #[test]
+    fn the_variables_of_opentelemetry_stand_between_the_file_and_our_own() {
+        let (_file, mut sources) = file("[traces.target]\nendpoint = \"http://file:1\"\ntimeout_ms = 7\n");
+        sources.variables = vec![
+            ("OTEL_EXPORTER_OTLP_ENDPOINT".to_owned(), "http://variable:2".to_owned()),
+            (
+                "OTEL_EXPORTER_OTLP_HEADERS".to_owned(),
+                "authorization=Bearer%20x1y2".to_owned(),
+            ),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL".to_owned(), "grpc".to_owned()),
+            (
+                "WASMSCOPE_TRACES__TARGET__PROTOCOL".to_owned(),
+                "http/protobuf".to_owned(),
+            ),
+        ];
+        let loaded = sources.load().unwrap();
+        let target = &loaded.config.traces.target;
+        assert_eq!(target.endpoint.as_deref(), Some("http://variable:2"));
+        assert_eq!(target.headers["authorization"], "Bearer x1y2");
+        assert_eq!(target.protocol, crate::sink::otlp::Protocol::HttpProtobuf);
+        assert_eq!(target.timeout_ms, 7);
+        let printed = loaded.to_toml();
+        assert!(
+            printed.contains("authorization") && !printed.contains("x1y2"),
+            "{printed}"
+        );
+        sources
+            .variables
+            .push(("OTEL_EXPORTER_OTLP_TIMEOUT".to_owned(), "soon".to_owned()));
+        assert!(sources.load().is_err());
     }
 }

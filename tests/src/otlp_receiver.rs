@@ -1,4 +1,4 @@
-//! A collector for tests: takes traces over OTLP/gRPC and OTLP/HTTP on one loopback port, keeps every request whole, and answers as told.
+//! A collector for tests: takes traces and metrics over OTLP/gRPC and OTLP/HTTP on one loopback port, keeps every request whole, and answers as told.
 
 use std::convert::Infallible;
 use std::io::Read;
@@ -13,6 +13,12 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
+use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
+    MetricsService, MetricsServiceServer,
+};
+use opentelemetry_proto::tonic::collector::metrics::v1::{
+    ExportMetricsPartialSuccess, ExportMetricsServiceRequest, ExportMetricsServiceResponse,
+};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
@@ -50,7 +56,20 @@ pub enum Transport {
     Http,
 }
 
-/// A request, as it came, whatever the answer was.
+/// A request with metrics, as it came, whatever the answer was.
+#[derive(Clone, Debug)]
+pub struct ReceivedMetrics {
+    /// How.
+    pub transport: Transport,
+    /// HTTP headers, or gRPC metadata.
+    pub headers: HeaderMap,
+    /// The body, unpacked.
+    pub request: ExportMetricsServiceRequest,
+    /// What the sender was told.
+    pub answer: Answer,
+}
+
+/// A request with traces, as it came, whatever the answer was.
 #[derive(Clone, Debug)]
 pub struct Received {
     /// How.
@@ -82,6 +101,7 @@ pub struct Receiver {
 struct Shared {
     answer: Mutex<Answer>,
     received: watch::Sender<Vec<Received>>,
+    metrics: watch::Sender<Vec<ReceivedMetrics>>,
 }
 
 impl ReservedPort {
@@ -104,6 +124,7 @@ impl ReservedPort {
         let shared = Arc::new(Shared {
             answer: Mutex::new(answer),
             received: watch::Sender::default(),
+            metrics: watch::Sender::default(),
         });
         let task = tokio::spawn(serve(listener, Arc::clone(&shared)));
         Ok(Receiver {
@@ -130,7 +151,21 @@ impl Receiver {
         *self.shared.answer.lock().unwrap_or_else(PoisonError::into_inner) = answer;
     }
 
-    /// Every request so far.
+    /// Every request with metrics so far.
+    pub fn metrics(&self) -> Vec<ReceivedMetrics> {
+        self.shared.metrics.borrow().clone()
+    }
+
+    /// Waits until `condition` holds for the requests with metrics so far.
+    pub async fn wait_for_metrics(&self, mut condition: impl FnMut(&[ReceivedMetrics]) -> bool) {
+        let mut received = self.shared.metrics.subscribe();
+        received
+            .wait_for(|received| condition(received))
+            .await
+            .expect("the sender lives as long as the receiver");
+    }
+
+    /// Every request with traces so far.
     pub fn received(&self) -> Vec<Received> {
         self.shared.received.borrow().clone()
     }
@@ -192,13 +227,24 @@ async fn handle(request: Request<Incoming>, shared: Arc<Shared>) -> Response<Bod
     if request.uri().path() == "/v1/traces" {
         return handle_http(request, &shared).await.map(Body::new);
     }
+    if request.uri().path() == "/v1/metrics" {
+        return handle_http_metrics(request, &shared).await.map(Body::new);
+    }
+    if request
+        .uri()
+        .path()
+        .starts_with("/opentelemetry.proto.collector.metrics.v1.MetricsService/")
+    {
+        let mut grpc = MetricsServiceServer::new(GrpcService(shared)).accept_compressed(CompressionEncoding::Gzip);
+        return grpc.call(request).await.unwrap_or_else(|never| match never {});
+    }
     let mut grpc = TraceServiceServer::new(GrpcService(shared)).accept_compressed(CompressionEncoding::Gzip);
     grpc.call(request).await.unwrap_or_else(|never| match never {})
 }
 
 async fn handle_http(request: Request<Incoming>, shared: &Shared) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
-    let Some(request) = decode(&head.headers, body).await else {
+    let Some(request) = decode::<ExportTraceServiceRequest>(&head.headers, body).await else {
         return respond(StatusCode::BAD_REQUEST, Bytes::new());
     };
     match shared.take(Transport::Http, head.headers, request).await {
@@ -208,7 +254,19 @@ async fn handle_http(request: Request<Incoming>, shared: &Shared) -> Response<Fu
     }
 }
 
-async fn decode(headers: &HeaderMap, body: Incoming) -> Option<ExportTraceServiceRequest> {
+async fn handle_http_metrics(request: Request<Incoming>, shared: &Shared) -> Response<Full<Bytes>> {
+    let (head, body) = request.into_parts();
+    let Some(request) = decode::<ExportMetricsServiceRequest>(&head.headers, body).await else {
+        return respond(StatusCode::BAD_REQUEST, Bytes::new());
+    };
+    match shared.take_metrics(Transport::Http, head.headers, request).await {
+        Answer::Refuse => respond(StatusCode::BAD_REQUEST, Bytes::new()),
+        Answer::Unavailable => respond(StatusCode::SERVICE_UNAVAILABLE, Bytes::new()),
+        answer => respond(StatusCode::OK, metrics_success(answer).encode_to_vec().into()),
+    }
+}
+
+async fn decode<T: Message + Default>(headers: &HeaderMap, body: Incoming) -> Option<T> {
     let body = body.collect().await.ok()?.to_bytes();
     let is_gzip = headers.get(CONTENT_ENCODING).is_some_and(|encoding| encoding == "gzip");
     let mut plain = Vec::new();
@@ -217,7 +275,7 @@ async fn decode(headers: &HeaderMap, body: Incoming) -> Option<ExportTraceServic
     } else {
         plain.extend_from_slice(&body);
     }
-    ExportTraceServiceRequest::decode(&*plain).ok()
+    T::decode(&*plain).ok()
 }
 
 fn respond(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
@@ -241,7 +299,39 @@ fn success(answer: Answer) -> ExportTraceServiceResponse {
     ExportTraceServiceResponse { partial_success }
 }
 
+fn metrics_success(answer: Answer) -> ExportMetricsServiceResponse {
+    let partial_success = match answer {
+        Answer::AcceptPartly(rejected_data_points) => Some(ExportMetricsPartialSuccess {
+            rejected_data_points,
+            error_message: "some were too old".to_owned(),
+        }),
+        _ => None,
+    };
+    ExportMetricsServiceResponse { partial_success }
+}
+
 impl Shared {
+    async fn take_metrics(
+        &self,
+        transport: Transport,
+        headers: HeaderMap,
+        request: ExportMetricsServiceRequest,
+    ) -> Answer {
+        let answer = *self.answer.lock().unwrap_or_else(PoisonError::into_inner);
+        self.metrics.send_modify(|received| {
+            received.push(ReceivedMetrics {
+                transport,
+                headers,
+                request,
+                answer,
+            });
+        });
+        if answer == Answer::Hang {
+            std::future::pending::<()>().await;
+        }
+        answer
+    }
+
     async fn take(&self, transport: Transport, headers: HeaderMap, request: ExportTraceServiceRequest) -> Answer {
         let answer = *self.answer.lock().unwrap_or_else(PoisonError::into_inner);
         self.received.send_modify(|received| {
@@ -272,6 +362,25 @@ impl TraceService for GrpcService {
             Answer::Refuse => Err(tonic::Status::invalid_argument("refused")),
             Answer::Unavailable => Err(tonic::Status::unavailable("later")),
             answer => Ok(tonic::Response::new(success(answer))),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl MetricsService for GrpcService {
+    async fn export(
+        &self,
+        request: tonic::Request<ExportMetricsServiceRequest>,
+    ) -> Result<tonic::Response<ExportMetricsServiceResponse>, tonic::Status> {
+        let headers = request.metadata().clone().into_headers();
+        match self
+            .0
+            .take_metrics(Transport::Grpc, headers, request.into_inner())
+            .await
+        {
+            Answer::Refuse => Err(tonic::Status::invalid_argument("refused")),
+            Answer::Unavailable => Err(tonic::Status::unavailable("later")),
+            answer => Ok(tonic::Response::new(metrics_success(answer))),
         }
     }
 }

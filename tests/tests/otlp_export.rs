@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use support::{ANCHOR, all_accounted_for, config, export, sample_trace, wait_until};
-use wasmscope::sink::otlp::{Compression, ExportCounts, Exporter, ExporterConfig, Protocol, StartError};
+use wasmscope::sink::otlp::{ExportCounts, Exporter, ExporterConfig, Protocol, StartError};
+use wasmscope::sink::otlp_config::CompressionConfig;
 use wasmscope_tests::otlp_receiver::{Answer, Receiver, ReservedPort, Transport, spans};
 
 const PROTOCOLS: [Protocol; 2] = [Protocol::Grpc, Protocol::HttpProtobuf];
@@ -79,10 +80,8 @@ async fn requests_are_packed_with_gzip_when_asked() {
         (Protocol::HttpProtobuf, "content-encoding"),
     ] {
         let receiver = Receiver::start(Answer::Accept).unwrap();
-        let config = ExporterConfig {
-            compression: Some(Compression::Gzip),
-            ..config(&receiver.endpoint(), protocol)
-        };
+        let mut config = config(&receiver.endpoint(), protocol);
+        config.target.compression = CompressionConfig::Gzip;
         let counts = export(config, &[sample_trace(1)]).await;
         assert_eq!(
             counts,
@@ -129,10 +128,8 @@ async fn a_short_outage_loses_nothing() {
 async fn a_collector_that_was_down_gets_what_is_offered_once_it_is_up() {
     for protocol in PROTOCOLS {
         let port = ReservedPort::new().unwrap();
-        let config = ExporterConfig {
-            timeout: Some(Duration::from_millis(100)),
-            ..config(&port.endpoint(), protocol)
-        };
+        let mut config = config(&port.endpoint(), protocol);
+        config.target.timeout_ms = 100;
         let exporter = Exporter::start(&config, ANCHOR).unwrap();
         exporter.offer(Arc::new(sample_trace(1)));
         wait_until(|| exporter.counts().lost_export_failed == 1).await;
@@ -183,10 +180,8 @@ async fn a_collector_that_never_answers_costs_bounded_memory_and_time() {
 async fn an_answer_that_takes_too_long_is_a_failed_export() {
     for protocol in PROTOCOLS {
         let receiver = Receiver::start(Answer::Hang).unwrap();
-        let config = ExporterConfig {
-            timeout: Some(Duration::from_millis(50)),
-            ..config(&receiver.endpoint(), protocol)
-        };
+        let mut config = config(&receiver.endpoint(), protocol);
+        config.target.timeout_ms = 50;
         let exporter = Exporter::start(&config, ANCHOR).unwrap();
         exporter.offer(Arc::new(sample_trace(1)));
         wait_until(|| exporter.counts().lost_export_failed == 1).await;
@@ -348,17 +343,31 @@ async fn a_trace_of_any_size_arrives_cut_and_says_so() {
 }
 
 #[tokio::test]
-async fn an_https_endpoint_is_refused_at_the_start() {
-    let error = Exporter::start(&config("https://collector.example", Protocol::Grpc), ANCHOR).unwrap_err();
-    assert!(matches!(&error, StartError::TlsNotBuilt { .. }), "{error}");
-    assert!(error.to_string().contains("https://collector.example"), "{error}");
+async fn traces_beyond_the_bytes_that_may_wait_are_lost_and_counted() {
+    let receiver = Receiver::start(Answer::Hang).unwrap();
+    let config = ExporterConfig {
+        queue_bytes: 1,
+        ..config(&receiver.endpoint(), Protocol::Grpc)
+    };
+    let exporter = Exporter::start(&config, ANCHOR).unwrap();
+    (0..3).for_each(|id| exporter.offer(Arc::new(sample_trace(id))));
+    let counts = exporter.shutdown(Duration::from_millis(50)).await;
+    assert_eq!(
+        counts,
+        ExportCounts {
+            offered: 3,
+            lost_queue_bytes: 2,
+            lost_shutdown: 1,
+            ..ExportCounts::default()
+        }
+    );
 }
 
 #[tokio::test]
 async fn a_malformed_endpoint_is_refused_at_the_start() {
     for protocol in PROTOCOLS {
         let error = Exporter::start(&config("http://[not an address", protocol), ANCHOR).unwrap_err();
-        assert!(matches!(&error, StartError::Build(_)), "{error}");
+        assert!(matches!(&error, StartError::Transport(_)), "{error}");
     }
 }
 
@@ -368,7 +377,7 @@ const CHILD: &str = "WASMSCOPE_TEST_EXPORTS_AS_ITS_ENVIRONMENT_SAYS";
 #[tokio::test]
 async fn the_standard_variables_configure_the_exporter() {
     if std::env::var_os(CHILD).is_some() {
-        let counts = export(ExporterConfig::default(), &[sample_trace(1)]).await;
+        let counts = export(ExporterConfig::from_environment().unwrap(), &[sample_trace(1)]).await;
         assert_eq!(
             counts,
             ExportCounts {

@@ -2,6 +2,7 @@
 
 mod collect;
 mod counts;
+mod exports;
 mod health;
 mod lock;
 mod notify;
@@ -20,6 +21,7 @@ use tracing::{error, info, warn};
 
 use self::collect::Collector;
 use self::counts::Counts;
+use self::exports::Exports;
 use self::own_metrics::OwnMetrics;
 use self::stages::Stages;
 pub use self::{
@@ -34,7 +36,7 @@ use crate::pipeline::{Detail, Options, Pipeline};
 use crate::place::Places;
 use crate::recorder::{self, Recorder, RecorderCollector};
 use crate::self_observation::SelfObservation;
-use crate::sink::otlp::{Exporter, ExporterConfig};
+use crate::sink::otlp_metrics::MetricsExporter;
 
 const INDEX: &str = "\
 wasmscope agent
@@ -66,6 +68,7 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
         clock,
         crate::pipeline::kernel_release(),
     ));
+    let exports = Exports::start(&start.traces, clock)?;
     let mut metrics = if start.capture.tier > 0 {
         Metrics::with_aggregates(start.metrics.clone())
     } else {
@@ -74,17 +77,12 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
     metrics
         .registry_mut()
         .register_collector(Box::new(RecorderCollector(recorder.clone())));
-    let own = OwnMetrics::register(metrics.registry_mut());
+    let own = OwnMetrics::register(metrics.registry_mut(), exports.sampled());
     let metrics = Arc::new(metrics);
     let health = Arc::new(Health::new(start.http.liveness_seconds));
     let server = http::Server::start(start.http.listen, routes(&metrics, &health, recorder.clone()))
         .await
         .with_context(|| format!("cannot listen on {} (http.listen)", start.http.listen))?;
-    let exporter = if has_collector() {
-        Some(Exporter::start(&ExporterConfig::default(), clock)?)
-    } else {
-        None
-    };
     let options = Options {
         ring_bytes: start.capture.ring_mib << 20,
         watch_all: true,
@@ -125,11 +123,12 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
             let _ = ended.send(result);
         })
         .context("cannot start the event loop")?;
+    let metrics_exporter = start_metrics_exporter(&start, clock, &metrics)?;
     let stages = Arc::new(Stages {
         places,
         metrics,
         recorder,
-        exporter,
+        exports,
     });
     let running_stages = Arc::clone(&stages);
     let max_held = start.kubernetes.max_held;
@@ -140,7 +139,7 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
         address = %server.address(),
         tier = start.capture.tier,
         ring_mib = start.capture.ring_mib,
-        exporting = stages.exporter.is_some(),
+        exporting = stages.exports.is_exporting(),
         "started"
     );
 
@@ -152,14 +151,16 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
             _ = terminations.recv() => break,
             _ = hangups.recv() => {
                 notify::notify("RELOADING=1");
-                let is_reloaded = reload(&config, &sources, &set_filter);
-                if is_reloaded {
-                    stages.reconfigure(&config.load());
+                let mut is_reloaded = reload(&config, &sources, &set_filter);
+                if is_reloaded && let Err(error) = stages.reconfigure(&config.load()) {
+                    error!(%error, "traces are exported as before");
+                    is_reloaded = false;
                 }
                 own.reloaded(is_reloaded);
                 notify::notify("READY=1");
             }
             _ = tick.tick() => {
+                count_losses(metrics_exporter.as_ref(), &stages.metrics);
                 if !is_announced && health.ready().reasons.is_empty() {
                     is_announced = true;
                     info!("ready");
@@ -185,6 +186,10 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
         let capture = tokio::time::timeout_at(until.into(), &mut collected).await;
         let staged = tokio::time::timeout_at(until.into(), &mut stage_task).await;
         let counts = stages.finish(until.saturating_duration_since(Instant::now())).await;
+        if let Some(exporter) = &metrics_exporter {
+            // Last, so that it tells of the losses of all others.
+            exporter.shutdown(until.saturating_duration_since(Instant::now())).await;
+        }
         (capture, staged.is_ok(), counts)
     };
     let (capture, staged, counts) = tokio::select! {
@@ -221,6 +226,32 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
     })
 }
 
+/// Starts to send metrics, if an endpoint is configured.
+fn start_metrics_exporter(
+    config: &Config,
+    clock: ClockAnchor,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<Option<MetricsExporter>> {
+    if !config.otlp_metrics.target.is_set() {
+        return Ok(None);
+    }
+    let metrics = Arc::clone(metrics);
+    MetricsExporter::start(
+        &config.otlp_metrics,
+        &config.kubernetes.node_name,
+        clock.unix_ns,
+        Box::new(move || metrics.encode()),
+    )
+    .map(Some)
+    .context("cannot export metrics")
+}
+
+fn count_losses(exporter: Option<&MetricsExporter>, metrics: &Metrics) {
+    for loss in exporter.iter().flat_map(|exporter| exporter.losses()) {
+        metrics.set_loss_total(&loss);
+    }
+}
+
 fn second_signal() -> ExitCode {
     warn!("second signal: ended without delivering what is left");
     ExitCode::FAILURE
@@ -254,11 +285,4 @@ fn reload(current: &ArcSwap<Config>, sources: &Sources, set_filter: &SetFilter) 
     current.store(Arc::new(new));
     info!("reloaded");
     true
-}
-
-/// Whether the environment names a collector.
-fn has_collector() -> bool {
-    ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"]
-        .iter()
-        .any(|name| std::env::var(name).is_ok_and(|value| !value.is_empty()))
 }

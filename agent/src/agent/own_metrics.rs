@@ -6,6 +6,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::exports::Sampled;
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Build {
     version: &'static str,
@@ -25,7 +27,7 @@ pub(super) struct OwnMetrics {
 
 impl OwnMetrics {
     /// With what is known from the start.
-    pub(super) fn register(registry: &mut Registry) -> Self {
+    pub(super) fn register(registry: &mut Registry, sampled: Sampled) -> Self {
         let build = Family::<Build, Gauge>::default();
         build
             .get_or_create(&Build {
@@ -42,6 +44,11 @@ impl OwnMetrics {
             "wasmscope_config_reloads",
             "Times that the configuration was read again",
             reloads.clone(),
+        );
+        registry.register(
+            "wasmscope_traces_sampled",
+            "Traces by whether they are exported; none are counted while there is no collector",
+            sampled,
         );
         Self { reloads }
     }

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::exports::Exports;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::place::{PlaceStage, Places};
 use crate::recorder::Recorder;
-use crate::sink::otlp::{ExportCounts, Exporter};
+use crate::sink::otlp::{ExportCounts, StartError};
 use crate::span::Trace;
 
 /// How often what sinks have lost is brought into the metrics.
@@ -27,8 +28,8 @@ pub(super) struct Stages {
     pub(super) metrics: Arc<Metrics>,
     /// Where some are kept.
     pub(super) recorder: Arc<Recorder>,
-    /// The collector, if there is one.
-    pub(super) exporter: Option<Exporter>,
+    /// The way to the collector.
+    pub(super) exports: Exports,
 }
 
 impl Stages {
@@ -55,8 +56,10 @@ impl Stages {
     }
 
     /// What can be changed while running.
-    pub(super) fn reconfigure(&self, config: &Config) {
+    pub(super) fn reconfigure(&self, config: &Config) -> Result<(), StartError> {
+        self.exports.reconfigure(&config.traces)?;
         self.recorder.reconfigure(config.recorder.clone());
+        Ok(())
     }
 
     fn take_all(&self, traces: Vec<Trace>) {
@@ -69,24 +72,19 @@ impl Stages {
     fn take(&self, trace: Arc<Trace>) {
         self.metrics.observe_trace(&trace);
         self.recorder.offer(&trace);
-        if let Some(exporter) = &self.exporter {
-            exporter.offer(trace);
-        }
+        self.exports.offer(trace);
     }
 
     /// Lets the exporter send what it has.
     pub(super) async fn finish(&self, deadline: Duration) -> ExportCounts {
-        let counts = match &self.exporter {
-            Some(exporter) => exporter.shutdown(deadline).await,
-            None => ExportCounts::default(),
-        };
+        let counts = self.exports.finish(deadline).await;
         self.count_losses();
         counts
     }
 
     fn count_losses(&self) {
         self.metrics.set_pod_resolutions(&self.places.counts());
-        for loss in self.exporter.iter().flat_map(|exporter| exporter.counts().losses()) {
+        for loss in self.exports.counts().losses() {
             self.metrics.set_loss_total(&loss);
         }
     }

@@ -107,7 +107,9 @@ impl Outputs {
         let stream = match (arguments.format, &arguments.output) {
             (Format::Json, _) => Stream::Json(JsonWriter::new(Target::open(arguments.output.as_deref())?, clock)),
             (Format::Otlp, Some(path)) => Stream::OtlpJson(OtlpJsonWriter::new(Target::open(Some(path))?, clock)),
-            (Format::Otlp, None) => Stream::Otlp(Box::new(Exporter::start(&ExporterConfig::default(), clock)?)),
+            (Format::Otlp, None) => {
+                Stream::Otlp(Box::new(Exporter::start(&ExporterConfig::from_environment()?, clock)?))
+            }
             (Format::Mermaid | Format::Text, path) => {
                 if let Some(path) = path {
                     // Not kept: it only proves that the file can be made.

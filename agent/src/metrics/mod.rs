@@ -13,6 +13,7 @@ mod config;
 mod exposition;
 mod labels;
 pub mod reference;
+pub mod snapshot;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};

@@ -3,6 +3,7 @@
 //! | sink | leaves as |
 //! |---|---|
 //! | [`otlp`] | OTLP over gRPC or HTTP, to a collector |
+//! | [`otlp_metrics`] | the metrics, as OTLP, to a collector |
 //! | [`otlp_json`] | OTLP/JSON lines, to a file |
 //! | [`json`] | the model itself, one object a line, to a file |
 //!
@@ -14,6 +15,8 @@ pub mod json;
 pub mod otlp;
 pub mod otlp_config;
 pub mod otlp_json;
+pub mod otlp_metrics;
+pub mod otlp_transport;
 mod phases;
 mod place;
 mod rejections;

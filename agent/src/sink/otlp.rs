@@ -4,23 +4,23 @@
 //! `offered = exported + lost`, by reason, once [`Exporter::shutdown`] has returned.
 //!
 //! # Configuration
-//! The standard variables, each also as `OTEL_EXPORTER_OTLP_TRACES_…`: `OTEL_EXPORTER_OTLP_ENDPOINT`, `…_PROTOCOL` (`grpc`, `http/protobuf`; the default is
-//! `http/protobuf`), `…_HEADERS`, `…_TIMEOUT` (milliseconds for a request with all its retries), `…_COMPRESSION` (`gzip`), `…_INSECURE`;
-//! `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES`. [`ExporterConfig`] wins over them. `https` endpoints are refused: this build has no TLS.
+//! [`TargetConfig`] says where to; [`ExporterConfig::from_environment`] takes it from the standard variables
+//! (`OTEL_EXPORTER_OTLP_ENDPOINT`, `…_PROTOCOL`, `…_HEADERS`, `…_TIMEOUT`, `…_COMPRESSION`, `…_CERTIFICATE`, `…_CLIENT_CERTIFICATE`,
+//! `…_CLIENT_KEY`, `…_INSECURE`, each also as `OTEL_EXPORTER_OTLP_TRACES_…`). `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` are
+//! followed in any case.
 //!
 //! # When the collector is in trouble
 //! Errors that the protocol calls retryable are retried with back-off until the request's timeout; then the request's traces are lost
 //! (`export_failed`), and requests follow each other with growing pauses until one succeeds. Meanwhile the queue fills and newer traces are
-//! lost (`queue_full`). There is one ERROR log when that begins and one INFO log when it ends.
+//! lost (`queue_full`, `queue_bytes`). There is one ERROR log when that begins and one INFO log when it ends.
 //! A request that was under way when the time for shutting down ran out counts as lost (`shutdown`), although the collector may have taken it.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use opentelemetry_otlp::{
-    Compression as OtlpCompression, RetryPolicy, SpanExporter, WithExportConfig, WithHttpConfig, WithTonicConfig,
-};
+use opentelemetry_otlp::{Compression, RetryPolicy, SpanExporter, WithExportConfig, WithHttpConfig, WithTonicConfig};
 use opentelemetry_sdk::trace::{SpanData, SpanExporter as _};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -30,10 +30,12 @@ use tokio::time::Instant;
 use tracing::instrument::WithSubscriber as _;
 use tracing::{Dispatch, error, info};
 
+use super::otlp_config::{CompressionConfig, TargetConfig, TracesConfig};
+use super::otlp_transport::{self as transport, TransportError};
 use super::rejections::Rejections;
 use super::spans::Converter;
 use crate::clock::ClockAnchor;
-use crate::span::{Loss, Process, Trace};
+use crate::span::{Loss, Process, Span, Trace};
 
 /// Traces in one batch.
 const MAX_BATCH_TRACES: usize = 256;
@@ -41,8 +43,6 @@ const MAX_BATCH_TRACES: usize = 256;
 const MAX_REQUEST_BYTES: usize = 3 * 1024 * 1024;
 /// First pause after a request failed.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
-/// The specification's default.
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a timer may be late by before a connection that hangs is given up.
 const TIMEOUT_SLACK: Duration = Duration::from_millis(250);
 
@@ -57,26 +57,15 @@ pub enum Protocol {
     HttpProtobuf,
 }
 
-/// How bodies are packed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Compression {
-    /// gzip.
-    Gzip,
-}
-
-/// What the caller decides; `None` leaves it to the environment.
+/// How to export.
 #[derive(Clone, Debug)]
 pub struct ExporterConfig {
-    /// Base URL of the collector (`http://127.0.0.1:4318`), as in `OTEL_EXPORTER_OTLP_ENDPOINT`: HTTP adds `/v1/traces`.
-    pub endpoint: Option<String>,
-    /// As in `OTEL_EXPORTER_OTLP_PROTOCOL`.
-    pub protocol: Option<Protocol>,
-    /// For a request with all its retries, as in `OTEL_EXPORTER_OTLP_TIMEOUT`.
-    pub timeout: Option<Duration>,
-    /// As in `OTEL_EXPORTER_OTLP_COMPRESSION`.
-    pub compression: Option<Compression>,
+    /// Where to. Without an endpoint it is the protocol's customary port on this host.
+    pub target: TargetConfig,
     /// Traces that may wait; at least 1.
     pub queue_capacity: usize,
+    /// Estimated memory of the traces that wait or are under way, bytes. One trace is always taken.
+    pub queue_bytes: usize,
     /// How long the first trace of a batch waits for others.
     pub batch_delay: Duration,
     /// Longest pause between requests while the collector is in trouble.
@@ -86,29 +75,48 @@ pub struct ExporterConfig {
 impl Default for ExporterConfig {
     fn default() -> Self {
         Self {
-            endpoint: None,
-            protocol: None,
-            timeout: None,
-            compression: None,
+            target: TargetConfig::default(),
             queue_capacity: 1_024,
+            queue_bytes: 64 << 20,
             batch_delay: Duration::from_millis(500),
             max_pause: Duration::from_secs(10),
         }
     }
 }
 
+impl From<&TracesConfig> for ExporterConfig {
+    fn from(config: &TracesConfig) -> Self {
+        Self {
+            target: config.target.clone(),
+            queue_capacity: config.queue_traces,
+            queue_bytes: config.queue_mib << 20,
+            ..Self::default()
+        }
+    }
+}
+
+impl ExporterConfig {
+    /// What the standard variables of this process say.
+    pub fn from_environment() -> Result<Self, StartError> {
+        let mut config = TracesConfig::default();
+        config
+            .from_environment(|name| std::env::var(name).ok())
+            .and_then(|()| config.validate())
+            .map_err(StartError::Environment)?;
+        Ok(Self::from(&config))
+    }
+}
+
 /// Why an exporter cannot start.
 #[derive(Debug, Error)]
 pub enum StartError {
-    /// The collector wants TLS.
-    #[error(
-        "cannot export to {endpoint}: this build has no TLS; use an http:// endpoint, such as a collector on this node"
-    )]
-    TlsNotBuilt {
-        /// The endpoint.
-        endpoint: String,
-    },
-    /// The configuration, or the environment, is wrong.
+    /// There is no such connection.
+    #[error("cannot export traces: {0}")]
+    Transport(#[from] TransportError),
+    /// A standard variable is wrong.
+    #[error("cannot export traces: {0}")]
+    Environment(String),
+    /// The environment is wrong, in a way that only the library knows.
     #[error("cannot export traces: {0}")]
     Build(#[from] opentelemetry_otlp::ExporterBuildError),
 }
@@ -122,6 +130,8 @@ pub struct ExportCounts {
     pub exported: u64,
     /// Not taken because the queue was full.
     pub lost_queue_full: u64,
+    /// Not taken because what was waiting was too large.
+    pub lost_queue_bytes: u64,
     /// In a request that failed for good.
     pub lost_export_failed: u64,
     /// Left when the time for shutting down was over, or offered later.
@@ -133,13 +143,14 @@ pub struct ExportCounts {
 impl ExportCounts {
     /// Traces lost, for whatever reason.
     pub fn lost(&self) -> u64 {
-        self.lost_queue_full + self.lost_export_failed + self.lost_shutdown
+        self.lost_queue_full + self.lost_queue_bytes + self.lost_export_failed + self.lost_shutdown
     }
 
     /// The losses in the vocabulary that all layers share; none with a count of zero.
     pub fn losses(&self) -> Vec<Loss> {
         [
             ("queue_full", self.lost_queue_full),
+            ("queue_bytes", self.lost_queue_bytes),
             ("export_failed", self.lost_export_failed),
             ("shutdown", self.lost_shutdown),
             ("spans_rejected", self.rejected_spans),
@@ -155,21 +166,42 @@ impl ExportCounts {
     }
 }
 
+impl std::iter::Sum for ExportCounts {
+    fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
+        counts.fold(Self::default(), |sum, counts| Self {
+            offered: sum.offered + counts.offered,
+            exported: sum.exported + counts.exported,
+            lost_queue_full: sum.lost_queue_full + counts.lost_queue_full,
+            lost_queue_bytes: sum.lost_queue_bytes + counts.lost_queue_bytes,
+            lost_export_failed: sum.lost_export_failed + counts.lost_export_failed,
+            lost_shutdown: sum.lost_shutdown + counts.lost_shutdown,
+            rejected_spans: sum.rejected_spans + counts.rejected_spans,
+        })
+    }
+}
+
 #[derive(Debug, Default)]
 struct Counters {
     offered: AtomicU64,
     exported: AtomicU64,
     queue_full: AtomicU64,
+    queue_bytes: AtomicU64,
     export_failed: AtomicU64,
     shutdown: AtomicU64,
     /// Whether the queue has overflowed since it was last empty.
     is_overflowing: AtomicBool,
+    /// Estimated bytes of what waits or is under way.
+    waiting_bytes: AtomicUsize,
 }
+
+/// A trace in the queue, with its estimated bytes.
+type Waiting = (Arc<Trace>, usize);
 
 /// A running exporter.
 #[derive(Debug)]
 pub struct Exporter {
-    queue: mpsc::Sender<Arc<Trace>>,
+    queue: mpsc::Sender<Waiting>,
+    max_bytes: usize,
     counters: Arc<Counters>,
     rejections: Arc<Rejections>,
     /// Until when the task may go on; `None` while nobody has asked it to stop.
@@ -180,18 +212,7 @@ pub struct Exporter {
 impl Exporter {
     /// Starts the task, on the current tokio runtime. The collector need not be there yet.
     pub fn start(config: &ExporterConfig, anchor: ClockAnchor) -> Result<Self, StartError> {
-        let protocol = config.protocol.unwrap_or_else(protocol_from_env);
-        let endpoint = config
-            .endpoint
-            .clone()
-            .or_else(|| first_env(&["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"]));
-        if let Some(endpoint) = endpoint.as_ref().filter(|endpoint| endpoint.starts_with("https:")) {
-            return Err(StartError::TlsNotBuilt {
-                endpoint: endpoint.clone(),
-            });
-        }
-        let timeout = config.timeout.unwrap_or_else(timeout_from_env);
-        let exporter = build(config, protocol, timeout)?;
+        let exporter = build(&config.target)?;
         let (queue, receiver) = mpsc::channel(config.queue_capacity.max(1));
         let (stop, stopped) = watch::channel(None);
         let counters = Arc::new(Counters::default());
@@ -203,8 +224,8 @@ impl Exporter {
             watcher: Dispatch::new(Arc::clone(&rejections)),
             converter: Converter::from_env(anchor),
             exporter,
-            endpoint: endpoint.unwrap_or_else(|| "the default endpoint".to_owned()),
-            timeout: timeout + TIMEOUT_SLACK,
+            endpoint: transport::endpoint(&config.target).to_owned(),
+            timeout: transport::timeout(&config.target) + TIMEOUT_SLACK,
             batch_delay: config.batch_delay,
             max_pause: config.max_pause,
             pause: None,
@@ -212,6 +233,7 @@ impl Exporter {
         let task = Mutex::new(Some(tokio::spawn(worker.run())));
         Ok(Self {
             queue,
+            max_bytes: config.queue_bytes,
             counters,
             rejections,
             stop,
@@ -222,20 +244,36 @@ impl Exporter {
     /// Hands a trace over; never waits. A full queue loses it, and counts.
     pub fn offer(&self, trace: Arc<Trace>) {
         self.counters.offered.fetch_add(1, Ordering::Relaxed);
-        match self.queue.try_send(trace) {
-            Ok(()) => {}
-            Err(mpsc::error::TrySendError::Full(_)) => {
+        let byte_count = estimated_bytes(&trace);
+        let before = self.counters.waiting_bytes.fetch_add(byte_count, Ordering::Relaxed);
+        if before > 0 && before + byte_count > self.max_bytes {
+            self.counters.waiting_bytes.fetch_sub(byte_count, Ordering::Relaxed);
+            self.counters.queue_bytes.fetch_add(1, Ordering::Relaxed);
+            self.overflows();
+            return;
+        }
+        let Err(refused) = self.queue.try_send((trace, byte_count)) else {
+            return;
+        };
+        self.counters.waiting_bytes.fetch_sub(byte_count, Ordering::Relaxed);
+        match refused {
+            mpsc::error::TrySendError::Full(_) => {
                 self.counters.queue_full.fetch_add(1, Ordering::Relaxed);
-                if !self.counters.is_overflowing.swap(true, Ordering::Relaxed) {
-                    error!(
-                        capacity = self.queue.max_capacity(),
-                        "export queue is full; traces are lost until it has drained"
-                    );
-                }
+                self.overflows();
             }
-            Err(mpsc::error::TrySendError::Closed(_)) => {
+            mpsc::error::TrySendError::Closed(_) => {
                 self.counters.shutdown.fetch_add(1, Ordering::Relaxed);
             }
+        }
+    }
+
+    fn overflows(&self) {
+        if !self.counters.is_overflowing.swap(true, Ordering::Relaxed) {
+            error!(
+                capacity = self.queue.max_capacity(),
+                max_bytes = self.max_bytes,
+                "export queue is full; traces are lost until it has drained"
+            );
         }
     }
 
@@ -245,6 +283,7 @@ impl Exporter {
         ExportCounts {
             exported: read(&self.counters.exported),
             lost_queue_full: read(&self.counters.queue_full),
+            lost_queue_bytes: read(&self.counters.queue_bytes),
             lost_export_failed: read(&self.counters.export_failed),
             lost_shutdown: read(&self.counters.shutdown),
             rejected_spans: self.rejections.count(),
@@ -271,19 +310,22 @@ impl Exporter {
     }
 }
 
-fn build(config: &ExporterConfig, protocol: Protocol, timeout: Duration) -> Result<SpanExporter, StartError> {
+fn build(target: &TargetConfig) -> Result<SpanExporter, StartError> {
     // Bounded by the timeout alone, as the specification asks.
     let retries = RetryPolicy::recommended().with_max_retries(usize::MAX);
-    let compression = config.compression.map(|Compression::Gzip| OtlpCompression::Gzip);
-    let exporter = match protocol {
+    let compression = match target.compression {
+        CompressionConfig::None => None,
+        CompressionConfig::Gzip => Some(Compression::Gzip),
+    };
+    // All that the library could find in the environment is set, so that it does not.
+    let exporter = match target.protocol {
         Protocol::Grpc => {
             let mut builder = SpanExporter::builder()
                 .with_tonic()
-                .with_timeout(timeout)
+                .with_channel(transport::channel(target)?)
+                .with_interceptor(transport::AddHeaders(transport::headers(target)?))
+                .with_timeout(transport::timeout(target))
                 .with_retry_policy(retries);
-            if let Some(endpoint) = &config.endpoint {
-                builder = builder.with_endpoint(endpoint);
-            }
             if let Some(compression) = compression {
                 builder = builder.with_compression(compression);
             }
@@ -292,12 +334,11 @@ fn build(config: &ExporterConfig, protocol: Protocol, timeout: Duration) -> Resu
         Protocol::HttpProtobuf => {
             let mut builder = SpanExporter::builder()
                 .with_http()
+                .with_http_client(transport::Http::new(target)?)
+                .with_endpoint(transport::url(target, "traces")?.to_string())
                 .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
-                .with_timeout(timeout)
+                .with_timeout(transport::timeout(target))
                 .with_retry_policy(retries);
-            if let Some(endpoint) = &config.endpoint {
-                builder = builder.with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/')));
-            }
             if let Some(compression) = compression {
                 builder = builder.with_compression(compression);
             }
@@ -307,35 +348,26 @@ fn build(config: &ExporterConfig, protocol: Protocol, timeout: Duration) -> Resu
     Ok(exporter?)
 }
 
-fn first_env(names: &[&str]) -> Option<String> {
-    names
-        .iter()
-        .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
-}
-
-fn protocol_from_env() -> Protocol {
-    let protocol = first_env(&["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"]);
-    match protocol.as_deref() {
-        Some(protocol) if protocol.eq_ignore_ascii_case("grpc") => Protocol::Grpc,
-        None => Protocol::HttpProtobuf,
-        Some(protocol) => {
-            if !protocol.eq_ignore_ascii_case("http/protobuf") {
-                tracing::warn!(protocol, "unknown OTEL_EXPORTER_OTLP_PROTOCOL; using http/protobuf");
-            }
-            Protocol::HttpProtobuf
-        }
+/// What a trace takes up in memory, roughly: its spans and their stacks.
+fn estimated_bytes(trace: &Trace) -> usize {
+    let mut byte_count = size_of::<Trace>();
+    let mut rest: Vec<&Span> = vec![&trace.root];
+    while let Some(span) = rest.pop() {
+        byte_count += size_of::<Span>() + size_of_val(&*span.stack) + size_of_val(&*span.suspends);
+        rest.extend(&span.children);
     }
+    byte_count
 }
 
-fn timeout_from_env() -> Duration {
-    first_env(&["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"])
-        .and_then(|timeout_ms| timeout_ms.parse().ok())
-        .map_or(DEFAULT_TIMEOUT, Duration::from_millis)
+/// Between half of `pause` and all of it, so that the agents of many nodes do not return to a collector at the same instant.
+fn jittered(pause: Duration) -> Duration {
+    let random = RandomState::new().hash_one(0_u8) as f64 / u64::MAX as f64;
+    pause.mul_f64(0.5 + random / 2.0)
 }
 
 /// The task: owns the connection and the back-off.
 struct Worker {
-    queue: mpsc::Receiver<Arc<Trace>>,
+    queue: mpsc::Receiver<Waiting>,
     stopped: watch::Receiver<Option<Instant>>,
     counters: Arc<Counters>,
     watcher: Dispatch,
@@ -361,12 +393,14 @@ impl Worker {
     async fn run(mut self) {
         while let Some(batch) = self.next_batch().await {
             let mut requests = Vec::new();
-            for trace in batch {
+            let byte_count: usize = batch.iter().map(|(_, byte_count)| byte_count).sum();
+            for (trace, _) in batch {
                 self.pack(&trace, &mut requests).await;
             }
             for request in requests {
                 self.send(request).await;
             }
+            self.counters.waiting_bytes.fetch_sub(byte_count, Ordering::Relaxed);
             if self.queue.is_empty() {
                 self.counters.is_overflowing.store(false, Ordering::Relaxed);
             }
@@ -374,7 +408,7 @@ impl Worker {
     }
 
     /// `None` when the queue is closed and empty.
-    async fn next_batch(&mut self) -> Option<Vec<Arc<Trace>>> {
+    async fn next_batch(&mut self) -> Option<Vec<Waiting>> {
         let mut batch = Vec::new();
         let first = tokio::select! {
             first = self.queue.recv() => first?,
@@ -428,7 +462,7 @@ impl Worker {
         let trace_count = request.trace_count;
         if let Some(pause) = self.pause {
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep(jittered(pause)) => {}
                 () = stop_requested(&mut self.stopped) => {}
             }
         }

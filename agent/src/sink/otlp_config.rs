@@ -37,6 +37,8 @@ pub struct TlsConfig {
 pub struct TargetConfig {
     /// Base URL of the collector, `http://` or `https://`; HTTP adds the signal's path. Nothing is sent without. Default none.
     pub endpoint: Option<String>,
+    /// The endpoint is the whole URL for HTTP, path and all, as in `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`. Default false.
+    pub endpoint_is_complete: bool,
     /// `grpc` or `http/protobuf`, the default.
     pub protocol: Protocol,
     /// Sent with each request; for gRPC as metadata. Default none.
@@ -53,6 +55,7 @@ impl Default for TargetConfig {
     fn default() -> Self {
         Self {
             endpoint: None,
+            endpoint_is_complete: false,
             protocol: Protocol::HttpProtobuf,
             headers: BTreeMap::new(),
             compression: CompressionConfig::None,
@@ -70,6 +73,8 @@ pub struct TracesConfig {
     pub target: TargetConfig,
     /// Traces that may wait, 1 to 1,000,000. Default 1,024.
     pub queue_traces: usize,
+    /// Estimated memory of the traces that wait or are under way, MiB, 1 to 4,096. Default 64.
+    pub queue_mib: usize,
     /// `[traces.sampling]`: which.
     pub sampling: SamplingConfig,
 }
@@ -79,8 +84,42 @@ impl Default for TracesConfig {
         Self {
             target: TargetConfig::default(),
             queue_traces: 1_024,
+            queue_mib: 64,
             sampling: SamplingConfig::default(),
         }
+    }
+}
+
+/// Section `[otlp_metrics]`: the agent's metrics, to a collector.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OtlpMetricsConfig {
+    /// `[otlp_metrics.target]`: where to.
+    pub target: TargetConfig,
+    /// Between two readings, seconds, 1 to 3,600. Default 30.
+    pub interval_seconds: u64,
+}
+
+impl Default for OtlpMetricsConfig {
+    fn default() -> Self {
+        Self {
+            target: TargetConfig::default(),
+            interval_seconds: 30,
+        }
+    }
+}
+
+impl OtlpMetricsConfig {
+    /// Says what is out of range.
+    pub fn validate(&self) -> Result<(), String> {
+        self.target.validate("otlp_metrics")?;
+        if !(1..=3_600).contains(&self.interval_seconds) {
+            return Err(format!(
+                "otlp_metrics.interval_seconds must be between 1 and 3600, not {}",
+                self.interval_seconds
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -97,7 +136,12 @@ impl TargetConfig {
                 env(&name).filter(|value| !value.is_empty()).map(|value| (name, value))
             })
         };
-        if let Some((_, endpoint)) = get("ENDPOINT") {
+        if let Some((name, mut endpoint)) = get("ENDPOINT") {
+            let is_insecure = get("INSECURE").is_some_and(|(_, value)| value.eq_ignore_ascii_case("true"));
+            if is_insecure && !endpoint.contains("://") {
+                endpoint.insert_str(0, "http://");
+            }
+            self.endpoint_is_complete = name == format!("OTEL_EXPORTER_OTLP_{signal}_ENDPOINT") && has_path(&endpoint);
             self.endpoint = Some(endpoint);
         }
         if let Some((name, protocol)) = get("PROTOCOL") {
@@ -135,8 +179,14 @@ impl TargetConfig {
         Ok(())
     }
 
-    fn validate(&self, section: &str) -> Result<(), String> {
-        if let Some(endpoint) = &self.endpoint
+    /// Whether anything is to be sent.
+    pub fn is_set(&self) -> bool {
+        self.endpoint.as_deref().is_some_and(|endpoint| !endpoint.is_empty())
+    }
+
+    /// Says what is out of range, with its key in `section`.
+    pub fn validate(&self, section: &str) -> Result<(), String> {
+        if let Some(endpoint) = self.endpoint.as_ref().filter(|endpoint| !endpoint.is_empty())
             && !["http://", "https://"]
                 .iter()
                 .any(|scheme| endpoint.starts_with(scheme))
@@ -175,8 +225,22 @@ impl TracesConfig {
                 self.queue_traces
             ));
         }
+        if !(1..=4_096).contains(&self.queue_mib) {
+            return Err(format!(
+                "traces.queue_mib must be between 1 and 4096, not {}",
+                self.queue_mib
+            ));
+        }
         self.sampling.validate().map_err(|error| format!("traces.{error}"))
     }
+}
+
+/// A signal's own variable is used as it is, and one that names no path means the root, where no collector listens: that gets the signal's path.
+fn has_path(endpoint: &str) -> bool {
+    endpoint
+        .split_once("://")
+        .and_then(|(_, rest)| rest.split_once('/'))
+        .is_some_and(|(_, path)| !path.is_empty())
 }
 
 /// As in W3C baggage, `key=value,key=value`, values percent-encoded.

@@ -80,7 +80,11 @@ async fn an_agent_counts_what_ran_before_and_after_it_survives_reloads_and_deliv
     let Some(python) = environment::python() else { return };
     let receiver = Receiver::start(Answer::Accept).unwrap();
     let before = Workload::ready(&["--calls", "20", "--repeat", "3"]);
-    let node = Node::start(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &receiver.endpoint())]);
+    let node = Node::start(&[
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", &receiver.endpoint()),
+        ("WASMSCOPE_TRACES__SAMPLING__TRACES_PER_SECOND", "1000000"),
+        ("WASMSCOPE_TRACES__SAMPLING__BURST", "1000000"),
+    ]);
     assert!(node.get("/readyz").starts_with("HTTP/1.1 200"));
     assert!(node.get("/healthz").starts_with("HTTP/1.1 200"));
 

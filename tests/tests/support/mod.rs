@@ -12,6 +12,7 @@ use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value};
 use opentelemetry_proto::tonic::trace::v1::Span as ProtoSpan;
 use wasmscope::clock::ClockAnchor;
 use wasmscope::sink::otlp::{ExportCounts, Exporter, ExporterConfig, Protocol};
+use wasmscope::sink::otlp_config::TargetConfig;
 use wasmscope::span::{
     Bound, Function, Import, Loss, Module, Outcome, Process, Span, SpanKind, Suspend, Trace, TraceId,
 };
@@ -24,8 +25,11 @@ pub(crate) const ANCHOR: ClockAnchor = ClockAnchor {
 /// Fast, but patient.
 pub(crate) fn config(endpoint: &str, protocol: Protocol) -> ExporterConfig {
     ExporterConfig {
-        endpoint: Some(endpoint.to_owned()),
-        protocol: Some(protocol),
+        target: TargetConfig {
+            endpoint: Some(endpoint.to_owned()),
+            protocol,
+            ..TargetConfig::default()
+        },
         batch_delay: Duration::from_millis(20),
         max_pause: Duration::from_millis(5),
         ..ExporterConfig::default()

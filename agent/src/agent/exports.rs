@@ -1,0 +1,245 @@
+//! Traces on their way to the collector: which of them, and to which collector while the configuration changes.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use tokio::task::JoinSet;
+use tracing::{error, info};
+
+use crate::clock::ClockAnchor;
+use crate::sampling::{Decision, Sampler};
+use crate::sink::otlp::{ExportCounts, Exporter, ExporterConfig, StartError};
+use crate::sink::otlp_config::TracesConfig;
+use crate::span::Trace;
+
+/// What an exporter that has been replaced has to send what it has.
+const RETIRING: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct DecisionLabel {
+    decision: &'static str,
+}
+
+/// Decisions on traces, counted.
+pub(super) type Sampled = Family<DecisionLabel, Counter>;
+
+/// The sampler and the exporters behind it.
+pub(super) struct Exports {
+    clock: ClockAnchor,
+    current: ArcSwapOption<Exporter>,
+    sampler: Mutex<Sampler>,
+    sampled: Sampled,
+    config: Mutex<TracesConfig>,
+    retired: Mutex<Retired>,
+}
+
+#[derive(Default)]
+struct Retired {
+    /// Of those that have ended.
+    counts: Vec<ExportCounts>,
+    exporters: Vec<Arc<Exporter>>,
+    tasks: JoinSet<()>,
+}
+
+impl Exports {
+    /// Starts the exporter, if an endpoint is configured.
+    pub(super) fn start(config: &TracesConfig, clock: ClockAnchor) -> Result<Self, StartError> {
+        let sampled = Sampled::default();
+        for decision in Decision::ALL {
+            drop(sampled.get_or_create(&DecisionLabel {
+                decision: decision.as_str(),
+            }));
+        }
+        Ok(Self {
+            clock,
+            current: ArcSwapOption::new(start(config, clock)?),
+            sampler: Mutex::new(Sampler::new(config.sampling.clone())),
+            sampled,
+            config: Mutex::new(config.clone()),
+            retired: Mutex::default(),
+        })
+    }
+
+    /// `wasmscope_traces_sampled_total`, to be registered.
+    pub(super) fn sampled(&self) -> Sampled {
+        self.sampled.clone()
+    }
+
+    /// Whether traces are exported.
+    pub(super) fn is_exporting(&self) -> bool {
+        self.current.load().is_some()
+    }
+
+    /// Decides on a trace, and hands it over; never waits.
+    pub(super) fn offer(&self, trace: Arc<Trace>) {
+        let exporter = self.current.load();
+        let Some(exporter) = &*exporter else {
+            return;
+        };
+        let decision = lock(&self.sampler).decide(&trace);
+        self.sampled
+            .get_or_create(&DecisionLabel {
+                decision: decision.as_str(),
+            })
+            .inc();
+        if decision.is_kept() {
+            exporter.offer(trace);
+        }
+    }
+
+    /// Takes a new configuration. Where traces go or wait is changed by a new exporter; the old one sends what it has.
+    pub(super) fn reconfigure(&self, new: &TracesConfig) -> Result<(), StartError> {
+        let mut config = lock(&self.config);
+        let without_sampling = |config: &TracesConfig| TracesConfig {
+            sampling: crate::sampling::SamplingConfig::default(),
+            ..config.clone()
+        };
+        if without_sampling(&config) != without_sampling(new) {
+            let old = self.current.swap(start(new, self.clock)?);
+            if let Some(old) = old {
+                self.retire(old);
+            }
+            info!(exporting = self.is_exporting(), "where traces go has changed");
+        }
+        if config.sampling != new.sampling {
+            lock(&self.sampler).reconfigure(new.sampling.clone());
+        }
+        *config = new.clone();
+        Ok(())
+    }
+
+    fn retire(&self, old: Arc<Exporter>) {
+        let mut retired = lock(&self.retired);
+        retired.exporters.push(Arc::clone(&old));
+        retired.tasks.spawn(async move {
+            old.shutdown(RETIRING).await;
+        });
+    }
+
+    /// Of all exporters that there have been.
+    pub(super) fn counts(&self) -> ExportCounts {
+        let current = self.current.load().as_ref().map(|exporter| exporter.counts());
+        let mut retired = lock(&self.retired);
+        while retired.tasks.try_join_next().is_some() {}
+        if retired.tasks.is_empty() {
+            let ended: Vec<_> = retired.exporters.drain(..).map(|exporter| exporter.counts()).collect();
+            let sum = retired.counts.drain(..).chain(ended).sum();
+            retired.counts.push(sum);
+        }
+        let running = retired.exporters.iter().map(|exporter| exporter.counts());
+        retired.counts.iter().copied().chain(running).chain(current).sum()
+    }
+
+    /// Lets all exporters send what they have.
+    pub(super) async fn finish(&self, deadline: Duration) -> ExportCounts {
+        let mut tasks = std::mem::take(&mut lock(&self.retired).tasks);
+        let current = self.current.load_full();
+        let all = async {
+            if let Some(exporter) = current {
+                exporter.shutdown(deadline).await;
+            }
+            while let Some(result) = tasks.join_next().await {
+                if let Err(error) = result {
+                    error!(%error, "an export task ended early");
+                }
+            }
+        };
+        // A retired exporter may have longer than there is.
+        let _ = tokio::time::timeout(deadline + Duration::from_millis(100), all).await;
+        self.counts()
+    }
+}
+
+fn start(config: &TracesConfig, clock: ClockAnchor) -> Result<Option<Arc<Exporter>>, StartError> {
+    config
+        .target
+        .is_set()
+        .then(|| Exporter::start(&ExporterConfig::from(config), clock).map(Arc::new))
+        .transpose()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sampling::SamplingConfig;
+    use crate::sink::testing::{invoke, trace};
+
+    fn config(endpoint: Option<&str>) -> TracesConfig {
+        let mut config = TracesConfig::default();
+        config.target.endpoint = endpoint.map(str::to_owned);
+        // The port of nobody: what is sent is lost at once.
+        config.target.timeout_ms = 1;
+        config
+    }
+
+    fn anchor() -> ClockAnchor {
+        ClockAnchor {
+            monotonic_ns: 0,
+            unix_ns: 0,
+        }
+    }
+
+    fn offer(exports: &Exports, count: u64) {
+        for i in 0..count {
+            exports.offer(Arc::new(trace(invoke("run", i, i + 1))));
+        }
+    }
+
+    #[tokio::test]
+    async fn every_trace_is_accounted_for_while_exporters_come_and_go() {
+        let exports = Exports::start(&config(Some("http://127.0.0.1:1")), anchor()).unwrap();
+        offer(&exports, 5);
+        exports.reconfigure(&config(Some("http://127.0.0.1:2"))).unwrap();
+        offer(&exports, 7);
+        exports.reconfigure(&config(None)).unwrap();
+        assert!(!exports.is_exporting());
+        offer(&exports, 100);
+        let counts = exports.finish(Duration::from_secs(30)).await;
+        assert_eq!(
+            (counts.offered, counts.exported + counts.lost()),
+            (12, 12),
+            "{counts:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_target_that_cannot_be_leaves_the_old_one_in_force() {
+        let exports = Exports::start(&config(Some("http://127.0.0.1:1")), anchor()).unwrap();
+        let mut wrong = config(Some("https://127.0.0.1:1"));
+        wrong.target.tls.ca_file = Some("/does/not/exist".into());
+        let error = exports.reconfigure(&wrong).unwrap_err().to_string();
+        assert!(
+            error.contains("/does/not/exist") && error.contains("tls.ca_file"),
+            "{error}"
+        );
+        offer(&exports, 1);
+        assert_eq!(exports.counts().offered, 1);
+    }
+
+    #[tokio::test]
+    async fn sampling_is_reconfigured_without_a_new_exporter() {
+        let exports = Exports::start(&config(Some("http://127.0.0.1:1")), anchor()).unwrap();
+        let mut none = config(Some("http://127.0.0.1:1"));
+        none.sampling = SamplingConfig {
+            ratio: 0.0,
+            ..SamplingConfig::default()
+        };
+        offer(&exports, 1);
+        exports.reconfigure(&none).unwrap();
+        offer(&exports, 10);
+        assert_eq!(exports.counts().offered, 1);
+        let label = |decision: Decision| DecisionLabel {
+            decision: decision.as_str(),
+        };
+        let dropped = exports.sampled.get_or_create(&label(Decision::RatioDropped)).get();
+        assert_eq!(dropped, 10);
+    }
+}

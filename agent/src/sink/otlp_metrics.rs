@@ -1,0 +1,420 @@
+//! Sends the agent's metrics to an OpenTelemetry collector at an interval, as cumulative values since the agent started.
+//!
+//! A reading that does not arrive is not repeated: the next one says all that it said, and more. Its data points count as lost meanwhile.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use opentelemetry_http::HttpClient as _;
+use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_client::MetricsServiceClient;
+use opentelemetry_proto::tonic::collector::metrics::v1::{ExportMetricsServiceRequest, ExportMetricsServiceResponse};
+use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value};
+use opentelemetry_proto::tonic::metrics::v1::{
+    AggregationTemporality, Gauge, Histogram, HistogramDataPoint, Metric, NumberDataPoint, ResourceMetrics,
+    ScopeMetrics, Sum, metric, number_data_point,
+};
+use opentelemetry_proto::tonic::resource::v1::Resource;
+use prost::Message as _;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tonic::codec::CompressionEncoding;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Channel;
+use tracing::{error, info};
+
+use super::otlp::Protocol;
+use super::otlp_config::{CompressionConfig, OtlpMetricsConfig, TargetConfig};
+use super::otlp_transport::{self as transport, AddHeaders, Http, TransportError};
+use crate::clock::ClockAnchor;
+use crate::metrics::snapshot::{Family, Kind, Labels, Number, Snapshot, Value};
+use crate::span::Loss;
+
+/// Data points of one request: with some hundred bytes each, well below the 4 MiB that collectors take.
+const MAX_REQUEST_POINTS: usize = 4_000;
+
+/// Makes the text that is sent.
+pub type ReadText = Box<dyn Fn() -> String + Send + Sync>;
+
+#[derive(Debug, Default)]
+struct Counters {
+    sent: AtomicU64,
+    failed: AtomicU64,
+    rejected: AtomicU64,
+    unreadable: AtomicU64,
+}
+
+/// A running exporter of metrics.
+#[derive(Debug)]
+pub struct MetricsExporter {
+    counters: Arc<Counters>,
+    stop: watch::Sender<bool>,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl MetricsExporter {
+    /// Starts the task, on the current tokio runtime. `start_unix_ns` is since when the values count. The collector need not be there yet.
+    pub fn start(
+        config: &OtlpMetricsConfig,
+        node_name: &str,
+        start_unix_ns: u64,
+        read: ReadText,
+    ) -> Result<Self, TransportError> {
+        let counters = Arc::new(Counters::default());
+        let (stop, stopped) = watch::channel(false);
+        let worker = Worker {
+            client: Client::new(&config.target)?,
+            endpoint: transport::endpoint(&config.target).to_owned(),
+            timeout: transport::timeout(&config.target),
+            interval: Duration::from_secs(config.interval_seconds),
+            resource: resource(node_name),
+            start_unix_ns,
+            read,
+            counters: Arc::clone(&counters),
+            stopped,
+            is_failing: false,
+        };
+        Ok(Self {
+            counters,
+            stop,
+            task: Mutex::new(Some(tokio::spawn(worker.run()))),
+        })
+    }
+
+    /// Data points that the collector has taken.
+    pub fn sent_count(&self) -> u64 {
+        self.counters.sent.load(Ordering::Relaxed)
+    }
+
+    /// Data points that did not arrive, in the vocabulary that all layers share; none with a count of zero.
+    pub fn losses(&self) -> Vec<Loss> {
+        [
+            ("export_failed", &self.counters.failed),
+            ("points_rejected", &self.counters.rejected),
+            ("unreadable", &self.counters.unreadable),
+        ]
+        .into_iter()
+        .map(|(reason, count)| Loss {
+            layer: "export_metrics".to_owned(),
+            reason: reason.to_owned(),
+            count: count.load(Ordering::Relaxed),
+        })
+        .filter(|loss| loss.count > 0)
+        .collect()
+    }
+
+    /// Sends the last values within `deadline`, and stops. Calling it again changes nothing.
+    pub async fn shutdown(&self, deadline: Duration) {
+        self.stop.send_replace(true);
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(mut task) = task
+            && tokio::time::timeout(deadline, &mut task).await.is_err()
+        {
+            task.abort();
+        }
+    }
+}
+
+struct Worker {
+    client: Client,
+    endpoint: String,
+    timeout: Duration,
+    interval: Duration,
+    resource: Resource,
+    start_unix_ns: u64,
+    read: ReadText,
+    counters: Arc<Counters>,
+    stopped: watch::Receiver<bool>,
+    is_failing: bool,
+}
+
+impl Worker {
+    async fn run(mut self) {
+        let mut is_last = false;
+        while !is_last {
+            tokio::select! {
+                () = tokio::time::sleep(self.interval) => {}
+                // An error is the exporter dropped.
+                _ = self.stopped.wait_for(|is_stopped| *is_stopped) => is_last = true,
+            }
+            self.send_all().await;
+        }
+    }
+
+    async fn send_all(&mut self) {
+        let snapshot = Snapshot::parse(&(self.read)());
+        let unreadable = snapshot.unreadable_count;
+        self.counters.unreadable.fetch_add(unreadable, Ordering::Relaxed);
+        for (metrics, point_count) in requests(snapshot, self.start_unix_ns, ClockAnchor::now().unix_ns) {
+            let request = ExportMetricsServiceRequest {
+                resource_metrics: vec![ResourceMetrics {
+                    resource: Some(self.resource.clone()),
+                    scope_metrics: vec![ScopeMetrics {
+                        scope: Some(InstrumentationScope {
+                            name: "wasmscope".to_owned(),
+                            version: env!("CARGO_PKG_VERSION").to_owned(),
+                            ..InstrumentationScope::default()
+                        }),
+                        metrics,
+                        ..ScopeMetrics::default()
+                    }],
+                    ..ResourceMetrics::default()
+                }],
+            };
+            let sent = tokio::time::timeout(self.timeout, self.client.send(request)).await;
+            self.sent(
+                point_count,
+                sent.unwrap_or_else(|_| Err("no answer in time".to_owned())),
+            );
+        }
+    }
+
+    fn sent(&mut self, point_count: u64, result: Result<u64, String>) {
+        match result {
+            Ok(rejected_count) => {
+                let taken = point_count.saturating_sub(rejected_count);
+                self.counters.sent.fetch_add(taken, Ordering::Relaxed);
+                self.counters.rejected.fetch_add(rejected_count, Ordering::Relaxed);
+                if std::mem::take(&mut self.is_failing) {
+                    info!(endpoint = self.endpoint, "metrics are exported again");
+                }
+            }
+            Err(reason) => {
+                self.counters.failed.fetch_add(point_count, Ordering::Relaxed);
+                if !std::mem::replace(&mut self.is_failing, true) {
+                    error!(
+                        endpoint = self.endpoint,
+                        reason, "metrics cannot be exported; the newest are tried again at each interval"
+                    );
+                }
+            }
+        }
+    }
+}
+
+enum Client {
+    Grpc(MetricsServiceClient<InterceptedService<Channel, AddHeaders>>),
+    Http {
+        http: Box<Http>,
+        url: http::Uri,
+        is_gzip: bool,
+    },
+}
+
+impl Client {
+    fn new(target: &TargetConfig) -> Result<Self, TransportError> {
+        let is_gzip = target.compression == CompressionConfig::Gzip;
+        match target.protocol {
+            Protocol::Grpc => {
+                let headers = AddHeaders(transport::headers(target)?);
+                let mut client = MetricsServiceClient::with_interceptor(transport::channel(target)?, headers);
+                if is_gzip {
+                    client = client.send_compressed(CompressionEncoding::Gzip);
+                }
+                Ok(Self::Grpc(client))
+            }
+            Protocol::HttpProtobuf => Ok(Self::Http {
+                http: Box::new(Http::new(target)?),
+                url: transport::url(target, "metrics")?,
+                is_gzip,
+            }),
+        }
+    }
+
+    /// How many data points the collector rejected, or why none arrived.
+    async fn send(&mut self, request: ExportMetricsServiceRequest) -> Result<u64, String> {
+        let response = match self {
+            Self::Grpc(client) => client
+                .export(request)
+                .await
+                .map_err(|status| format!("{}: {}", status.code(), status.message()))?
+                .into_inner(),
+            Self::Http { http, url, is_gzip } => {
+                let mut builder =
+                    http::Request::post(url.clone()).header(http::header::CONTENT_TYPE, "application/x-protobuf");
+                let mut body = request.encode_to_vec();
+                if *is_gzip {
+                    body = gzip(&body).map_err(|error| error.to_string())?;
+                    builder = builder.header(http::header::CONTENT_ENCODING, "gzip");
+                }
+                let request = builder.body(Bytes::from(body)).map_err(|error| error.to_string())?;
+                let response = http.send_bytes(request).await.map_err(|error| error.to_string())?;
+                if !response.status().is_success() {
+                    return Err(format!("HTTP status {}", response.status()));
+                }
+                // An answer that is not one still says that the request was taken.
+                ExportMetricsServiceResponse::decode(response.into_body()).unwrap_or_default()
+            }
+        };
+        let rejected = response
+            .partial_success
+            .map_or(0, |partial| partial.rejected_data_points);
+        Ok(u64::try_from(rejected).unwrap_or_default())
+    }
+}
+
+fn gzip(body: &[u8]) -> std::io::Result<Vec<u8>> {
+    use std::io::Write as _;
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(body)?;
+    encoder.finish()
+}
+
+fn attribute(key: &str, value: String) -> KeyValue {
+    KeyValue {
+        key: key.to_owned(),
+        value: Some(AnyValue {
+            value: Some(any_value::Value::StringValue(value)),
+        }),
+        ..KeyValue::default()
+    }
+}
+
+fn resource(node_name: &str) -> Resource {
+    let mut attributes = vec![
+        attribute("service.name", "wasmscope".to_owned()),
+        attribute("service.version", env!("CARGO_PKG_VERSION").to_owned()),
+    ];
+    if let Ok(name) = rustix::system::uname().nodename().to_str() {
+        attributes.push(attribute("host.name", name.to_owned()));
+    }
+    if !node_name.is_empty() {
+        attributes.push(attribute("k8s.node.name", node_name.to_owned()));
+    }
+    Resource {
+        attributes,
+        ..Resource::default()
+    }
+}
+
+/// The metrics of each request, with their data points.
+fn requests(snapshot: Snapshot, start_ns: u64, now_ns: u64) -> Vec<(Vec<Metric>, u64)> {
+    let mut requests: Vec<(Vec<Metric>, u64)> = Vec::new();
+    for family in snapshot.families {
+        let mut rest = &family.series[..];
+        while !rest.is_empty() {
+            let used = requests.last().map_or(MAX_REQUEST_POINTS, |(_, count)| *count as usize);
+            if used >= MAX_REQUEST_POINTS {
+                requests.push((Vec::new(), 0));
+                continue;
+            }
+            let (now, later) = rest.split_at(rest.len().min(MAX_REQUEST_POINTS - used));
+            rest = later;
+            if let Some((metrics, count)) = requests.last_mut() {
+                metrics.push(metric(&family, now, start_ns, now_ns));
+                *count += now.len() as u64;
+            }
+        }
+    }
+    requests
+}
+
+fn metric(family: &Family, series: &[(Labels, Value)], start_ns: u64, now_ns: u64) -> Metric {
+    let cumulative = AggregationTemporality::Cumulative.into();
+    let numbers = || {
+        series
+            .iter()
+            .filter_map(|(labels, value)| number_point(labels, value, start_ns, now_ns))
+            .collect()
+    };
+    let data = match family.kind {
+        Kind::Counter => metric::Data::Sum(Sum {
+            data_points: numbers(),
+            aggregation_temporality: cumulative,
+            is_monotonic: true,
+        }),
+        Kind::Gauge => metric::Data::Gauge(Gauge { data_points: numbers() }),
+        Kind::Histogram => metric::Data::Histogram(Histogram {
+            data_points: series
+                .iter()
+                .filter_map(|(labels, value)| histogram_point(labels, value, start_ns, now_ns))
+                .collect(),
+            aggregation_temporality: cumulative,
+        }),
+    };
+    Metric {
+        name: family.name.clone(),
+        description: family.help.clone(),
+        unit: match family.unit.as_str() {
+            "seconds" => "s".to_owned(),
+            "bytes" => "By".to_owned(),
+            "ratios" | "ratio" => "1".to_owned(),
+            other => other.to_owned(),
+        },
+        data: Some(data),
+        ..Metric::default()
+    }
+}
+
+fn attributes(labels: &Labels) -> Vec<KeyValue> {
+    labels
+        .iter()
+        .map(|(name, value)| attribute(name, value.clone()))
+        .collect()
+}
+
+fn number_point(labels: &Labels, value: &Value, start_ns: u64, now_ns: u64) -> Option<NumberDataPoint> {
+    let Value::Number(number) = value else { return None };
+    Some(NumberDataPoint {
+        attributes: attributes(labels),
+        start_time_unix_nano: start_ns,
+        time_unix_nano: now_ns,
+        value: Some(match number {
+            Number::Whole(whole) => number_data_point::Value::AsInt(*whole),
+            Number::Fraction(fraction) => number_data_point::Value::AsDouble(*fraction),
+        }),
+        ..NumberDataPoint::default()
+    })
+}
+
+fn histogram_point(labels: &Labels, value: &Value, start_ns: u64, now_ns: u64) -> Option<HistogramDataPoint> {
+    let Value::Histogram {
+        bounds,
+        counts,
+        sum,
+        count,
+    } = value
+    else {
+        return None;
+    };
+    Some(HistogramDataPoint {
+        attributes: attributes(labels),
+        start_time_unix_nano: start_ns,
+        time_unix_nano: now_ns,
+        count: *count,
+        sum: Some(*sum),
+        bucket_counts: counts.clone(),
+        explicit_bounds: bounds.clone(),
+        ..HistogramDataPoint::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reading_of_any_size_is_split_and_nothing_is_dropped() {
+        use std::fmt::Write as _;
+        let mut text = String::new();
+        for family in 0..3 {
+            let _ = writeln!(text, "# TYPE f{family} counter");
+            for series in 0..3_001 {
+                let _ = writeln!(text, "f{family}_total{{a=\"{series}\"}} 1");
+            }
+        }
+        let requests = requests(Snapshot::parse(&text), 1, 2);
+        let counts: Vec<u64> = requests.iter().map(|(_, count)| *count).collect();
+        assert_eq!(counts, [4_000, 4_000, 1_003]);
+        let sum: usize = requests
+            .iter()
+            .flat_map(|(metrics, _)| metrics)
+            .map(|metric| match &metric.data {
+                Some(metric::Data::Sum(sum)) => sum.data_points.len(),
+                _ => 0,
+            })
+            .sum();
+        assert_eq!(sum, 9_003);
+    }
+}

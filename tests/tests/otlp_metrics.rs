@@ -1,0 +1,203 @@
+//! Metrics that leave the agent over real sockets: what arrives is what the agent's own text says.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+// Not all of its helpers are needed here.
+#[allow(dead_code, reason = "shared with other tests")]
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
+use opentelemetry_proto::tonic::metrics::v1::{metric, number_data_point};
+use support::{sample_trace, wait_until};
+use wasmscope::metrics::Metrics;
+use wasmscope::sink::otlp::Protocol;
+use wasmscope::sink::otlp_config::{CompressionConfig, OtlpMetricsConfig};
+use wasmscope::sink::otlp_metrics::MetricsExporter;
+use wasmscope_tests::otlp_receiver::{Answer, ReceivedMetrics, Receiver};
+
+const PROTOCOLS: [Protocol; 2] = [Protocol::Grpc, Protocol::HttpProtobuf];
+const LONG: Duration = Duration::from_secs(30);
+const START_NS: u64 = 1_700_000_000_000_000_000;
+
+/// Series by how the text writes them.
+type Series = BTreeMap<String, f64>;
+
+fn config(endpoint: &str, protocol: Protocol) -> OtlpMetricsConfig {
+    let mut config = OtlpMetricsConfig::default();
+    config.target.endpoint = Some(endpoint.to_owned());
+    config.target.protocol = protocol;
+    config
+}
+
+fn start(config: &OtlpMetricsConfig, metrics: &Arc<Metrics>) -> MetricsExporter {
+    let metrics = Arc::clone(metrics);
+    MetricsExporter::start(config, "node-7", START_NS, Box::new(move || metrics.encode())).unwrap()
+}
+
+fn used() -> Arc<Metrics> {
+    let metrics = Metrics::new();
+    (1..=5).for_each(|id| metrics.observe_trace(&sample_trace(id)));
+    Arc::new(metrics)
+}
+
+/// The text's own lines; the labels of a sample are sorted.
+fn written(metrics: &Metrics) -> Series {
+    let text = metrics.encode();
+    text.lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| {
+            let line = line.split(" # ").next().unwrap();
+            let (series, value) = line.rsplit_once(' ').unwrap();
+            let series = match series.split_once('{') {
+                Some((name, labels)) => {
+                    let mut labels: Vec<String> = labels.trim_end_matches('}').split(',').map(bound).collect();
+                    labels.sort_unstable();
+                    format!("{name}{{{}}}", labels.join(","))
+                }
+                None => format!("{series}{{}}"),
+            };
+            (series, value.parse().unwrap())
+        })
+        .collect()
+}
+
+/// The bound of a bucket in one notation.
+fn bound(label: &str) -> String {
+    let bound = label
+        .strip_prefix("le=\"")
+        .and_then(|rest| rest.trim_end_matches('"').parse::<f64>().ok());
+    match bound {
+        Some(bound) if bound.is_finite() => format!("le=\"{bound:?}\""),
+        _ => label.to_owned(),
+    }
+}
+
+fn key(name: &str, attributes: &[KeyValue], bound: Option<String>) -> String {
+    let mut labels: Vec<String> = attributes
+        .iter()
+        .map(|attribute| match &attribute.value.as_ref().unwrap().value {
+            Some(any_value::Value::StringValue(value)) => format!("{}=\"{value}\"", attribute.key),
+            other => panic!("{other:?}"),
+        })
+        .chain(bound.map(|bound| format!("le=\"{bound}\"")))
+        .collect();
+    labels.sort_unstable();
+    format!("{name}{{{}}}", labels.join(","))
+}
+
+/// What was received, as the text would have written it.
+fn arrived(received: &[ReceivedMetrics]) -> Series {
+    let mut series = Series::new();
+    let mut add = |key: String, value: f64| assert_eq!(series.insert(key.clone(), value), None, "twice: {key}");
+    let metrics = received
+        .iter()
+        .flat_map(|received| &received.request.resource_metrics)
+        .flat_map(|resource| &resource.scope_metrics)
+        .flat_map(|scope| &scope.metrics);
+    for metric in metrics {
+        let name = &metric.name;
+        let number = |value: &Option<number_data_point::Value>| match value.unwrap() {
+            number_data_point::Value::AsInt(whole) => whole as f64,
+            number_data_point::Value::AsDouble(fraction) => fraction,
+        };
+        match metric.data.as_ref().unwrap() {
+            metric::Data::Sum(sum) => {
+                assert!(sum.is_monotonic && sum.aggregation_temporality == 2, "cumulative");
+                for point in &sum.data_points {
+                    assert_eq!(point.start_time_unix_nano, START_NS);
+                    assert!(point.time_unix_nano > START_NS);
+                    add(
+                        key(&format!("{name}_total"), &point.attributes, None),
+                        number(&point.value),
+                    );
+                }
+            }
+            metric::Data::Gauge(gauge) => {
+                for point in &gauge.data_points {
+                    add(key(name, &point.attributes, None), number(&point.value));
+                }
+            }
+            metric::Data::Histogram(histogram) => {
+                assert_eq!(histogram.aggregation_temporality, 2, "cumulative");
+                for point in &histogram.data_points {
+                    add(key(&format!("{name}_sum"), &point.attributes, None), point.sum.unwrap());
+                    add(
+                        key(&format!("{name}_count"), &point.attributes, None),
+                        point.count as f64,
+                    );
+                    let mut cumulative = 0;
+                    let bounds = point.explicit_bounds.iter().map(|bound| format!("{bound:?}"));
+                    for (bound, count) in bounds.chain(["+Inf".to_owned()]).zip(&point.bucket_counts) {
+                        cumulative += count;
+                        add(
+                            key(&format!("{name}_bucket"), &point.attributes, Some(bound)),
+                            cumulative as f64,
+                        );
+                    }
+                }
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    series
+}
+
+#[tokio::test]
+async fn what_arrives_is_what_the_text_says_over_both_transports_and_packed() {
+    for protocol in PROTOCOLS {
+        for compression in [CompressionConfig::None, CompressionConfig::Gzip] {
+            let receiver = Receiver::start(Answer::Accept).unwrap();
+            let metrics = used();
+            let mut config = config(&receiver.endpoint(), protocol);
+            config.target.compression = compression;
+            config.target.headers.insert("x-tenant".to_owned(), "shop".to_owned());
+            let exporter = start(&config, &metrics);
+            exporter.shutdown(LONG).await;
+            assert_eq!(exporter.losses(), []);
+            let received = receiver.metrics();
+            let expected = written(&metrics);
+            assert!(expected.len() > 50, "{expected:#?}");
+            assert_eq!(arrived(&received), expected, "{protocol:?} {compression:?}");
+            assert_eq!(received[0].headers.get("x-tenant").unwrap(), "shop");
+            let resource = received[0].request.resource_metrics[0].resource.as_ref().unwrap();
+            let resource = key("", &resource.attributes, None);
+            for attribute in ["service.name=\"wasmscope\"", "k8s.node.name=\"node-7\"", "host.name=\""] {
+                assert!(resource.contains(attribute), "{resource}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_reading_that_is_refused_is_counted_and_the_next_one_says_it_all() {
+    for protocol in PROTOCOLS {
+        let receiver = Receiver::start(Answer::Refuse).unwrap();
+        let metrics = used();
+        let config = OtlpMetricsConfig {
+            interval_seconds: 1,
+            ..config(&receiver.endpoint(), protocol)
+        };
+        let exporter = start(&config, &metrics);
+        wait_until(|| !exporter.losses().is_empty()).await;
+        let loss = exporter.losses().remove(0);
+        assert_eq!(
+            (loss.layer.as_str(), loss.reason.as_str()),
+            ("export_metrics", "export_failed")
+        );
+        assert!(loss.count > 0);
+        receiver.answer(Answer::Accept);
+        metrics.observe_trace(&sample_trace(6));
+        let refused_count = receiver.metrics().len();
+        exporter.shutdown(LONG).await;
+        let received: Vec<_> = receiver.metrics().split_off(refused_count);
+        let accepted: Vec<_> = received
+            .into_iter()
+            .filter(|received| received.answer == Answer::Accept)
+            .collect();
+        assert_eq!(arrived(&accepted), written(&metrics), "{protocol:?}");
+    }
+}
