@@ -10,6 +10,7 @@ mod http;
 mod interrupt;
 mod process;
 mod setup;
+mod soak;
 mod step;
 mod summary;
 mod test;
@@ -40,6 +41,7 @@ enum Task {
     Bench(bench::Bench),
     Fixtures(fixtures::Options),
     Docs(docs::Options),
+    Soak(soak::Options),
     Gallery(gallery::Options),
 }
 
@@ -68,6 +70,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Bench(bench) => bench::run(&workspace, &bench).map(|()| ExitCode::SUCCESS),
         Task::Fixtures(options) => fixtures::run(&workspace, &options).map(|()| ExitCode::SUCCESS),
         Task::Docs(options) => docs::run(&workspace, &options).map(|()| ExitCode::SUCCESS),
+        Task::Soak(options) => soak::run(&workspace, &options),
         Task::Gallery(options) => gallery::run(&workspace, &options).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -26,6 +26,7 @@ mod parents;
 mod pods;
 mod python;
 mod replay;
+mod soak;
 mod stripped;
 mod trap_kinds;
 mod traps;
