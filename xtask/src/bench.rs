@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: what being watched costs, against other tools in the same run.
 
+mod agent;
 mod measure;
 mod probes;
 mod report;
@@ -16,6 +17,7 @@ use crate::workspace::Workspace;
 pub(crate) enum Bench {
     Overhead(Overhead),
     Probes(probes::Probes),
+    Agent(agent::AgentBench),
 }
 
 /// Time a guest that writes in a loop: untraced, traced by wasmscope in its modes, by bpftrace and by strace, in interleaved rounds.
@@ -40,6 +42,10 @@ pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> Result<()> {
     setup::ensure_ebpf(workspace)?;
     match bench {
         Bench::Overhead(options) => overhead(workspace, options),
+        Bench::Agent(options) => {
+            build(workspace, &["wasmscope", "wasmscope-test-hosts"], None)?;
+            agent::run(workspace, options)
+        }
         Bench::Probes(options) => {
             build(workspace, &["wasmscope", "wasmscope-test-hosts"], None)?;
             probes::run(workspace, options)
