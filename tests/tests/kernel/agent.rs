@@ -84,6 +84,8 @@ async fn an_agent_counts_what_ran_before_and_after_it_survives_reloads_and_deliv
         ("OTEL_EXPORTER_OTLP_ENDPOINT", &receiver.endpoint()),
         ("WASMSCOPE_TRACES__SAMPLING__TRACES_PER_SECOND", "1000000"),
         ("WASMSCOPE_TRACES__SAMPLING__BURST", "1000000"),
+        // Nothing is to be paused, whatever it costs.
+        ("WASMSCOPE_GOVERNOR__ENABLED", "false"),
     ]);
     assert!(node.get("/readyz").starts_with("HTTP/1.1 200"));
     assert!(node.get("/healthz").starts_with("HTTP/1.1 200"));
@@ -104,9 +106,13 @@ async fn an_agent_counts_what_ran_before_and_after_it_survives_reloads_and_deliv
     assert!(second.contains(&format!("pid {}", node.agent.pid())), "{second}");
 
     let mut counted: Counts = before.run();
-    let after = Workload::ready(&["--calls", "10", "--repeat", "2"]).run();
+    // Its rows are read while it lives, so that all of them can be named.
+    let mut holding = Workload::ready(&["--calls", "10", "--repeat", "2", "--hold"]);
+    holding.0.send_line();
+    let after = Counts::among([holding.0.stdout_line(|line| line.starts_with("{\"scenario\"")).as_str()]);
     add(&mut counted.host_calls, after.host_calls);
     node.wait_for(python, "wasm_host_calls_total", "import", &counted.host_calls);
+    holding.0.finish().succeeded();
 
     node.agent.signal(Signal::TERM);
     node.agent.finish().succeeded();
