@@ -19,6 +19,8 @@ pub(super) struct Sums {
     pub(super) syscalls: Numbers,
     /// By layer, where there are any; only of a scrape.
     pub(super) lost: Numbers,
+    /// That were looked at; only of a scrape.
+    pub(super) processes: u64,
 }
 
 impl Sums {
@@ -46,6 +48,10 @@ impl Sums {
             host_calls: sums("wasm_host_calls_total", "import"),
             syscalls: sums("wasm_syscalls_total", "syscall"),
             lost,
+            processes: sums("wasmscope_events_total", "kind")
+                .get("process")
+                .copied()
+                .unwrap_or(0),
         }
     }
 
