@@ -29,7 +29,8 @@ const SCRAPE_INTERVAL: Duration = Duration::from_secs(1);
 /// Files and sockets that may be open at the end beyond those after the warm-up: a scrape and an export may be under way.
 const MAX_FD_GROWTH: u64 = 4;
 /// Every trace is exported: what is sampled out is no loss, and could not be told from one here.
-const CONFIG: &str = "[traces.sampling]\ntraces_per_second = 1000000.0\nburst = 1000000.0\n";
+const CONFIG: &str =
+    "[traces.sampling]\ntraces_per_second = 1000000.0\nburst = 1000000.0\n[governor]\nenabled = false\n";
 /// What programs are started with, in turn.
 const KINDS: [&[&str]; 2] = [
     &["--calls", "10", "--repeat", "20"],
