@@ -26,7 +26,6 @@ mod parents;
 mod pods;
 mod python;
 mod replay;
-mod soak;
 mod stripped;
 mod trap_kinds;
 mod traps;
