@@ -303,7 +303,7 @@ impl Sources {
             set(&mut merged, key, value, &format!("flag {flag}"), &mut origins)?;
         }
         let config = Config::deserialize(Value::Table(merged))
-            .map_err(|error| ConfigError::Invalid(error.to_string().trim().to_owned()))?;
+            .map_err(|error| ConfigError::Invalid(without_values(error.message())))?;
         config.validate().map_err(|message| {
             let origin = message.split_whitespace().next().and_then(|key| origins.get(key));
             ConfigError::Invalid(match origin {
@@ -403,13 +403,32 @@ fn read_file(path: &Path) -> Result<Table, ConfigError> {
         .take(MAX_FILE_BYTES)
         .read_to_string(&mut text)
         .map_err(cannot)?;
-    let wrong = |error: toml::de::Error| ConfigError::File {
-        path: path.to_owned(),
-        message: error.to_string().trim().to_owned(),
+    // The error's own words would show the line itself, and a secret that stands in it.
+    let wrong = |error: toml::de::Error| {
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let number = before.matches('\n').count();
+        // What stands before it is the key, unless the line is the rest of a text.
+        let key = text.lines().nth(number).and_then(|line| line.split_once('='));
+        let is_key = |key: &str| key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+        let key = key.map(|(key, _)| key.trim()).filter(|key| is_key(key));
+        let key = key.map_or_else(String::new, |key| format!("{key}: "));
+        ConfigError::File {
+            path: path.to_owned(),
+            message: format!("line {}: {key}{}", number + 1, without_values(error.message())),
+        }
     };
     // For its errors, which name the line.
     toml::from_str::<Config>(&text).map_err(wrong)?;
     toml::from_str(&text).map_err(wrong)
+}
+
+/// What is wrong, without the value that is.
+fn without_values(message: &str) -> String {
+    let is_of_a_value = message.starts_with("invalid type") || message.starts_with("invalid value");
+    match message.rsplit_once(", expected ") {
+        Some((_, expected)) if is_of_a_value => format!("expected {}", expected.trim()),
+        _ => message.trim().to_owned(),
+    }
 }
 
 fn note_origins(table: &Table, prefix: &str, origin: &str, origins: &mut BTreeMap<String, String>) {
@@ -455,7 +474,7 @@ fn set(
                 origins.insert(path.to_owned(), origin.to_owned());
                 return Ok(());
             }
-            Err(error) if failure.is_empty() => error.to_string().trim().clone_into(&mut failure),
+            Err(error) if failure.is_empty() => failure = without_values(error.message()),
             Err(_) => {}
         }
     }
@@ -525,6 +544,22 @@ mod tests {
         let (_file, sources) = file("[htp]\n");
         let error = sources.load().unwrap_err().to_string();
         assert!(error.contains("line 1") && error.contains("htp"), "{error}");
+    }
+
+    #[test]
+    fn errors_do_not_show_what_may_be_a_secret() {
+        let header = "authorization=Bearer s3cret";
+        let (_file, in_file) = file(&format!("[traces.target]\nheaders = \"{header}\"\n"));
+        let (_file, cut) = file(&format!("[traces.target]\nheaders = {{ a = \"{header}\"\n"));
+        let (_file, in_endpoint) = file("[traces.target]\nendpoint = \"https://user:s3cret@collector\"\n");
+        let in_variable = Sources {
+            variables: vec![("WASMSCOPE_TRACES__TARGET__HEADERS".to_owned(), header.to_owned())],
+            ..Sources::default()
+        };
+        for sources in [in_file, cut, in_endpoint, in_variable] {
+            let error = sources.load().unwrap_err().to_string();
+            assert!(!error.contains("s3cret"), "{error}");
+        }
     }
 
     #[test]

@@ -191,8 +191,18 @@ impl TargetConfig {
                 .iter()
                 .any(|scheme| endpoint.starts_with(scheme))
         {
+            return Err(format!("{section}.target.endpoint must begin with http:// or https://"));
+        }
+        if let Some(endpoint) = &self.endpoint
+            && endpoint
+                .split("://")
+                .nth(1)
+                .and_then(|rest| rest.split('/').next())
+                .is_some_and(|authority| authority.contains('@'))
+        {
+            // It is shown in logs.
             return Err(format!(
-                "{section}.target.endpoint must begin with http:// or https://, not {endpoint}"
+                "{section}.target.endpoint must not hold a name or password: use headers"
             ));
         }
         if !(1..=600_000).contains(&self.timeout_ms) {

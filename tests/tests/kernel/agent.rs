@@ -37,19 +37,30 @@ impl Node {
         http::get(&format!("http://{}{path}", self.address))
     }
 
+    /// Sums of a family, by one label.
+    fn sums(&self, python: &Path, name: &str, label: &str) -> Numbers {
+        let file = self.directory.path().join("scrape.txt");
+        let response = self.get("/metrics");
+        std::fs::write(&file, response.split_once("\r\n\r\n").unwrap().1).unwrap();
+        sums(&samples::read(python, &file), name, label)
+    }
+
     /// Waits until a sum of the metrics is `wanted`.
     fn wait_for(&self, python: &Path, name: &str, label: &str, wanted: &Numbers) {
-        let file = self.directory.path().join("scrape.txt");
         let begun = std::time::Instant::now();
         loop {
-            let response = self.get("/metrics");
-            std::fs::write(&file, response.split_once("\r\n\r\n").unwrap().1).unwrap();
-            let seen = sums(&samples::read(python, &file), name, label);
+            let seen = self.sums(python, name, label);
             if seen == *wanted {
                 return;
             }
             assert!(begun.elapsed() < DEADLINE, "{seen:?} is not {wanted:?}");
         }
+    }
+
+    /// Times that a process has been looked at.
+    fn looks(&self, python: &Path) -> u64 {
+        let kinds = self.sums(python, "wasmscope_events_total", "kind");
+        kinds.get("process").copied().unwrap_or(0)
     }
 }
 
@@ -106,8 +117,13 @@ async fn an_agent_counts_what_ran_before_and_after_it_survives_reloads_and_deliv
     assert!(second.contains(&format!("pid {}", node.agent.pid())), "{second}");
 
     let mut counted: Counts = before.run();
-    // Its rows are read while it lives, so that all of them can be named.
+    // It works once the agent has looked at it, and its rows are read while it lives: so none of its calls is missed, and all can be named.
+    let looks = node.looks(python);
     let mut holding = Workload::ready(&["--calls", "10", "--repeat", "2", "--hold"]);
+    let begun = std::time::Instant::now();
+    while node.looks(python) == looks {
+        assert!(begun.elapsed() < DEADLINE, "the agent does not look at a new process");
+    }
     holding.0.send_line();
     let after = Counts::among([holding.0.stdout_line(|line| line.starts_with("{\"scenario\"")).as_str()]);
     add(&mut counted.host_calls, after.host_calls);
