@@ -104,6 +104,8 @@ pub struct CaptureConfig {
     pub tier: u8,
     /// Traces that may wait for the stages after the event loop, 1 to 1000000; more are lost and counted. Default: 8192.
     pub queue_traces: usize,
+    /// How long a host binary stays probed that no process runs any more, seconds, 0 to 86400. Default: 300.
+    pub file_grace_seconds: u64,
 }
 
 /// How the agent ends.
@@ -146,6 +148,7 @@ impl Default for CaptureConfig {
             ring_mib: 16,
             tier: 1,
             queue_traces: 8_192,
+            file_grace_seconds: 300,
         }
     }
 }
@@ -188,6 +191,11 @@ impl Config {
         }
         within("capture.tier", self.capture.tier.into(), 0..=1)?;
         within("capture.queue_traces", self.capture.queue_traces as u64, 1..=1_000_000)?;
+        within(
+            "capture.file_grace_seconds",
+            self.capture.file_grace_seconds,
+            0..=86_400,
+        )?;
         self.governor
             .validate()
             .map_err(|message| format!("governor.{message}"))?;

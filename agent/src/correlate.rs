@@ -102,6 +102,7 @@ impl Correlator {
             EventKind::Import { id, module, name } => {
                 self.imports.insert(id, Arc::new(Import { module, name }));
             }
+            EventKind::Forgotten { functions, imports } => self.forget(&functions, &imports),
             EventKind::Lost { loss } => self.lost(&loss),
             kind @ (EventKind::ModulePublished { .. } | EventKind::Phase { .. }) => {
                 if let Some(state) = self.processes.get_mut(&pid)
@@ -119,6 +120,27 @@ impl Correlator {
             EventKind::ProbesResumed { probes } => self.resume(at_ns, pid, &probes),
             kind => self.in_process(at_ns, pid, tid, kind),
         }
+    }
+
+    /// Functions, imports and modules that are known.
+    pub fn definition_count(&self) -> usize {
+        self.functions.len() + self.imports.len() + self.modules.len()
+    }
+
+    /// Processes that are known.
+    pub fn process_count(&self) -> usize {
+        self.processes.len()
+    }
+
+    /// Traces keep what they refer to.
+    fn forget(&mut self, functions: &[FunctionId], imports: &[ImportId]) {
+        for id in functions {
+            self.functions.remove(id);
+        }
+        for id in imports {
+            self.imports.remove(id);
+        }
+        self.modules.retain(|_, module| Arc::strong_count(module) > 1);
     }
 
     /// Decides what has been waiting for a thread's next event since before `before_ns`.

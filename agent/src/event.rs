@@ -53,6 +53,13 @@ pub enum EventKind {
         /// Its name.
         name: String,
     },
+    /// Functions and imports that are not referred to again.
+    Forgotten {
+        /// Functions.
+        functions: Vec<FunctionId>,
+        /// Imports.
+        imports: Vec<ImportId>,
+    },
     /// Defines an import.
     Import {
         /// Its number; numbers are given once.
@@ -343,6 +350,7 @@ impl EventKind {
             Self::Process { .. } => "process",
             Self::Function { .. } => "function",
             Self::Import { .. } => "import",
+            Self::Forgotten { .. } => "forgotten",
             Self::ModulePublished { .. } => "module_published",
             Self::Phase { .. } => "phase",
             Self::FirstCall { .. } => "first_call",

@@ -12,6 +12,7 @@ mod marks;
 mod requests;
 mod runtime_calls;
 mod swap_check;
+mod unused;
 mod watching;
 
 use std::{
@@ -27,10 +28,12 @@ use wasmscope_common::{
 pub use self::{
     aggregate::{AggregateRow, Counted, Times},
     governing::{GovernorReport, WorkloadKey},
+    unused::FILE_GRACE_NS,
     watching::{WatchError, WatchReport, WatchedHost},
 };
 use self::{
-    definitions::Definitions, governing::Governing, learning::Learning, swap_check::SwapCheck, watching::Watched,
+    definitions::Definitions, governing::Governing, learning::Learning, swap_check::SwapCheck, unused::Unused,
+    watching::Watched,
 };
 use crate::{
     bpf::{Kernel, KernelObject, LoadError, LoadOptions, Ring, SiteLinks, SiteProgram},
@@ -56,6 +59,8 @@ pub struct Options {
     pub watch_all: bool,
     /// Which events are wanted.
     pub detail: Detail,
+    /// How long a file stays probed that no process runs, nanoseconds.
+    pub file_grace_ns: u64,
 }
 
 /// Which events are wanted.
@@ -115,6 +120,7 @@ pub struct Pipeline {
     departing: HashSet<u32>,
     learning: Learning,
     swap_checks: HashMap<FileId, SwapCheck>,
+    unused: Unused,
     definitions: Definitions,
     correlator: Correlator,
     counted: BTreeMap<&'static str, u64>,
@@ -153,6 +159,7 @@ impl Pipeline {
             departing: HashSet::new(),
             learning: Learning::default(),
             swap_checks: HashMap::new(),
+            unused: Unused::default(),
             definitions: Definitions::default(),
             correlator: Correlator::new(),
             counted: BTreeMap::new(),
@@ -210,6 +217,7 @@ impl Pipeline {
             self.bury(gone, &mut output.events);
         }
         self.rotate_breakpoints();
+        self.let_go(&mut output.events);
         self.count_losses(&mut output);
         self.correlate(&mut output);
         output
@@ -219,8 +227,9 @@ impl Pipeline {
     pub fn finish(&mut self) -> (Output, Capture) {
         self.is_finishing = true;
         self.learning.disarm();
-        for pid in self.processes.keys() {
-            self.kernel.unwatch(*pid);
+        for pid in self.processes.keys().copied().collect::<Vec<_>>() {
+            self.kernel.unwatch(pid);
+            self.settle_undecided(pid);
         }
         let in_flight = self.in_flight();
         let mut output = self.turn();
@@ -283,6 +292,20 @@ impl Pipeline {
                 count: *count,
             })
             .collect()
+    }
+
+    /// How many entries each table has that follows what runs; the kernel's begin with `bpf_`.
+    pub fn table_entries(&self) -> Vec<(&'static str, usize)> {
+        let mut tables = vec![
+            ("processes", self.processes.len()),
+            ("files", self.hosts.count()),
+            ("links", self.links.len()),
+            ("definitions", self.definitions.len()),
+            ("correlated_definitions", self.correlator.definition_count()),
+            ("correlated_processes", self.correlator.process_count()),
+        ];
+        tables.extend(self.kernel.entries());
+        tables
     }
 
     fn correlate(&mut self, output: &mut Output) {
@@ -356,7 +379,11 @@ impl Pipeline {
     }
 
     fn lose(&mut self, layer: &'static str, reason: &'static str) {
-        *self.losses.entry((layer, reason)).or_default() += 1;
+        self.lose_many(layer, reason, 1);
+    }
+
+    fn lose_many(&mut self, layer: &'static str, reason: &'static str, count: u64) {
+        *self.losses.entry((layer, reason)).or_default() += count;
     }
 
     fn handle(&mut self, record: &Record, events: &mut Vec<Event>) {

@@ -40,6 +40,7 @@ struct Inner {
     run_time: Option<RunTimeMeasurement>,
     queues: Mutex<BTreeMap<&'static str, Depth>>,
     lag_ns: AtomicU64,
+    tables: Mutex<Vec<(&'static str, usize)>>,
 }
 
 impl fmt::Debug for Inner {
@@ -63,6 +64,7 @@ impl SelfObservation {
             run_time,
             queues: Mutex::default(),
             lag_ns: AtomicU64::new(0),
+            tables: Mutex::default(),
         }))
     }
 
@@ -72,7 +74,12 @@ impl SelfObservation {
         queues.insert(name, Box::new(depth));
     }
 
-    /// How much later than it should the event loop came round last.
+    /// How many entries each table has that follows what runs.
+    pub fn set_tables(&self, tables: Vec<(&'static str, usize)>) {
+        *self.0.tables.lock().unwrap_or_else(PoisonError::into_inner) = tables;
+    }
+
+    /// How much later than it should the event loop came round, at most, since this was said last.
     pub fn set_lag(&self, lag: Duration) {
         let lag_ns = u64::try_from(lag.as_nanos()).unwrap_or(u64::MAX);
         self.0.lag_ns.store(lag_ns, Ordering::Relaxed);
@@ -233,7 +240,7 @@ impl SelfObservation {
             ),
             (
                 "wasmscope_event_loop_lag_seconds",
-                "How much later than it should the event loop came round last",
+                "How much later than it should the event loop came round, at most, in the last second",
                 Some(lag_seconds),
             ),
         ];
@@ -252,6 +259,17 @@ impl SelfObservation {
         )?;
         for (name, depth) in queues.iter() {
             gauge(&mut family, &[("queue", name)], depth() as f64)?;
+        }
+        drop(queues);
+        let tables = self.0.tables.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut family = self::family(
+            encoder,
+            "wasmscope_table_entries",
+            "Entries of each table that follows what runs; those of the kernel's side begin with bpf_",
+            MetricType::Gauge,
+        )?;
+        for (name, count) in tables {
+            gauge(&mut family, &[("table", name)], count as f64)?;
         }
         Ok(())
     }

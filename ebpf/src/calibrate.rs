@@ -37,11 +37,14 @@ pub fn is_complete(thread: &Thread) -> bool {
     thread.slot != 0 && thread.store_offset != 0 && thread.layout != 0
 }
 
+/// Answer of [`calibrate`] with a search: there is no activation, if the slot is in static TLS at all, which the agent has yet to find out.
+pub const UNDECIDED: u64 = 2;
+
 /// Answer of [`calibrate`]: there may be an activation, but not enough is known to follow it.
 pub const UNKNOWN: u64 = 1;
 
 /// Tries to complete what is known of the current process from the current thread. Returns the activation on top, 0 if
-/// there is none, or [`UNKNOWN`].
+/// there is none, [`UNKNOWN`] or, with `SEARCH`, [`UNDECIDED`].
 ///
 /// Only one program searches static TLS: the verifier has to follow the whole search in every program that contains it.
 #[inline(always)]
@@ -64,7 +67,7 @@ pub fn calibrate<const SEARCH: bool>(thread: *mut Thread, config: *mut ProcessCo
     while attempt < attempts {
         attempt += 1;
         let slot = candidate::<SEARCH>(thread, config, copy, stack_pointer);
-        if slot <= UNKNOWN {
+        if slot <= UNDECIDED {
             // If judging all took more than this call, the others were at another moment.
             return if resumed { UNKNOWN } else { slot };
         }
@@ -110,7 +113,7 @@ fn found(thread: &mut Thread, config: &mut ProcessConfig, copy: usize, slot: u64
     );
 }
 
-/// A place that may be the slot of a copy; 0 if there is none, or [`UNKNOWN`]. Not part of its caller, so that the verifier
+/// A place that may be the slot of a copy; 0 if there is none, [`UNKNOWN`] or [`UNDECIDED`]. Not part of its caller, so that the verifier
 /// forgets how it was found.
 #[inline(never)]
 fn candidate<const SEARCH: bool>(
@@ -133,6 +136,7 @@ fn candidate<const SEARCH: bool>(
         TLS_SEARCH => search_static(thread, stack_pointer),
         TLS_UNKNOWN => match search_static(thread, stack_pointer) {
             // It may be elsewhere.
+            0 if config.copies[copy].file == 0 => UNDECIDED,
             0 => UNKNOWN,
             slot => slot,
         },
@@ -148,7 +152,10 @@ fn search_static(thread: &mut Thread, stack_pointer: u64) -> u64 {
         0 => pointer,
         searched_to => searched_to,
     };
-    thread.searched_to = first_static(thread, end, stack_pointer);
+    let found = first_static(thread, end, stack_pointer);
+    // A thread that has just begun is about to use what lies right below its static TLS as its stack.
+    let is_unused_stack = stack_pointer.wrapping_sub(found) < TLS_WORDS * 8;
+    thread.searched_to = if is_unused_stack { 0 } else { found };
     thread.searched_to
 }
 

@@ -1,7 +1,7 @@
 //! All maps and the globals that the agent sets before loading.
 
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
+    bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
 };
@@ -19,6 +19,11 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(16 << 20, 0);
 /// Processes watched, by pid.
 #[map]
 pub static PROCESSES: HashMap<u32, ProcessConfig> = HashMap::with_max_entries(4096, 0);
+
+/// Syscalls, by process, of threads on which nothing was found before the agent had looked at the process's files: made by
+/// no activation if the runtime keeps its slot where was searched, else lost. The agent takes them out.
+#[map]
+static UNDECIDED: HashMap<u32, u64> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
 
 /// Threads of watched processes, by tid: what is cached about them, and the workspace in which records are built. A
 /// thread can only be in one program at a time, unlike a CPU, on which uprobes preempt each other.
@@ -110,6 +115,24 @@ pub fn next_generation() {
 pub fn global(value: &'static u32) -> u32 {
     // SAFETY: a reference is valid for reads; volatile since the loader patches the value after compilation.
     unsafe { core::ptr::read_volatile(value) }
+}
+
+/// Counts a syscall in [`UNDECIDED`]. `false` if there is no room.
+#[inline(always)]
+pub fn count_undecided(pid: u32) -> bool {
+    if let Some(value) = UNDECIDED.get_ptr_mut(&pid) {
+        add(value, 1);
+        return true;
+    }
+    // Another thread may have been first: the kernel refuses, and its count is added to.
+    if UNDECIDED.insert(&pid, &1, BPF_NOEXIST.into()).is_ok() {
+        return true;
+    }
+    let Some(value) = UNDECIDED.get_ptr_mut(&pid) else {
+        return false;
+    };
+    add(value, 1);
+    true
 }
 
 /// Adds one to a counter.

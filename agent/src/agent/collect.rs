@@ -12,10 +12,13 @@ use crate::cli::cold::ColdModules;
 use crate::event::{Event, EventKind};
 use crate::metrics::Metrics;
 use crate::pipeline::{Output, Pipeline, WatchReport};
+use crate::self_observation::SelfObservation;
 use crate::span::{Capture, Loss, Trace};
 
 /// How often it is looked whether the watched processes still live.
 const LIVENESS_INTERVAL: Duration = Duration::from_millis(200);
+/// How often it is told how the loop fares.
+const OBSERVATION_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where the loop puts what it makes.
 pub(super) struct Collector {
@@ -27,6 +30,8 @@ pub(super) struct Collector {
     pub(super) counts: Counts,
     /// Told at every turn.
     pub(super) health: Arc<Health>,
+    /// Told now and then how the loop fares.
+    pub(super) observation: SelfObservation,
     /// Until when the loop may go on; `None` while it is not to end.
     pub(super) stop: watch::Receiver<Option<Instant>>,
 }
@@ -44,11 +49,14 @@ impl Collector {
         self.health.attached();
         let mut next_liveness = Instant::now() + LIVENESS_INTERVAL;
         let mut next_counts = Instant::now() + counts::INTERVAL;
+        let mut next_observation = Instant::now();
+        let mut lag = Duration::ZERO;
         loop {
             tokio::select! {
                 () = pipeline.ready() => {}
                 _ = self.stop.wait_for(Option::is_some) => break,
             }
+            let begun = Instant::now();
             self.take(pipeline.turn(), &mut cold);
             self.take(pipeline.govern(), &mut cold);
             if Instant::now() >= next_liveness {
@@ -59,7 +67,13 @@ impl Collector {
                 next_counts = Instant::now() + counts::INTERVAL;
                 self.counts.collect(&mut pipeline, &self.metrics, false);
             }
+            if Instant::now() >= next_observation {
+                next_observation = Instant::now() + OBSERVATION_INTERVAL;
+                self.observation.set_tables(pipeline.table_entries());
+                self.observation.set_lag(std::mem::take(&mut lag));
+            }
             self.health.turned(pipeline.watched_count());
+            lag = lag.max(begun.elapsed());
         }
         let (last, capture) = pipeline.finish();
         self.count(&last.events, &last.losses, &mut cold);

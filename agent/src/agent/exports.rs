@@ -69,6 +69,12 @@ impl Exports {
         self.sampled.clone()
     }
 
+    /// How many traces wait to be sent.
+    pub(super) fn queued_count(&self) -> u64 {
+        let exporter = self.current.load();
+        exporter.as_ref().map_or(0, |exporter| exporter.queued_count())
+    }
+
     /// Whether traces are exported.
     pub(super) fn is_exporting(&self) -> bool {
         self.current.load().is_some()

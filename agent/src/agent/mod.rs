@@ -11,6 +11,7 @@ mod stages;
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -91,6 +92,7 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
         } else {
             Detail::BoundaryAndMetrics
         },
+        file_grace_ns: start.capture.file_grace_seconds * 1_000_000_000,
     };
     // Loading takes seconds, in which health is to be answered.
     let governor = start.governor.clone();
@@ -102,15 +104,23 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
     })
     .await?
     .context("cannot start")?;
-    metrics.add_collector(Box::new(SelfObservation::new(&mut pipeline, false)));
+    let observation = SelfObservation::new(&mut pipeline, false);
+    metrics.add_collector(Box::new(observation.clone()));
 
     let (sender, receiver) = mpsc::channel(start.capture.queue_traces);
+    // Weak, as the stages end when nobody can send any more.
+    let queue = sender.downgrade();
+    observation.add_queue("traces", move || {
+        let queue = queue.upgrade();
+        queue.map_or(0, |queue| (queue.max_capacity() - queue.capacity()) as u64)
+    });
     let (stop, stopped) = watch::channel(None);
     let collector = Collector {
         traces: sender,
         metrics: Arc::clone(&metrics),
         counts: Counts::new(places.clone()),
         health: Arc::clone(&health),
+        observation: observation.clone(),
         stop: stopped,
     };
     let (ended, mut collected) = tokio::sync::oneshot::channel();
@@ -129,8 +139,12 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
         metrics,
         recorder,
         exports,
+        held: AtomicU64::new(0),
     });
     let running_stages = Arc::clone(&stages);
+    let (held, exporting) = (Arc::clone(&stages), Arc::clone(&stages));
+    observation.add_queue("place", move || held.held_count());
+    observation.add_queue("export", move || exporting.exports.queued_count());
     let max_held = start.kubernetes.max_held;
     let mut stage_task = tokio::spawn(async move { running_stages.run(receiver, max_held).await });
     info!(

@@ -1,6 +1,7 @@
 //! What happens to a trace after the event loop, in order. A stage is a few lines in [`Stages::take`], and what it holds a field.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -30,6 +31,8 @@ pub(super) struct Stages {
     pub(super) recorder: Arc<Recorder>,
     /// The way to the collector.
     pub(super) exports: Exports,
+    /// How many wait for the names of their pod.
+    pub(super) held: AtomicU64,
 }
 
 impl Stages {
@@ -51,8 +54,15 @@ impl Stages {
                 _ = held.tick() => self.take_all(place.pass(Vec::new())),
                 _ = losses.tick() => self.count_losses(),
             }
+            self.held.store(place.held_count() as u64, Ordering::Relaxed);
         }
         self.take_all(place.finish().await);
+        self.held.store(0, Ordering::Relaxed);
+    }
+
+    /// How many traces wait for the names of their pod.
+    pub(super) fn held_count(&self) -> u64 {
+        self.held.load(Ordering::Relaxed)
     }
 
     /// What can be changed while running.

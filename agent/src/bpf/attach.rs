@@ -267,6 +267,20 @@ impl Kernel {
         }
     }
 
+    /// Detaches for good, a perf event at a time, as each makes its caller wait; the rest elsewhere. `true` when nothing is left.
+    pub fn detach_part(&mut self, links: &mut SiteLinks) -> bool {
+        if let Some(link) = links.multi.take() {
+            std::thread::spawn(move || drop(link));
+        }
+        if let Some((program, link)) = links.perf.pop()
+            && let Some(Ok(loaded)) = self.ebpf.program_mut(program.name()).map(<&mut UProbe>::try_from)
+        {
+            // A link that cannot be found is already gone.
+            let _ = loaded.detach(link);
+        }
+        links.perf.is_empty()
+    }
+
     /// Detaches at once instead of when the programs are unloaded.
     pub fn detach(&mut self, links: SiteLinks) {
         for (program, link) in links.perf {

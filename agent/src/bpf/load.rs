@@ -107,6 +107,7 @@ pub struct Kernel {
     hits: PerCpuHashMap<MapData, u32, PodHits>,
     pub(super) objects: Vec<super::account::KernelObject>,
     threads: HashMap<MapData, u32, [u8; THREAD_BYTES]>,
+    undecided: HashMap<MapData, u32, u64>,
     generation: Array<MapData, u64>,
     generation_value: u64,
     pub(super) ebpf: Ebpf,
@@ -158,6 +159,7 @@ impl Kernel {
             hits: take(&mut ebpf, "HITS")?,
             objects,
             threads: take(&mut ebpf, "THREADS")?,
+            undecided: take(&mut ebpf, "UNDECIDED")?,
             generation: take(&mut ebpf, "GENERATION")?,
             generation_value: 0,
             ebpf,
@@ -200,6 +202,18 @@ impl Kernel {
         let _ = self.processes.remove(&pid);
         // Writing to an array that was just mapped does not fail.
         let _ = self.next_generation();
+    }
+
+    /// How many syscalls of a process were met before it was known where its runtime keeps activations, and found none in the
+    /// static blocks of their threads.
+    pub fn undecided(&self, pid: u32) -> u64 {
+        self.undecided.get(&pid, 0).unwrap_or(0)
+    }
+
+    /// Ends [`Self::undecided`] of a process that is not watched any more.
+    pub fn forget_undecided(&mut self, pid: u32) {
+        // There may be none.
+        let _ = self.undecided.remove(&pid);
     }
 
     /// Makes threads look at their process again.
@@ -258,6 +272,16 @@ impl Kernel {
         }
         config.flags = flags;
         self.watch(pid, config)
+    }
+
+    /// How many entries the tables have that follow processes and threads.
+    pub fn entries(&self) -> [(&'static str, usize); 4] {
+        [
+            ("bpf_processes", self.processes.keys().count()),
+            ("bpf_threads", self.threads.keys().count()),
+            ("bpf_undecided", self.undecided.keys().count()),
+            ("bpf_hits", self.hits.keys().count()),
+        ]
     }
 
     /// What the programs know of the threads that they have met and that still live, by thread id.

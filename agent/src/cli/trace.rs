@@ -28,7 +28,7 @@ use crate::{
     governor::GovernorConfig,
     http,
     metrics::{Metrics, MetricsConfig},
-    pipeline::{Detail, Options, Output, Pipeline, WatchReport},
+    pipeline::{Detail, FILE_GRACE_NS, Options, Output, Pipeline, WatchReport},
     place::{KubernetesConfig, PlaceStage, Places},
     recording::Writer,
     self_observation::SelfObservation,
@@ -193,6 +193,7 @@ async fn trace(arguments: TraceArguments) -> anyhow::Result<ExitCode> {
         ring_bytes: arguments.ring_mib << 20,
         watch_all,
         detail,
+        file_grace_ns: FILE_GRACE_NS,
     })
     .context("cannot trace")?;
     if let Some(percent) = arguments.overhead_budget.0 {

@@ -33,7 +33,7 @@ const MAX_FUNCTIONS: usize = 4096;
 /// Modules remembered per file.
 const MAX_MODULES: usize = 4096;
 /// Builds remembered.
-const MAX_BUILDS: usize = 4096;
+const MAX_BUILDS: usize = 256;
 /// Addresses looked at per import table.
 const MAX_IMPORTS: usize = 256;
 
@@ -89,6 +89,11 @@ impl Learning {
     /// Takes all breakpoints away.
     pub(super) fn disarm(&mut self) {
         self.armed.clear();
+    }
+
+    /// No process runs the file any more; what is known of its build stays.
+    pub(super) fn forget(&mut self, file_id: FileId) {
+        self.files.remove(&file_id);
     }
 
     fn wants(&self, file_id: FileId, module_hash: &str) -> bool {

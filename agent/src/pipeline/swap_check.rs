@@ -13,6 +13,9 @@ const ENOUGH: u32 = 256;
 /// Threads followed meanwhile.
 const MAX_THREADS: usize = 4096;
 
+/// Files whose swaps are remembered to be something else.
+const MAX_CHECKS: usize = 1024;
+
 /// What has been seen of one file's swaps.
 #[derive(Debug, Default)]
 pub(super) struct SwapCheck {
@@ -85,6 +88,13 @@ impl Pipeline {
             } else {
                 check.left.retain(|(of, _), _| *of != pid);
             }
+        }
+    }
+
+    /// No process runs the file any more. That it is distrusted stays known.
+    pub(super) fn forget_swap_check(&mut self, file_id: FileId) {
+        if !self.distrusts_swap(file_id) || self.swap_checks.len() > MAX_CHECKS {
+            self.swap_checks.remove(&file_id);
         }
     }
 

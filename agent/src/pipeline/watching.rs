@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, io, ops::Range, path::Path};
 
-use wasmscope_common::{HOST_FUNCTIONS_SOUGHT, ImportTable, KEEP_TLS_ON_EXEC, MAX_COPIES, ProcessConfig};
+use wasmscope_common::{Counter, HOST_FUNCTIONS_SOUGHT, ImportTable, KEEP_TLS_ON_EXEC, MAX_COPIES, ProcessConfig};
 
 use super::{Detail, FileLinks, Pipeline, SharedHost, cold::Loads, copies, requests, requests::Requests};
 use crate::{
@@ -41,6 +41,8 @@ pub(super) struct Watched {
     /// Of the layouts that are not known, how many have been counted as lost.
     layout_error_count: usize,
     pub(super) requests: Requests,
+    /// Of the kernel's count of undecided syscalls, those that have been decided about.
+    settled_syscalls: u64,
 }
 
 /// Why a process cannot be watched.
@@ -180,6 +182,7 @@ impl Pipeline {
             known_functions: HashSet::new(),
             layout_error_count: 0,
             requests: Requests::default(),
+            settled_syscalls: 0,
         };
         // Guests first: they are gone with the process, which may be short, while its host binary stays.
         let lost = watched.scan(&mappings);
@@ -229,7 +232,25 @@ impl Pipeline {
                 .watch(pid, config)
                 .map_err(|source| WatchError::Table { pid, source })?;
         }
+        self.settle_undecided(pid);
         Ok(())
+    }
+
+    /// Decides about the syscalls that the programs met before anybody had looked at the process's files: with a slot where
+    /// they have searched, they were made by no activation; else nobody knows.
+    pub(super) fn settle_undecided(&mut self, pid: u32) {
+        let total = self.kernel.undecided(pid);
+        let mut new = total;
+        if let Some(watched) = self.processes.get_mut(&pid) {
+            new = total.saturating_sub(watched.settled_syscalls);
+            watched.settled_syscalls = total;
+            if !watched.hosts.is_empty() && watched.hosts.iter().all(|host| host.plan.tls.is_static()) {
+                return;
+            }
+        }
+        if new > 0 {
+            self.lose_many("kernel", Counter::Uncalibrated.name(), new);
+        }
     }
 
     pub(super) fn describe(&mut self, pid: u32, events: &mut Vec<Event>) {
@@ -262,6 +283,7 @@ impl Pipeline {
             } else {
                 Coverage::default()
             };
+            self.file_used(host.file_id);
             let Some(watched) = self.processes.get_mut(&pid) else {
                 return;
             };
@@ -371,6 +393,8 @@ impl Pipeline {
         }
         if self.add_process(pid, events).is_err() {
             self.kernel.unwatch(pid);
+            self.settle_undecided(pid);
+            self.kernel.forget_undecided(pid);
             self.seek_host_functions();
             self.lose("symbols", "process_gone");
         }
@@ -524,7 +548,12 @@ impl Pipeline {
         self.forget_swaps(pid, None);
         self.collect_aggregate(pid, None);
         self.kernel.unwatch(pid);
-        if self.processes.remove(&pid).is_some() {
+        self.settle_undecided(pid);
+        self.kernel.forget_undecided(pid);
+        if let Some(watched) = self.processes.remove(&pid) {
+            for host in &watched.hosts {
+                self.file_left(host.file_id);
+            }
             self.seek_host_functions();
             events.push(Event {
                 at_ns,
@@ -554,7 +583,7 @@ impl Pipeline {
             return None;
         }
         let function = self.processes.get_mut(&pid)?.guests.function(address)?;
-        Some(self.definitions.function(function, events))
+        Some(self.definitions.function(&function, events))
     }
 
     pub(super) fn stack(&mut self, pid: u32, frames: &[u64], events: &mut Vec<Event>) -> Vec<FunctionId> {
@@ -584,7 +613,7 @@ impl Pipeline {
         events: &mut Vec<Event>,
     ) -> Option<ImportId> {
         let import = self.processes.get_mut(&pid)?.guests.import(call_site, callee)?;
-        Some(self.definitions.import(import, events))
+        Some(self.definitions.import(&import, events))
     }
 
     /// The host function that a component calls through the trampoline which `return_address` lies in.
@@ -595,7 +624,7 @@ impl Pipeline {
         events: &mut Vec<Event>,
     ) -> Option<ImportId> {
         let import = self.processes.get_mut(&pid)?.guests.trampoline_import(return_address)?;
-        Some(self.definitions.import(import, events))
+        Some(self.definitions.import(&import, events))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Host binaries on disk, looked at once each: which file a process runs, and the plan for it.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     fs::File,
     io,
     os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
@@ -23,7 +23,7 @@ use crate::{
 
 /// Files remembered.
 const MAX_FILES: usize = 4096;
-/// Files with a runtime in them: each stays open, with its sites attached. Later ones are treated as having none.
+/// Files with a runtime in them at a time: each stays open, with its sites attached. Later ones are treated as having none.
 const MAX_HOSTS: u32 = 512;
 const _: () = assert!(MAX_HOSTS <= wasmscope_common::MAX_FILE_NUMBER);
 
@@ -128,6 +128,8 @@ impl Host {
 pub struct Hosts {
     known: HashMap<FileId, Option<Arc<Host>>>,
     host_count: u32,
+    /// Numbers that may be given again, the one that has been free longest first: records that bear it are long handled.
+    free_numbers: VecDeque<u32>,
 }
 
 impl Hosts {
@@ -176,13 +178,22 @@ impl Hosts {
             return Ok(known.clone());
         }
         // What cannot be read now may be later, so it is not remembered.
-        let number = self.host_count + 1;
-        let host = examine(file, file_id, number)?;
+        let is_new = self.host_count < MAX_HOSTS;
+        let number = if is_new {
+            Some(self.host_count + 1)
+        } else {
+            self.free_numbers.front().copied()
+        };
+        let host = examine(file, file_id, number.unwrap_or(0))?;
         if host.is_some() {
-            if self.host_count >= MAX_HOSTS {
+            if number.is_none() {
                 return Ok(None);
             }
-            self.host_count = number;
+            if is_new {
+                self.host_count += 1;
+            } else {
+                self.free_numbers.pop_front();
+            }
         }
         if self.known.len() >= MAX_FILES {
             // Hosts stay: their sites bear their numbers.
@@ -190,6 +201,18 @@ impl Hosts {
         }
         self.known.insert(file_id, host.clone());
         Ok(host)
+    }
+
+    /// Files with a runtime in them that are known.
+    pub fn count(&self) -> usize {
+        self.known.values().flatten().count()
+    }
+
+    /// No process runs the file any more, and its sites are detached.
+    pub fn forget(&mut self, file_id: FileId) {
+        if let Some(host) = self.known.remove(&file_id).flatten() {
+            self.free_numbers.push_back(host.number);
+        }
     }
 }
 

@@ -107,6 +107,11 @@ pub enum TlsPlan {
 }
 
 impl TlsPlan {
+    /// Whether the slot is in the static block of each thread, wherever there.
+    pub fn is_static(self) -> bool {
+        matches!(self, Self::Search | Self::ThreadPointer(_))
+    }
+
     /// Writes it into a process's config.
     pub fn apply(self, copy: &mut RuntimeCopy) {
         (copy.tls_kind, copy.tls_offset) = match self {

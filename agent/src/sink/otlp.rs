@@ -277,6 +277,11 @@ impl Exporter {
         }
     }
 
+    /// How many traces wait to be sent.
+    pub fn queued_count(&self) -> u64 {
+        (self.queue.max_capacity() - self.queue.capacity()) as u64
+    }
+
     /// What became of the traces so far; those not counted yet are waiting or under way.
     pub fn counts(&self) -> ExportCounts {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);

@@ -18,8 +18,11 @@ use wasmscope_common::{
 use crate::{
     activation::{TRUNCATED, entry_handler, innermost, read_limits, top, walk_from_exit},
     aggregate,
-    calibrate::{UNKNOWN, calibrate, find_announced, is_complete},
-    maps::{NEW_PROCESS_FLAGS, PROCESSES, THREADS, WATCH_FLAGS, count, generation, global, hit, next_generation},
+    calibrate::{UNDECIDED, UNKNOWN, calibrate, find_announced, is_complete},
+    maps::{
+        NEW_PROCESS_FLAGS, PROCESSES, THREADS, WATCH_FLAGS, count, count_undecided, generation, global, hit,
+        next_generation,
+    },
     output::{Wake, emit, emit_with_frames, header},
     probes::request,
     thread::{NO_COPY, NOTHING_KNOWN, Thread, current, select, watched},
@@ -117,7 +120,10 @@ pub fn sys_exit(ctx: RawTracePointContext) -> i32 {
         // SAFETY: a pointer into a map value. Another thread may have completed the config.
         let _ = current(unsafe { &*config });
         activation = calibrate::<true>(thread, config, stack_pointer(regs));
-        if activation == UNKNOWN {
+        if activation == UNDECIDED && count_undecided((bpf_get_current_pid_tgid() >> 32) as u32) {
+            return 0;
+        }
+        if activation == UNKNOWN || activation == UNDECIDED {
             count(Counter::Uncalibrated);
             return 0;
         }

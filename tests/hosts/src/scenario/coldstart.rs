@@ -117,18 +117,18 @@ fn task<'a>(session: &'a mut Session, options: &'a Options) -> TaskFuture<'a> {
         ensure!(Module::new(&engine, "(module (func (result i32)))").is_err());
 
         let text = guest("compiled", LARGE, 0);
-        let module = steps.add("compiled", "compile", || Module::new(&engine, text))?;
-        run(&invoker, options, &mut steps, "compiled", &module).await?;
+        let compiled = steps.add("compiled", "compile", || Module::new(&engine, text))?;
+        run(&invoker, options, &mut steps, "compiled", &compiled).await?;
 
-        let module = deserialized(&engine, &mut steps, "deserialized", LARGE)?;
-        run(&invoker, options, &mut steps, "deserialized", &module).await?;
+        let loaded = deserialized(&engine, &mut steps, "deserialized", LARGE)?;
+        run(&invoker, options, &mut steps, "deserialized", &loaded).await?;
 
-        let (module, _file) = mapped(&engine, &mut steps, "mapped", LARGE)?;
-        run(&invoker, options, &mut steps, "mapped", &module).await?;
+        let (in_place, _file) = mapped(&engine, &mut steps, "mapped", LARGE)?;
+        run(&invoker, options, &mut steps, "mapped", &in_place).await?;
 
         let text = guest("starting", SMALL, START_ROUNDS);
-        let module = steps.add("starting", "compile", || Module::new(&engine, text))?;
-        run(&invoker, options, &mut steps, "starting", &module).await?;
+        let starting = steps.add("starting", "compile", || Module::new(&engine, text))?;
+        run(&invoker, options, &mut steps, "starting", &starting).await?;
 
         // The same guest three ways, all of it there at the same time: each is loaded, and each is cold.
         let copied = deserialized(&engine, &mut steps, "thrice", SMALL)?;
@@ -136,8 +136,8 @@ fn task<'a>(session: &'a mut Session, options: &'a Options) -> TaskFuture<'a> {
         let (from_file, _file) = mapped(&engine, &mut steps, "thrice", SMALL)?;
         run(&invoker, options, &mut steps, "thrice", &from_file).await?;
         let text = guest("thrice", SMALL, 0);
-        let compiled = steps.add("thrice", "compile", || Module::new(&engine, text))?;
-        run(&invoker, options, &mut steps, "thrice", &compiled).await?;
+        let again = steps.add("thrice", "compile", || Module::new(&engine, text))?;
+        run(&invoker, options, &mut steps, "thrice", &again).await?;
         run(&invoker, options, &mut steps, "thrice", &copied).await?;
 
         let text = guest("uncalled", SMALL, 0);
@@ -145,7 +145,7 @@ fn task<'a>(session: &'a mut Session, options: &'a Options) -> TaskFuture<'a> {
 
         component(&invoker, options, &mut steps, &engine).await?;
         // Their code stays as long as the process: what looks at it from outside is late by nature.
-        std::mem::forget((copied, from_file, compiled, uncalled));
+        std::mem::forget([compiled, loaded, in_place, starting, copied, from_file, again, uncalled]);
         report::print_json(&json!({ "steps": steps.0 }))
     })
 }
