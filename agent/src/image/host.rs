@@ -184,6 +184,8 @@ pub struct HostImage {
     functions: Vec<(u64, u32)>,
     /// The C API is exported (`wasmtime_store_new`, `wasmtime_module_new`).
     pub exports_c_api: bool,
+    /// No program interprets it: an executable without shared libraries, as a static one of musl.
+    pub is_static: bool,
 }
 
 impl HostImage {
@@ -224,6 +226,7 @@ impl HostImage {
             symbols: HostSymbols::default(),
             functions: Vec::new(),
             exports_c_api: false,
+            is_static: is_executable && !has_interpreter,
         };
         if let Some(dynamic) = elf.section_of_type(elf::SHT_DYNSYM) {
             image.exports_c_api = exports_c_api(reader, &elf, dynamic).unwrap_or(false);
