@@ -19,6 +19,7 @@ mod grow;
 mod helper_threads;
 mod hostile;
 mod interruptions;
+mod inventory;
 mod linking;
 mod metrics;
 mod nested;
