@@ -167,6 +167,7 @@ pub enum Evidence {
 
 /// A host executable or shared library.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about one file")]
 pub struct HostImage {
     /// The GNU build id, hexadecimal.
     pub build_id: Option<String>,

@@ -13,12 +13,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tracing::{info, warn};
 
 use super::{Inventory, InventoryConfig, Snapshot};
+use crate::clock::ClockAnchor;
 
 /// Namespace that Node Feature Discovery takes labels in without being told to.
 const NAMESPACE: &str = "feature.node.kubernetes.io/";
@@ -90,7 +91,7 @@ impl Writer {
             if is_current {
                 continue;
             }
-            match replace(&self.path, &text(&labels, SystemTime::now() + self.expiry)) {
+            match replace(&self.path, &text(&labels, unix_seconds() + self.expiry.as_secs())) {
                 Ok(()) => {
                     if is_failing || written.is_none() {
                         info!(path = %self.path.display(), "features of the node written");
@@ -113,10 +114,14 @@ impl Writer {
     }
 }
 
-/// The file's text.
-pub(super) fn text(labels: &str, expiry: SystemTime) -> String {
-    let seconds = expiry.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let time = Timestamp::from_second(seconds.cast_signed()).unwrap_or(Timestamp::MAX);
+/// As the clock has it now: it may have been set since the agent started.
+fn unix_seconds() -> u64 {
+    ClockAnchor::now().unix_ns / 1_000_000_000
+}
+
+/// The file's text. `expiry` is in seconds since 1970.
+pub(super) fn text(labels: &str, expiry: u64) -> String {
+    let time = Timestamp::from_second(expiry.cast_signed()).unwrap_or(Timestamp::MAX);
     format!("# Written by wasmscope, which removes it when it ends.\n# +expiry-time={time}\n{labels}")
 }
 

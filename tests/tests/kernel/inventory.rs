@@ -297,6 +297,48 @@ fn the_inventory_is_what_runs_on_the_node_and_empty_once_that_has_ended() {
     assert_eq!(node.samples(python, "wasm_runtime_info"), []);
     assert_eq!(node.samples(python, "wasm_module_info"), []);
     node.wait_for_labels(&BTreeMap::from([("wasm".to_owned(), "false".to_owned())]));
+
+    // Modules that come and go while a process runs.
+    let mut cold = Workload::ready(&["--scenario", "coldstart", "--hold"]);
+    node.of_processes(1);
+    let counted = by_module(&let_work(&mut cold).invocations)["thrice"];
+    let wanted: BTreeMap<_, _> = hashes_of(cold.0.pid()).into_iter().map(|hash| (hash, 1)).collect();
+    let is_known = |inventory: &Value| {
+        let rows = modules(inventory);
+        let thrice = rows.iter().find(|row| row["module"] == "thrice");
+        let seen = thrice.map(|row| (row["cold_starts_seen"].as_u64(), row["invocations_seen"].as_u64()));
+        held(inventory) == wanted && seen == Some((Some(3), Some(counted)))
+    };
+    let begun = Instant::now();
+    let inventory = loop {
+        let inventory = node.inventory();
+        if is_known(&inventory) {
+            break inventory;
+        }
+        assert!(
+            begun.elapsed() < DEADLINE,
+            "{wanted:?} and {counted} invocations are not in {inventory}"
+        );
+    };
+    let row = |name: &str| {
+        let mut rows = modules(&inventory).into_iter();
+        rows.find(|row| row["module"] == name)
+            .unwrap_or_else(|| panic!("{name} is not in {inventory}"))
+    };
+    // Compiled, deserialized and mapped, each called for the first time, and one of them once more.
+    assert_eq!(row("thrice")["compilation"], "mixed");
+    let uncalled = row("uncalled");
+    assert_eq!(
+        (&uncalled["compilation"], &uncalled["idle_seconds"]),
+        (&"jit".into(), &Value::Null)
+    );
+    assert_eq!(
+        (&uncalled["warm_processes"], &uncalled["invocations_seen"]),
+        (&0.into(), &0.into())
+    );
+    cold.0.finish().succeeded();
+    node.of_processes(0);
+
     let Node { agent, directory, .. } = node;
     agent.signal(Signal::TERM);
     agent.finish().succeeded();
