@@ -15,6 +15,7 @@ use thiserror::Error;
 use toml::{Table, Value};
 
 use crate::governor::GovernorConfig;
+use crate::inventory::InventoryConfig;
 use crate::metrics::MetricsConfig;
 use crate::place::KubernetesConfig;
 use crate::recorder::RecorderConfig;
@@ -53,6 +54,8 @@ pub struct Config {
     pub recorder: RecorderConfig,
     /// What probes may cost. Changing it takes a restart.
     pub governor: GovernorConfig,
+    /// Runtimes and modules of the node, for scheduling. Changing it takes a restart.
+    pub inventory: InventoryConfig,
     /// Traces that go to a collector.
     pub traces: TracesConfig,
     /// Metrics that go to a collector. Changing it takes a restart.
@@ -207,6 +210,9 @@ impl Config {
         self.traces.validate()?;
         self.otlp_metrics.validate()?;
         self.recorder.validate().map_err(|error| format!("recorder.{error}"))?;
+        self.inventory
+            .validate()
+            .map_err(|error| format!("inventory.{error}"))?;
         if self.instance.lock_file.as_os_str().is_empty() {
             return Err("instance.lock_file is empty".to_owned());
         }
@@ -225,6 +231,7 @@ impl Config {
         differs("log.format", self.log.format != new.log.format);
         differs("capture", self.capture != new.capture);
         differs("governor", self.governor != new.governor);
+        differs("inventory", self.inventory != new.inventory);
         differs("instance", self.instance != new.instance);
         differs("metrics", self.metrics != new.metrics);
         differs("otlp_metrics", self.otlp_metrics != new.otlp_metrics);

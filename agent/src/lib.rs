@@ -17,6 +17,7 @@ pub mod governor;
 pub mod http;
 pub mod http_request;
 pub mod image;
+pub mod inventory;
 pub mod metrics;
 pub mod pipeline;
 pub mod place;

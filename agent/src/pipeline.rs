@@ -6,6 +6,7 @@ mod copies;
 mod definitions;
 mod governing;
 mod helpers;
+mod holdings;
 mod in_flight;
 mod learning;
 mod marks;
@@ -28,6 +29,7 @@ use wasmscope_common::{
 pub use self::{
     aggregate::{AggregateRow, Counted, Times},
     governing::{GovernorReport, WorkloadKey},
+    holdings::Holding,
     unused::FILE_GRACE_NS,
     watching::{WatchError, WatchReport, WatchedHost},
 };

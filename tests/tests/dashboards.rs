@@ -14,7 +14,7 @@ use wasmscope::metrics::reference;
 use wasmscope_tests::environment::{self, left_out};
 
 /// Of kube-state-metrics, cAdvisor, Prometheus, and of the agent where its families are not made by `wasmscope::metrics`, with the labels that queries may use.
-const OTHERS: [(&str, &[&str]); 26] = [
+const OTHERS: [(&str, &[&str]); 24] = [
     ("ALERTS", &["alertname", "alertstate", "cluster"]),
     ("container_cpu_cfs_periods_total", POD),
     ("container_cpu_cfs_throttled_periods_total", POD),
@@ -33,8 +33,6 @@ const OTHERS: [(&str, &[&str]); 26] = [
     ("process_cpu_seconds_total", &["job"]),
     ("process_open_fds", &["job"]),
     ("process_resident_memory_bytes", &["job"]),
-    ("wasm_module_info", &[]),
-    ("wasm_runtime_info", &[]),
     ("wasmscope_bpf_map_bytes", &[]),
     ("wasmscope_bpf_program_seconds_total", &["program"]),
     ("wasmscope_build_info", &[]),

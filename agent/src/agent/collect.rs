@@ -10,6 +10,7 @@ use super::counts::{self, Counts};
 use super::health::Health;
 use crate::cli::cold::ColdModules;
 use crate::event::{Event, EventKind};
+use crate::inventory::Inventory;
 use crate::metrics::Metrics;
 use crate::pipeline::{Output, Pipeline, WatchReport};
 use crate::self_observation::SelfObservation;
@@ -28,6 +29,8 @@ pub(super) struct Collector {
     pub(super) metrics: Arc<Metrics>,
     /// What the kernel counts.
     pub(super) counts: Counts,
+    /// What runs on the node.
+    pub(super) inventory: Arc<Inventory>,
     /// Told at every turn.
     pub(super) health: Arc<Health>,
     /// Told now and then how the loop fares.
@@ -45,6 +48,7 @@ impl Collector {
             tell_watched(report);
         }
         self.count(&events, &[], &mut cold);
+        self.inventory.refresh(&mut pipeline);
         self.health.turned(pipeline.watched_count());
         self.health.attached();
         let mut next_liveness = Instant::now() + LIVENESS_INTERVAL;
@@ -66,6 +70,7 @@ impl Collector {
             if Instant::now() >= next_counts {
                 next_counts = Instant::now() + counts::INTERVAL;
                 self.counts.collect(&mut pipeline, &self.metrics, false);
+                self.inventory.refresh(&mut pipeline);
             }
             if Instant::now() >= next_observation {
                 next_observation = Instant::now() + OBSERVATION_INTERVAL;
@@ -97,6 +102,7 @@ impl Collector {
         self.count(&output.events, &output.losses, cold);
         for trace in output.traces {
             cold.trace(&trace, &self.metrics);
+            self.inventory.trace(&trace);
             if self.traces.try_send(trace).is_err() {
                 self.lose("queue_full");
             }
@@ -108,6 +114,7 @@ impl Collector {
             self.metrics.observe_events(event.kind.name(), 1);
             cold.event(event, &self.metrics);
             self.counts.event(event);
+            self.inventory.event(event);
             if matches!(event.kind, EventKind::ProcessGone) {
                 info!(pid = event.pid, "process gone");
             }

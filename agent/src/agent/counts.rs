@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::event::{Event, EventKind};
+use crate::inventory::Inventory;
 use crate::metrics::Metrics;
 use crate::pipeline::{AggregateRow, Pipeline};
 use crate::place::{Lookup, Places};
@@ -19,6 +20,7 @@ const MAX_HELD_ROWS: usize = 16_384;
 #[derive(Debug)]
 pub(super) struct Counts {
     places: Arc<Places>,
+    inventory: Arc<Inventory>,
     held: VecDeque<(Instant, AggregateRow)>,
     running: HashMap<u32, Process>,
     /// Ended, and their last rows may be to come.
@@ -26,9 +28,10 @@ pub(super) struct Counts {
 }
 
 impl Counts {
-    pub(super) fn new(places: Arc<Places>) -> Self {
+    pub(super) fn new(places: Arc<Places>, inventory: Arc<Inventory>) -> Self {
         Self {
             places,
+            inventory,
             held: VecDeque::new(),
             running: HashMap::new(),
             ended: Vec::new(),
@@ -52,6 +55,9 @@ impl Counts {
         // Their rows are among those that come now.
         let ended = std::mem::take(&mut self.ended);
         let rows = pipeline.collect_aggregates();
+        for row in &rows {
+            self.inventory.row(row);
+        }
         self.held.extend(rows.into_iter().map(|row| (now, row)));
         let excess = self.held.len().saturating_sub(MAX_HELD_ROWS);
         for (index, (since, row)) in std::mem::take(&mut self.held).into_iter().enumerate() {

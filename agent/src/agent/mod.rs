@@ -32,6 +32,7 @@ pub use self::{
 use crate::clock::ClockAnchor;
 use crate::config::{Config, Loaded, Sources};
 use crate::http;
+use crate::inventory::{self, FeaturesFile, Inventory, InventoryCollector};
 use crate::metrics::Metrics;
 use crate::pipeline::{Detail, Options, Pipeline};
 use crate::place::Places;
@@ -46,6 +47,7 @@ wasmscope agent
 /healthz   whether the event loop turns
 /readyz    whether everything is attached
 /ui        invocations that were kept, as a page
+/api/v1/inventory         runtimes and modules of this node, as JSON
 /api/v1/traces            the same, as JSON
 /api/v1/traces/slowest    one of them; ?format=mermaid draws it
 ";
@@ -78,10 +80,21 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
     metrics
         .registry_mut()
         .register_collector(Box::new(RecorderCollector(recorder.clone())));
+    let inventory = Arc::new(Inventory::new(
+        start.inventory.clone(),
+        start.kubernetes.node_name.clone(),
+        start.capture.tier > 0,
+    ));
+    metrics
+        .registry_mut()
+        .register_collector(Box::new(InventoryCollector(inventory.clone())));
+    // The file goes with this.
+    let _features = FeaturesFile::start(&start.inventory, inventory.clone()).context("cannot write features")?;
     let own = OwnMetrics::register(metrics.registry_mut(), exports.sampled());
     let metrics = Arc::new(metrics);
     let health = Arc::new(Health::new(start.http.liveness_seconds));
-    let server = http::Server::start(start.http.listen, routes(&metrics, &health, recorder.clone()))
+    let parts = routes(&metrics, &health, recorder.clone(), inventory.clone());
+    let server = http::Server::start(start.http.listen, parts)
         .await
         .with_context(|| format!("cannot listen on {} (http.listen)", start.http.listen))?;
     let options = Options {
@@ -118,7 +131,8 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
     let collector = Collector {
         traces: sender,
         metrics: Arc::clone(&metrics),
-        counts: Counts::new(places.clone()),
+        counts: Counts::new(places.clone(), inventory.clone()),
+        inventory,
         health: Arc::clone(&health),
         observation: observation.clone(),
         stop: stopped,
@@ -271,11 +285,17 @@ fn second_signal() -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn routes(metrics: &Arc<Metrics>, health: &Arc<Health>, recorder: Arc<Recorder>) -> axum::Router {
+fn routes(
+    metrics: &Arc<Metrics>,
+    health: &Arc<Health>,
+    recorder: Arc<Recorder>,
+    inventory: Arc<Inventory>,
+) -> axum::Router {
     // Other parts' routes are merged here.
     let parts = http::metrics_routes(metrics.clone())
         .merge(health::routes(health))
-        .merge(recorder::routes(recorder));
+        .merge(recorder::routes(recorder))
+        .merge(inventory::routes(inventory));
     http::router(parts, INDEX)
 }
 

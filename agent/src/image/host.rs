@@ -167,6 +167,7 @@ pub enum Evidence {
 
 /// A host executable or shared library.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about one file")]
 pub struct HostImage {
     /// The GNU build id, hexadecimal.
     pub build_id: Option<String>,
@@ -184,6 +185,8 @@ pub struct HostImage {
     functions: Vec<(u64, u32)>,
     /// The C API is exported (`wasmtime_store_new`, `wasmtime_module_new`).
     pub exports_c_api: bool,
+    /// No program interprets it: an executable without shared libraries, as a static one of musl.
+    pub is_static: bool,
 }
 
 impl HostImage {
@@ -224,6 +227,7 @@ impl HostImage {
             symbols: HostSymbols::default(),
             functions: Vec::new(),
             exports_c_api: false,
+            is_static: is_executable && !has_interpreter,
         };
         if let Some(dynamic) = elf.section_of_type(elf::SHT_DYNSYM) {
             image.exports_c_api = exports_c_api(reader, &elf, dynamic).unwrap_or(false);

@@ -9,6 +9,7 @@ use super::labels::{
     TrapLabels, Value, Workload,
 };
 use super::{ColdStartPhase, Metrics};
+use crate::inventory::InventoryCollector;
 use crate::span::{Place, Process};
 
 /// A family as a scrape shows it.
@@ -74,6 +75,7 @@ pub fn markdown() -> String {
 /// Families without series are not written, so each is given one. A new field of [`Metrics`] has to be added here: it would not compile otherwise.
 fn with_a_series_each() -> Metrics {
     let metrics = Metrics::new();
+    metrics.add_collector(Box::new(InventoryCollector::example()));
     let export = ExportLabels {
         workload: Workload::new(&process()),
         module: Value::unknown(),

@@ -30,7 +30,7 @@ pub(super) struct Watched {
     /// Files that each bring a copy of the runtime, in the order in which they were noticed.
     pub(super) hosts: Vec<SharedHost>,
     pub(super) loads: Loads,
-    facts: describe::ProcessFacts,
+    pub(super) facts: describe::ProcessFacts,
     /// As its cgroup says.
     place: Place,
     /// Executable ranges, to tell code from data.

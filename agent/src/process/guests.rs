@@ -89,6 +89,19 @@ pub struct Place {
     pub wasm_offset: Option<u32>,
 }
 
+/// A code object, as an inventory has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldCode {
+    /// Where its text begins.
+    pub text_start: u64,
+    /// Its first core module.
+    pub module: Arc<Module>,
+    /// What was compiled.
+    pub kind: CodeKind,
+    /// It is mapped from a file, so it was compiled before.
+    pub is_of_a_file: bool,
+}
+
 /// What adding a code object did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Added {
@@ -164,6 +177,16 @@ impl Guests {
     pub fn is_component(&mut self, address: u64) -> bool {
         self.loaded(address)
             .is_some_and(|loaded| loaded.object.kind() == CodeKind::Component)
+    }
+
+    /// All code objects, as an inventory has them.
+    pub fn held(&mut self) -> impl Iterator<Item = HeldCode> {
+        self.objects.values_mut().map(|loaded| HeldCode {
+            text_start: loaded.text.start,
+            module: loaded.module(0),
+            kind: loaded.object.kind(),
+            is_of_a_file: loaded.file_name.is_some(),
+        })
     }
 
     /// Takes away what lies in a range; `false` if nothing did.

@@ -59,6 +59,48 @@ pub struct ProbePlan {
     pub task_offset: Option<i32>,
     /// The file's build id.
     pub build_id: Option<String>,
+    /// What kind of file has the runtime in it.
+    pub embedding: Embedding,
+    /// The file has no symbol table.
+    pub is_stripped: bool,
+}
+
+/// What kind of file has a runtime in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Embedding {
+    /// Not recognised.
+    #[default]
+    Unknown,
+    /// An executable that uses shared libraries.
+    Executable,
+    /// An executable that uses none.
+    StaticExecutable,
+    /// The C API is exported: `libwasmtime.so`, as most languages other than Rust use it.
+    CApi,
+    /// A shared library that does not export it: one that was made with the runtime's Rust crate.
+    Library,
+}
+
+impl Embedding {
+    fn of(image: &HostImage) -> Self {
+        match (image.exports_c_api, image.is_executable, image.is_static) {
+            (true, _, _) => Self::CApi,
+            (false, false, _) => Self::Library,
+            (false, true, false) => Self::Executable,
+            (false, true, true) => Self::StaticExecutable,
+        }
+    }
+
+    /// The word for it in labels and answers.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Executable => "executable",
+            Self::StaticExecutable => "static_executable",
+            Self::CApi => "c_api",
+            Self::Library => "library",
+        }
+    }
 }
 
 /// One site.

@@ -3,7 +3,7 @@
 
 use wasmscope_common::{ArgumentLocation, SiteKind};
 
-use super::{PlannedSite, ProbePlan, RuntimeAdapter, TlsPlan};
+use super::{Embedding, PlannedSite, ProbePlan, RuntimeAdapter, TlsPlan};
 use crate::{
     bpf::SiteProgram,
     event::Coverage,
@@ -50,6 +50,8 @@ impl RuntimeAdapter for Wasmtime {
         let mut plan = ProbePlan {
             runtime_name: self.name(),
             build_id: image.build_id.clone(),
+            embedding: Embedding::of(image),
+            is_stripped: !image.has_symbol_table,
             recognises_swap: recognised.is_some(),
             tls: match symbols.tls_slot.or(recognised.as_ref().map(|swap| swap.slot)) {
                 Some(slot) => match slot.model {

@@ -20,6 +20,7 @@ mod growth;
 mod helper_threads;
 mod hostile;
 mod interruptions;
+mod inventory;
 mod linking;
 mod metrics;
 mod nested;
