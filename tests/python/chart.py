@@ -3,6 +3,7 @@
 chart.py text CHART VALUES...   the manifests as they would be applied, with their comments
 chart.py golden CHART VALUES... the same without what is only copied (dashboards, rules), in one order
 chart.py validate FILE...       strict validation of manifests
+chart.py json FILE              its manifests as a list
 """
 
 import json
@@ -67,6 +68,10 @@ def main():
         for path in arguments:
             with open(path) as file:
                 validate(file.read(), path)
+        return
+    if what == "json":
+        with open(arguments[0]) as file:
+            json.dump([document for document in yaml.safe_load_all(file) if document], sys.stdout)
         return
     chart, *values = arguments
     text = render(chart, values)

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::Write as _;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -12,8 +13,8 @@ use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
     ContainerConfig, ContainerMetadata, ContainerStatusRequest, CreateContainerRequest, ImageSpec,
     LinuxContainerConfig, LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount,
-    NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, RemovePodSandboxRequest,
-    RunPodSandboxRequest, StartContainerRequest, StopPodSandboxRequest, VersionRequest,
+    NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PodSandboxStatusRequest,
+    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StopPodSandboxRequest, VersionRequest,
 };
 use sha2::{Digest as _, Sha256};
 use tokio::net::UnixStream;
@@ -23,6 +24,8 @@ use crate::environment::left_out;
 use crate::running::{DEADLINE, Running};
 
 const IMAGE: &str = "localhost/busybox:1";
+/// As on a node, below the folder of the test.
+const SOCKET: &str = "run/containerd/containerd.sock";
 const BUSYBOX: &str = "/bin/busybox";
 
 /// A running containerd; its pods end with it.
@@ -32,8 +35,19 @@ pub struct Containerd {
     client: RuntimeServiceClient<Channel>,
     runtime: tokio::runtime::Runtime,
     sandboxes: Vec<(String, String)>,
-    _daemon: Running,
+    daemon: Running,
 }
+
+/// What network pods have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// The test's own.
+    Host,
+    /// One of the containerd's own, in which each pod has an address.
+    Pods,
+}
+
+const CNI_PLUGINS: &str = "/usr/lib/cni";
 
 /// What a pod is to be.
 #[derive(Clone, Copy, Debug)]
@@ -57,12 +71,19 @@ pub struct Container {
     pub id: String,
     /// Its main process, in the test's pid namespace.
     pub pid: u32,
+    /// Of its pod; empty on the host's network.
+    pub address: String,
     log: PathBuf,
 }
 
 impl Containerd {
     /// `None`, after saying so, where it is not installed.
     pub fn start(directory: &Path) -> Option<Self> {
+        Self::start_on(directory, Network::Host)
+    }
+
+    /// As [`Self::start`], with a network.
+    pub fn start_on(directory: &Path, network: Network) -> Option<Self> {
         for program in ["containerd", "runc", "ctr"] {
             if Command::new(program).arg("--version").output().is_err() {
                 left_out(&format!("{program} is not installed (cargo xtask setup --tests)"));
@@ -73,6 +94,10 @@ impl Containerd {
             left_out("busybox-static is not installed (cargo xtask setup --tests)");
             return None;
         }
+        if network == Network::Pods && !Path::new(CNI_PLUGINS).join("ptp").is_file() {
+            left_out("containernetworking-plugins is not installed (cargo xtask setup --tests)");
+            return None;
+        }
         let directory = directory.to_owned();
         let config = directory.join("containerd.toml");
         let shown = directory.display();
@@ -81,7 +106,7 @@ impl Containerd {
 root = "{shown}/root"
 state = "{shown}/state"
 [grpc]
-  address = "{shown}/c.sock"
+  address = "{shown}/{SOCKET}"
 [plugins."io.containerd.internal.v1.opt"]
   path = "{shown}/opt"
 [plugins."io.containerd.grpc.v1.cri"]
@@ -89,13 +114,27 @@ state = "{shown}/state"
   restrict_oom_score_adj = true
   disable_tcp_service = true
   [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "{CNI_PLUGINS}"
     conf_dir = "{shown}/cni"
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "native"
 "#
         );
         fs::write(&config, text).expect("the folder can be written");
-        let mut command = Command::new("containerd");
+        let mut command = if network == Network::Pods {
+            fs::create_dir_all(directory.join("cni")).expect("the folder can be written");
+            let network = serde_json::json!({"cniVersion": "0.4.0", "name": "node", "plugins": [{
+                "type": "ptp",
+                "ipam": {"type": "host-local", "dataDir": directory.join("ipam"), "ranges": [[{"subnet": "10.244.77.0/24"}]]},
+            }]});
+            fs::write(directory.join("cni/node.conflist"), network.to_string()).expect("the folder can be written");
+            // Routes, addresses and forwarding are none of the machine's business.
+            let mut command = Command::new("unshare");
+            command.args(["--net", "containerd"]);
+            command
+        } else {
+            Command::new("containerd")
+        };
         command.arg("--config").arg(&config).args(["--log-level", "warn"]);
         let daemon = Running::start(command);
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -103,7 +142,7 @@ state = "{shown}/state"
             .enable_all()
             .build()
             .expect("a runtime can be made");
-        let socket = directory.join("c.sock");
+        let socket = directory.join(SOCKET);
         let channel = runtime.block_on(async {
             Endpoint::from_static("http://cri.invalid").connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
                 let socket = socket.clone();
@@ -115,7 +154,7 @@ state = "{shown}/state"
             directory,
             runtime,
             sandboxes: Vec::new(),
-            _daemon: daemon,
+            daemon,
         };
         started.until("containerd answers", || {
             let mut client = started.client.clone();
@@ -124,17 +163,43 @@ state = "{shown}/state"
                 .block_on(client.version(VersionRequest::default()))
                 .is_ok()
         });
-        started.import();
+        let busybox = fs::read(BUSYBOX).expect("busybox is there");
+        let settings = serde_json::json!({"Entrypoint": [BUSYBOX, "sleep", "3600"]});
+        started.import(IMAGE, &settings, &[("bin/busybox", &busybox, 0o755)]);
         Some(started)
+    }
+
+    /// Runs `work` on a thread in the network of a containerd with [`Network::Pods`].
+    pub fn on_its_network<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let network = fs::File::open(format!("/proc/{}/ns/net", self.daemon.pid())).expect("it runs");
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(move || {
+                let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+                rustix::thread::move_into_link_name_space(network.as_fd(), kind).expect("root may enter networks");
+                work()
+            });
+            thread.join().expect("the work is done")
+        })
     }
 
     /// Where it is asked.
     pub fn socket(&self) -> String {
-        self.directory.join("c.sock").display().to_string()
+        self.directory.join(SOCKET).display().to_string()
     }
 
     /// Makes a pod and its container, which runs `script` by a shell with `mounts` (host's path, container's path).
     pub fn run(&mut self, pod: Pod<'_>, script: &str, mounts: &[(&Path, &str)]) -> Container {
+        let (sandbox, container) = self.described(pod, script, mounts);
+        self.run_as(sandbox, container)
+    }
+
+    /// What [`Self::run`] asks for.
+    pub fn described(
+        &self,
+        pod: Pod<'_>,
+        script: &str,
+        mounts: &[(&Path, &str)],
+    ) -> (PodSandboxConfig, ContainerConfig) {
         let labels = |more: &[(&str, &str)]| -> HashMap<String, String> {
             let all = pod.labels.iter().chain(more);
             all.map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
@@ -199,16 +264,32 @@ state = "{shown}/state"
             }),
             ..ContainerConfig::default()
         };
+        (sandbox_config, container_config)
+    }
+
+    /// Makes a pod with one container.
+    pub fn run_as(&mut self, sandbox_config: PodSandboxConfig, container_config: ContainerConfig) -> Container {
+        let uid = sandbox_config.metadata.as_ref().expect("pods have names").uid.clone();
+        let log = Path::new(&sandbox_config.log_directory).join(&container_config.log_path);
         let mut client = self.client.clone();
-        let (sandbox, id, pid) = self.runtime.block_on(async {
+        let made = &mut self.sandboxes;
+        let (id, pid, address) = self.runtime.block_on(async {
             let request = RunPodSandboxRequest {
                 config: Some(sandbox_config.clone()),
                 runtime_handler: String::new(),
             };
             let answer = client.run_pod_sandbox(request).await.expect("the sandbox runs");
             let sandbox = answer.into_inner().pod_sandbox_id;
-            let request = CreateContainerRequest {
+            made.push((sandbox.clone(), uid));
+            let request = PodSandboxStatusRequest {
                 pod_sandbox_id: sandbox.clone(),
+                verbose: false,
+            };
+            let answer = client.pod_sandbox_status(request).await.expect("it has a status");
+            let network = answer.into_inner().status.and_then(|status| status.network);
+            let address = network.map(|network| network.ip).unwrap_or_default();
+            let request = CreateContainerRequest {
+                pod_sandbox_id: sandbox,
                 config: Some(container_config),
                 sandbox_config: Some(sandbox_config),
             };
@@ -229,14 +310,9 @@ state = "{shown}/state"
                 .into_inner();
             let info: serde_json::Value = serde_json::from_str(&status.info["info"]).expect("it is JSON");
             let pid = info["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
-            (sandbox, container_id, pid.expect("it has a process"))
+            (container_id, pid.expect("it has a process"), address)
         });
-        self.sandboxes.push((sandbox, pod.uid.to_owned()));
-        Container {
-            id,
-            pid,
-            log: logs.join("log"),
-        }
+        Container { id, pid, address, log }
     }
 
     /// Waits for a line that a container prints.
@@ -247,6 +323,13 @@ state = "{shown}/state"
             found.is_some()
         });
         found.expect("it was found")
+    }
+
+    /// Waits for a text that a container writes to its outputs, or that CRI writes around it.
+    pub fn logged(&self, container: &Container, wanted: &str) {
+        self.until(wanted, || {
+            fs::read_to_string(&container.log).is_ok_and(|log| log.contains(wanted))
+        });
     }
 
     fn until(&self, what: &str, mut holds: impl FnMut() -> bool) {
@@ -261,37 +344,41 @@ state = "{shown}/state"
         }
     }
 
-    /// One layer with a static busybox: the pause program of sandboxes as well as the shell of containers.
-    fn import(&self) {
-        let busybox = fs::read(BUSYBOX).expect("busybox is there");
-        let layer = tar(&[("bin/busybox", &busybox, 0o755)]);
-        let config = serde_json::json!({
-            "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }, "os": "linux",
-            "config": {"Entrypoint": [BUSYBOX, "sleep", "3600"]},
-            "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]},
-        })
-        .to_string();
+    /// Makes an image of one layer with `files` (path, bytes, mode) and the `settings` of a Dockerfile.
+    pub fn import(&self, name: &str, settings: &serde_json::Value, files: &[(&str, &[u8], u32)]) {
         let described = |kind: &str, bytes: &[u8]| {
             serde_json::json!({
                 "mediaType": format!("application/vnd.oci.image.{kind}"), "digest": digest(bytes), "size": bytes.len(),
             })
         };
+        let layer = tar(files);
+        let layer_described = described("layer.v1.tar", &layer);
+        let config = serde_json::json!({
+            "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }, "os": "linux",
+            "config": settings,
+            "rootfs": {"type": "layers", "diff_ids": [layer_described["digest"]]},
+        })
+        .to_string();
+        let config_described = described("config.v1+json", config.as_bytes());
         let manifest = serde_json::json!({
             "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": described("config.v1+json", config.as_bytes()),
-            "layers": [described("layer.v1.tar", &layer)],
+            "config": config_described, "layers": [layer_described],
         })
         .to_string();
         let mut entry = described("manifest.v1+json", manifest.as_bytes());
-        entry["annotations"] = serde_json::json!({"io.containerd.image.name": IMAGE});
+        entry["annotations"] = serde_json::json!({"io.containerd.image.name": name});
+        let blob = |described: &serde_json::Value| {
+            let digest = described["digest"].as_str().expect("it is a text");
+            format!("blobs/{}", digest.replace(':', "/"))
+        };
+        let blobs = [&entry, &config_described, &layer_described].map(blob);
         let index = serde_json::json!({"schemaVersion": 2, "manifests": [entry]}).to_string();
-        let blob = |bytes: &[u8]| format!("blobs/sha256/{}", &digest(bytes)["sha256:".len()..]);
         let image = tar(&[
             ("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#, 0o644),
             ("index.json", index.as_bytes(), 0o644),
-            (&blob(manifest.as_bytes()), manifest.as_bytes(), 0o644),
-            (&blob(config.as_bytes()), config.as_bytes(), 0o644),
-            (&blob(&layer), &layer, 0o644),
+            (&blobs[0], manifest.as_bytes(), 0o644),
+            (&blobs[1], config.as_bytes(), 0o644),
+            (&blobs[2], &layer, 0o644),
         ]);
         let path = self.directory.join("image.tar");
         fs::write(&path, image).expect("the folder can be written");
@@ -339,7 +426,9 @@ impl Drop for Containerd {
             for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
                 for folder in [
                     format!("kubepods/besteffort/pod{uid}"),
+                    format!("kubepods/burstable/pod{uid}"),
                     "kubepods/besteffort".to_owned(),
+                    "kubepods/burstable".to_owned(),
                     "kubepods".to_owned(),
                 ] {
                     let _ = fs::remove_dir(hierarchy.path().join(&folder));

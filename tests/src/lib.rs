@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod captured;
 pub mod containerd;
+pub mod daemon_set;
 pub mod environment;
 pub mod http;
 pub mod otlp_receiver;

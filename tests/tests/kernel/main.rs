@@ -24,6 +24,7 @@ mod inventory;
 mod linking;
 mod metrics;
 mod nested;
+mod node;
 mod parents;
 mod pods;
 mod python;

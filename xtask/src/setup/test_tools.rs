@@ -47,12 +47,17 @@ pub(crate) fn all(workspace: &Workspace) -> Vec<Tool> {
         Tool::Program("bpftrace"),
         // Certificates of a kubelet.
         Tool::Program("openssl"),
-        // Pods for the tests of who runs where: on the host's network, so no plugins for networks are needed.
+        // Pods for the tests of who runs where.
         Tool::Program("containerd"),
         Tool::Program("runc"),
         Tool::Packaged {
             file: "/usr/share/doc/busybox-static",
             package: "busybox-static",
+        },
+        // Pods with addresses, for the agent as its manifest deploys it.
+        Tool::Packaged {
+            file: "/usr/lib/cni/ptp",
+            package: "containernetworking-plugins",
         },
         // Checks rules and runs their tests, and is scraped into by the tests of dashboards.
         Tool::Program("prometheus"),

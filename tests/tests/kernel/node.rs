@@ -1,0 +1,205 @@
+//! The agent as its manifest deploys it: in a pod of a real containerd, with the user, capabilities, mounts and network of the `DaemonSet`.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::Write as _;
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use k8s_cri::v1::Int64Value;
+use tempfile::tempdir;
+use wasmscope_tests::containerd::{Container, Containerd, Network, Pod};
+use wasmscope_tests::daemon_set::{self, Manifest, Node};
+use wasmscope_tests::environment::{self, Kernel, Linking};
+use wasmscope_tests::http;
+use wasmscope_tests::running::DEADLINE;
+use wasmscope_tests::samples::{self, Sample};
+use wasmscope_tests::workload::{Counts, Numbers};
+
+const EDGE: Pod<'_> = Pod {
+    uid: "8e6d4f5a-2b13-4dae-9f90-4b5c6d7e8f90",
+    namespace: "shop",
+    name: "edge-7d9f8c6b5-x2x4z",
+    labels: &[("app", "edge")],
+    container: "guest",
+};
+const SCRIPT: &str = "exec /workload --tasks 4 --threads 2 --calls 25 --wait --hold < /go";
+/// Neither root nor anybody whom the node knows.
+const GUEST_USER: u32 = 10_001;
+
+/// A deployed agent, reached as the kubelet and Prometheus reach it.
+struct Deployed<'a> {
+    containerd: &'a Containerd,
+    container: &'a Container,
+    manifest: &'a Manifest,
+    directory: &'a Path,
+    python: &'a Path,
+}
+
+impl Deployed<'_> {
+    /// A response, or why there is none.
+    fn get(&self, path: &str, port: u64) -> String {
+        let url = format!("http://{}:{port}{path}", self.container.address);
+        self.containerd.on_its_network(|| http::get(&url))
+    }
+
+    fn scrape(&self) -> Vec<Sample> {
+        let (_, port) = self.manifest.probe("livenessProbe");
+        let response = self.get("/metrics", port);
+        let file = self.directory.join("scrape.txt");
+        fs::write(&file, response.split_once("\r\n\r\n").unwrap().1).unwrap();
+        samples::read(self.python, &file)
+    }
+
+    /// Scrapes until there is what is `wanted`.
+    fn scrape_until(&self, mut wanted: impl FnMut(&[Sample]) -> bool) -> Vec<Sample> {
+        let begun = Instant::now();
+        loop {
+            let samples = self.scrape();
+            if wanted(&samples) {
+                return samples;
+            }
+            assert!(begun.elapsed() < DEADLINE, "never: {samples:?}");
+        }
+    }
+}
+
+/// Samples of the guest's pod.
+fn of_pod(samples: &[Sample]) -> Vec<Sample> {
+    let labels = [
+        ("namespace", EDGE.namespace),
+        ("pod", EDGE.name),
+        ("container", EDGE.container),
+    ];
+    let is_of_pod = |sample: &&Sample| {
+        labels
+            .iter()
+            .all(|(key, value)| sample.labels.get(*key).is_some_and(|found| found == value))
+    };
+    samples.iter().filter(is_of_pod).cloned().collect()
+}
+
+fn pipe(path: &Path) -> File {
+    let status = Command::new("mkfifo").arg(path).status().unwrap();
+    assert!(status.success());
+    fs::set_permissions(path, Permissions::from_mode(0o666)).unwrap();
+    OpenOptions::new().read(true).write(true).open(path).unwrap()
+}
+
+/// What the kernel says that a process holds: a line of its status.
+fn status(pid: u32, key: &str) -> String {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+    line.trim_start_matches(':').trim().to_owned()
+}
+
+#[test]
+fn the_agent_deployed_as_its_manifest_says_names_and_counts_the_guest_of_another_pod() {
+    let Some(_kernel) = Kernel::acquire() else { return };
+    let Some(python) = environment::python() else { return };
+    let Some(program) = environment::linked_host(Linking::Static) else {
+        return;
+    };
+    let directory = tempdir().unwrap();
+    let Some(mut containerd) = Containerd::start_on(directory.path(), Network::Pods) else {
+        return;
+    };
+    let manifest = Manifest::read(python);
+    let (settings, files) = daemon_set::image();
+    let files: Vec<_> = files
+        .iter()
+        .map(|(path, bytes, mode)| (path.as_str(), bytes.as_slice(), *mode))
+        .collect();
+    containerd.import(&manifest.image(), &settings, &files);
+    let node = Node {
+        root: directory.path(),
+        name: "node-1",
+    };
+    // Every call is to be counted, whatever that costs.
+    let (sandbox, container) = manifest.on(node, "[governor]\nenabled = false\n");
+    let agent = containerd.run_as(sandbox, container);
+
+    // Whom only the owner may read, and who is not root.
+    let own = directory.path().join("workload");
+    fs::copy(&program, &own).unwrap();
+    chown(&own, Some(GUEST_USER), Some(GUEST_USER)).unwrap();
+    fs::set_permissions(&own, Permissions::from_mode(0o700)).unwrap();
+    let go_path = directory.path().join("go");
+    let mut go = pipe(&go_path);
+    let (sandbox, mut container) = containerd.described(EDGE, SCRIPT, &[(&own, "/workload"), (&go_path, "/go")]);
+    let context = container.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+    context.run_as_user = Some(Int64Value {
+        value: i64::from(GUEST_USER),
+    });
+    let edge = containerd.run_as(sandbox, container);
+    containerd.line(&edge, |line| line == "ready");
+
+    let deployed = Deployed {
+        containerd: &containerd,
+        container: &agent,
+        manifest: &manifest,
+        directory: directory.path(),
+        python,
+    };
+    containerd.logged(&agent, " ready\n");
+    for probe in ["livenessProbe", "readinessProbe"] {
+        let (path, port) = manifest.probe(probe);
+        let response = deployed.get(&path, port);
+        assert!(response.starts_with("HTTP/1.1 200"), "{path}: {response}");
+    }
+    assert_no_more_than_granted(agent.pid, &manifest);
+
+    // It has looked at the guest before the guest works, so no call is missed.
+    deployed.scrape_until(|samples| {
+        let kinds = samples::sums(samples, "wasmscope_events_total", "kind");
+        kinds.get("process").is_some_and(|count| *count > 0)
+    });
+    go.write_all(b"go\n").unwrap();
+    let counted = containerd.line(&edge, |line| line.starts_with("{\"scenario\""));
+    let counted = Counts::among([counted.as_str()]);
+    let total = |numbers: &Numbers| numbers.values().sum::<u64>();
+    let seen = deployed.scrape_until(|samples| {
+        let samples = of_pod(samples);
+        samples::sums(&samples, "wasm_host_calls_total", "import") == counted.host_calls
+            && total(&samples::sums(&samples, "wasm_invocations_total", "pod")) == total(&counted.invocations)
+    });
+    let of_pod: BTreeSet<_> = of_pod(&seen).into_iter().map(|sample| sample.name).collect();
+    for family in [
+        "wasm_invocations_total",
+        "wasm_invocation_duration_seconds_bucket",
+        "wasm_host_calls_total",
+        "wasm_syscalls_total",
+    ] {
+        assert!(of_pod.contains(family), "{family} is not in {of_pod:?}");
+    }
+    go.write_all(b"end\n").unwrap();
+}
+
+/// What the kernel lets the agent do is what the manifest says.
+fn assert_no_more_than_granted(pid: u32, manifest: &Manifest) {
+    // linux/capability.h
+    const NUMBERS: [(&str, u32); 5] = [
+        ("DAC_READ_SEARCH", 2),
+        ("SYS_PTRACE", 19),
+        ("PERFMON", 38),
+        ("BPF", 39),
+        ("CHECKPOINT_RESTORE", 40),
+    ];
+    let context = &manifest.container()["securityContext"];
+    let added = context["capabilities"]["add"].as_array().unwrap();
+    let number = |name: &serde_json::Value| NUMBERS.iter().find(|(known, _)| *known == name).unwrap().1;
+    let granted: u64 = added.iter().map(|name| 1_u64 << number(name)).sum();
+    for set in ["CapEff", "CapPrm", "CapBnd"] {
+        assert_eq!(
+            u64::from_str_radix(&status(pid, set), 16).unwrap(),
+            granted,
+            "{set} of {added:?}"
+        );
+    }
+    assert_eq!(status(pid, "NoNewPrivs"), "1");
+    // Filtered: the profile is on.
+    assert_eq!(status(pid, "Seccomp"), "2");
+    assert_eq!(status(pid, "Uid"), "0\t0\t0\t0");
+}
