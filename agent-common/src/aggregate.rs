@@ -20,6 +20,10 @@ pub const KIND_NONE: u32 = u32::MAX;
 /// Rows that take what the table has no room for, by kind.
 pub const OTHER_ROWS: u32 = 4;
 
+/// [`AggregateKey::detail`] of the row, of each kind and process, that takes what the process has no rows for. Nothing else
+/// of its key is set.
+pub const DETAIL_OTHER: u32 = u32::MAX;
+
 /// [`AggregateKey::detail`] of an invocation that no host call has ended.
 pub const ENDED_BY_ITSELF: u32 = 0;
 /// As above, of one whose last host call failed: that one is in the key.
@@ -35,13 +39,14 @@ pub const ENDED_IN_CALL: u32 = 2;
 pub struct AggregateKey {
     /// Process.
     pub pid: u32,
-    /// [`crate::ProcessConfig::code_epoch`]: which code the addresses are of.
+    /// [`crate::Observed::code_epoch`]: which code the addresses are of.
     pub epoch: u32,
     /// `KIND_*`.
     pub kind: u32,
     /// Of an invocation `ENDED_*`, of a host call [`crate::COMPONENT_CALL`] or 0, of a syscall its number.
     pub detail: u32,
-    /// Trap handler address of the activation: the export. 0 of a host call.
+    /// Trap handler address of the activation: the export. 0 of a host call. This and the other addresses of code are 0 as
+    /// well if they lie where no guest code is known to be.
     pub entry_handler: u64,
     /// Guest return address of the host call; of a syscall the errno, 0 for success.
     pub call_site: u64,

@@ -32,6 +32,8 @@ pub enum Counter {
     HelperTableFull = 12,
     /// Activations that the aggregate counts without their duration since the table of open ones was full.
     OpenTableFull = 13,
+    /// What the aggregate counted without its name since its process had as many rows as one may have.
+    ProcessRowsFull = 14,
 }
 
 /// Entries of the counter array.
@@ -39,7 +41,7 @@ pub const COUNTER_SLOTS: u32 = 16;
 
 impl Counter {
     /// Every counter.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Emitted,
         Self::RingFull,
         Self::SyscallOffActivation,
@@ -53,6 +55,7 @@ impl Counter {
         Self::NoGuestFrames,
         Self::HelperTableFull,
         Self::OpenTableFull,
+        Self::ProcessRowsFull,
     ];
 
     /// The name used in metrics and diagrams.
@@ -71,6 +74,7 @@ impl Counter {
             Self::NoGuestFrames => "no_guest_frames",
             Self::HelperTableFull => "helper_table_full",
             Self::OpenTableFull => "open_table_full",
+            Self::ProcessRowsFull => "process_rows_full",
         }
     }
 

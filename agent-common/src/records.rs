@@ -115,7 +115,7 @@ pub struct RecordHeader {
     pub pid: u32,
     /// Of an [`ActivationSwap`] that puts something on top and of an [`HttpRequest`]: low half of the number of the
     /// asynchronous task that the thread runs. 0: none, or not known.
-    /// Of [`CodePublished`]: the [`crate::ProcessConfig::code_epoch`] that begins with it.
+    /// Of [`CodePublished`] and [`RecordKind::Exec`]: low half of the [`crate::Observed::code_epoch`] that begins with it.
     pub task: u32,
     /// `CLOCK_MONOTONIC`, nanoseconds. For a syscall: when it was entered.
     pub at_ns: u64,

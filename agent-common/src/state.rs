@@ -73,7 +73,10 @@ pub struct RuntimeCopy {
     pub reserved: u32,
 }
 
-/// What the programs know of one process.
+/// What the programs are told of one process. The agent writes all of it at once, and the programs write `copies`,
+/// `calibrations` and, when the image is replaced, everything; so either may undo what the other has just written. All of
+/// it heals: threads calibrate again, and the agent writes again when it handles the record of a new image. What must never
+/// be undone is in [`Observed`], which only programs write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct ProcessConfig {
@@ -85,9 +88,9 @@ pub struct ProcessConfig {
     pub generation: u32,
     /// Changes whenever the programs find something out.
     pub calibrations: u32,
-    /// Lowest address of published guest code.
+    /// Lowest address of guest code that the agent has looked at; the programs add what they have seen since.
     pub code_start: u64,
-    /// End of published guest code.
+    /// End of it.
     pub code_end: u64,
     /// `LAYOUT_*` of the published code objects; those of all copies, as code does not tell which copy it belongs to. If
     /// the first is 0, nobody has looked at them yet.
@@ -97,12 +100,24 @@ pub struct ProcessConfig {
     /// Bytes from the thread pointer to the number of the asynchronous task that the thread runs, always negative; 0: not
     /// known.
     pub task_offset: i32,
-    /// Changes whenever code may have taken the place of other code. Only the programs change it.
-    pub code_epoch: u32,
     /// Unused, zero.
-    pub reserved: u32,
+    pub reserved: u64,
     /// The copies of the runtime.
     pub copies: [RuntimeCopy; MAX_COPIES],
+}
+
+/// What the programs have seen of one process. The agent makes and removes the entry, and never changes one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Observed {
+    /// Lowest address of guest code that was published.
+    pub code_start: u64,
+    /// End of it; 0 if none was.
+    pub code_end: u64,
+    /// Changes whenever code may have taken the place of other code.
+    pub code_epoch: u64,
+    /// Rows of [`crate::AggregateStats`] ever made for it, those that count what has no row of its own left out.
+    pub row_count: u64,
 }
 
 /// Import tables sent per call site; a site that calls more host functions than this does so through a table of its own,
@@ -185,7 +200,7 @@ pub struct OpenRequest {
 }
 
 /// Bytes of the programs' state of a thread.
-pub const THREAD_BYTES: usize = 888;
+pub const THREAD_BYTES: usize = 904;
 
 /// The part of it that the agent reads: it comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable, KnownLayout)]
@@ -208,5 +223,6 @@ pub struct ThreadHead {
 const _: () = {
     assert!(size_of::<RuntimeCopy>() == 32);
     assert!(size_of::<ProcessConfig>() == 64 + 32 * MAX_COPIES);
+    assert!(size_of::<Observed>() == 32);
     assert!(size_of::<ThreadHead>() == 48);
 };

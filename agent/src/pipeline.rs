@@ -195,6 +195,7 @@ impl Pipeline {
         let mut undecodable = 0;
         let drained_ns = clock::monotonic_ns();
         let gone = self.departed();
+        self.forget_keys();
         self.ring.drain(RECORDS_PER_TURN, |bytes| match decode(bytes) {
             Ok(record) => records.push(record),
             Err(_) => undecodable += 1,
@@ -385,7 +386,9 @@ impl Pipeline {
     }
 
     fn lose_many(&mut self, layer: &'static str, reason: &'static str, count: u64) {
-        *self.losses.entry((layer, reason)).or_default() += count;
+        if count > 0 {
+            *self.losses.entry((layer, reason)).or_default() += count;
+        }
     }
 
     fn handle(&mut self, record: &Record, events: &mut Vec<Event>) {
@@ -403,7 +406,7 @@ impl Pipeline {
             Record::Exec(_) => {
                 if self.processes.contains_key(&pid) {
                     push(EventKind::ProcessGone);
-                    self.process_replaced(pid, events);
+                    self.process_replaced(pid, header.task, events);
                 }
             }
             Record::ThreadExit(_) => {

@@ -97,9 +97,9 @@ pub fn read_fields(limits: &mut Limits, store: u64, layout: u32) -> bool {
 /// An address in the trampoline through which wasm was entered: where there is no trap handler, the return address of
 /// the call that the trampoline made, as it lies on the stack. After the call it may be overwritten, but not by another.
 #[inline(always)]
-pub fn entry_handler(thread: &mut Thread, config: *const ProcessConfig) -> u64 {
+pub fn entry_handler(thread: &mut Thread) -> u64 {
     if thread.limits.entry_handler == 0 && thread.layout & LAYOUT_NO_HANDLER != 0 {
-        return peek_entry(thread, config);
+        return peek_entry(thread);
     }
     thread.limits.entry_handler
 }
@@ -108,16 +108,16 @@ pub fn entry_handler(thread: &mut Thread, config: *const ProcessConfig) -> u64 {
 const ENTRY_WORDS: usize = WINDOW_WORDS;
 
 #[inline(never)]
-fn peek_entry(thread: *mut Thread, config: *const ProcessConfig) -> u64 {
-    // SAFETY: both point into map values; the thread's is used by this program alone.
-    let (thread, config) = unsafe { (&mut *thread, &*config) };
+fn peek_entry(thread: *mut Thread) -> u64 {
+    // SAFETY: this thread's own entry.
+    let thread = unsafe { &mut *thread };
     let entry = thread.limits.entry_fp;
     if entry == 0 {
         return 0;
     }
     if thread.layout & LAYOUT_ENTRY_SP != 0 {
         return match read_user_word(entry - 8) {
-            Some(address) if is_call_return(address, config) => address,
+            Some(address) if is_call_return(address, thread) => address,
             _ => 0,
         };
     }
@@ -126,32 +126,32 @@ fn peek_entry(thread: *mut Thread, config: *const ProcessConfig) -> u64 {
     }
     // The called function has pushed the trampoline's frame pointer below the return address: a pair that no rest of an
     // earlier call makes. It is found without a branch a word, as the verifier follows each both ways.
-    let code_bytes = config.code_end.wrapping_sub(config.code_start);
+    let code_bytes = thread.code_end.wrapping_sub(thread.code_start);
     let mut found = 0u64;
     let mut index = 1usize;
     while index < ENTRY_WORDS {
         let word = thread.window[index];
         let pushed = thread.window[index - 1] ^ entry;
         // The sign tells whether the one is below the other: neither is larger than an address space.
-        let distance = word.wrapping_sub(config.code_start);
+        let distance = word.wrapping_sub(thread.code_start);
         let is_code = (distance.wrapping_sub(code_bytes) & !distance) >> 63;
         let is_pushed = 1 ^ (pushed | pushed.wrapping_neg()) >> 63;
         let is_return = core::hint::black_box(is_code & is_pushed);
         found = core::hint::black_box(found * (1 - is_return) + word * is_return);
         index += 1;
     }
-    if is_call_return(found, config) { found } else { 0 }
+    if is_call_return(found, thread) { found } else { 0 }
 }
 
 /// Whether `address` is in guest code, behind a direct call.
 #[inline(always)]
-fn is_call_return(address: u64, config: &ProcessConfig) -> bool {
+fn is_call_return(address: u64, thread: &Thread) -> bool {
     /// `call rel32`, with which trampolines call their function.
     const CALL: u8 = 0xe8;
     const CALL_BYTES: u64 = 5;
     let mut opcode = 0u8;
-    address >= config.code_start
-        && address < config.code_end
+    address >= thread.code_start
+        && address < thread.code_end
         && read_user(&raw mut opcode, address - CALL_BYTES)
         && opcode == CALL
 }

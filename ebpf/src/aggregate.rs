@@ -9,14 +9,14 @@ use aya_ebpf::{
     helpers::bpf_ktime_get_ns,
 };
 use wasmscope_common::{
-    AggregateKey, AggregateStats, BUCKET_COUNT, COMPONENT_CALL, Counter, ENDED_BY_FAILED_CALL, ENDED_BY_ITSELF,
-    ENDED_IN_CALL, KIND_HOST_CALL, KIND_INVOCATION, KIND_NONE, KIND_SYSCALL, OpenActivation, OpenKey, PARENT_UNKNOWN,
-    bucket_of,
+    AggregateKey, AggregateStats, BUCKET_COUNT, COMPONENT_CALL, Counter, DETAIL_OTHER, ENDED_BY_FAILED_CALL,
+    ENDED_BY_ITSELF, ENDED_IN_CALL, KIND_HOST_CALL, KIND_INVOCATION, KIND_NONE, KIND_SYSCALL, OpenActivation, OpenKey,
+    PARENT_UNKNOWN, bucket_of,
 };
 
 use crate::{
     activation::top,
-    maps::{AGGREGATES, OPEN, OTHER, add, count, increment},
+    maps::{AGGREGATES, OBSERVED, OPEN, OTHER, RELEASED_ROWS, ROWS_PER_PROCESS, add, count, global, increment},
     thread::{NO_COPY, Thread},
 };
 
@@ -51,19 +51,67 @@ fn lies_in_frame(activation: u64, stack_pointer: u64) -> bool {
     activation > stack_pointer && activation - stack_pointer < MAX_FRAME_BYTES
 }
 
-/// The row of a key; if there is no room for it, the one of its kind that takes what has none.
+/// The row of a key; if there is no room for it, the one that takes what has none, of its process, else of its kind. The
+/// key is changed to that of the process.
 #[inline(always)]
-fn row(key: &AggregateKey) -> Option<*mut AggregateStats> {
-    if let Some(stats) = AGGREGATES.get_ptr_mut(key) {
+fn row(key: &mut AggregateKey) -> Option<*mut AggregateStats> {
+    if let Some(stats) = AGGREGATES.get_ptr_mut(&*key) {
         return Some(stats);
     }
-    // A failure is another CPU's being first, or a full table; the lookup tells.
-    let _ = AGGREGATES.insert(key, &EMPTY, u64::from(BPF_NOEXIST));
+    make_row(key);
+    let key = &*key;
     if let Some(stats) = AGGREGATES.get_ptr_mut(key) {
         return Some(stats);
     }
     count(Counter::AggregateFull);
     OTHER.get_ptr_mut(key.kind)
+}
+
+/// Makes the row of a key, or changes the key to that of the row for what the process has no rows for.
+#[inline(never)]
+fn make_row(key: *mut AggregateKey) -> u64 {
+    // SAFETY: callers pass a key that nothing else uses.
+    let key = unsafe { &mut *key };
+    let observed = OBSERVED.get_ptr_mut(&key.pid);
+    if let Some(observed) = observed {
+        let released = match RELEASED_ROWS.get_ptr(&key.pid) {
+            // SAFETY: a pointer into a map value.
+            Some(released) => unsafe { core::ptr::read_volatile(released) },
+            None => 0,
+        };
+        // SAFETY: as above.
+        let made = unsafe { core::ptr::read_volatile(&raw const (*observed).row_count) };
+        if made >= released + u64::from(global(&ROWS_PER_PROCESS)) {
+            count(Counter::ProcessRowsFull);
+            key.epoch = 0;
+            key.detail = DETAIL_OTHER;
+            key.entry_handler = 0;
+            key.call_site = 0;
+            key.callee = 0;
+            // A failure is its being there already, or a full table.
+            let _ = AGGREGATES.insert(&*key, &EMPTY, u64::from(BPF_NOEXIST));
+            return 0;
+        }
+    }
+    // A failure is another CPU's being first, or a full table; the lookup tells.
+    if AGGREGATES.insert(&*key, &EMPTY, u64::from(BPF_NOEXIST)).is_ok()
+        && let Some(observed) = observed
+    {
+        // SAFETY: as above.
+        add(unsafe { &raw mut (*observed).row_count }, 1);
+    }
+    0
+}
+
+/// An address of guest code; 0 if there is no code known to be, as it would have no name.
+#[inline(always)]
+fn in_code(thread: &Thread, address: u64) -> u64 {
+    // A return address may be the end.
+    if address > thread.code_start && address <= thread.code_end {
+        address
+    } else {
+        0
+    }
 }
 
 /// What is added to a row beside a count.
@@ -77,7 +125,7 @@ pub struct Added {
 }
 
 #[inline(always)]
-fn add_to_row(key: &AggregateKey, added: Added) {
+fn add_to_row(key: &mut AggregateKey, added: Added) {
     let Some(stats) = row(key) else { return };
     // SAFETY: a pointer into a map value, to whose fields all programs add atomically.
     unsafe {
@@ -160,7 +208,7 @@ pub fn swapped(thread: *mut Thread, own: u64, new: u64, stack_pointer: u64, entr
                 // It began before the probes were there.
                 invocation_key(thread, ENDED_BY_ITSELF, entry);
                 add_to_row(
-                    &thread.ended,
+                    &mut thread.ended,
                     Added {
                         duration_ns: None,
                         failed: false,
@@ -208,7 +256,7 @@ fn invocation_key(thread: &mut Thread, detail: u32, entry_handler: u64) {
     thread.ended.epoch = thread.epoch;
     thread.ended.kind = KIND_INVOCATION;
     thread.ended.detail = detail;
-    thread.ended.entry_handler = entry_handler;
+    thread.ended.entry_handler = in_code(thread, entry_handler);
     thread.ended.call_site = 0;
     thread.ended.callee = 0;
 }
@@ -225,15 +273,16 @@ fn close(thread: &mut Thread, open: &mut OpenActivation) {
     let trapped = open.trapped != 0;
     if !trapped && (in_call || open.call_failed != 0) {
         thread.ended.detail = if in_call { ENDED_IN_CALL } else { ENDED_BY_FAILED_CALL };
-        thread.ended.call_site = open.call_site;
+        thread.ended.call_site = in_code(thread, open.call_site);
         thread.ended.callee = open.callee;
         if open.call_detail != 0 {
+            thread.ended.callee = in_code(thread, open.callee);
             // Their numbers leave room for it.
             thread.ended.detail |= u32::from(COMPONENT_CALL);
         }
     }
     add_to_row(
-        &thread.ended,
+        &mut thread.ended,
         Added {
             duration_ns: since(open.start_ns, end_ns),
             failed: trapped,
@@ -253,7 +302,7 @@ pub fn unwound(thread: *mut Thread) -> u32 {
     // SAFETY: this thread's own entry.
     let thread = unsafe { &mut *thread };
     if thread.ended.kind == KIND_INVOCATION
-        && let Some(stats) = row(&thread.ended)
+        && let Some(stats) = row(&mut thread.ended)
     {
         // SAFETY: a pointer into a map value.
         unsafe { add(&raw mut (*stats).marked, 1) };
@@ -312,7 +361,7 @@ pub fn call_began(thread: *mut Thread, activation: u64, callee: u64, frame: u64,
         // Counted where it begins, as its end will find nothing.
         call_key(thread, detail, call_site, callee);
         add_to_row(
-            &thread.ended,
+            &mut thread.ended,
             Added {
                 duration_ns: None,
                 failed: false,
@@ -348,15 +397,15 @@ fn call_key(thread: &mut Thread, detail: u32, call_site: u64, callee: u64) {
     thread.ended.kind = KIND_HOST_CALL;
     thread.ended.detail = detail;
     thread.ended.entry_handler = 0;
-    thread.ended.call_site = call_site;
-    thread.ended.callee = callee;
+    thread.ended.call_site = in_code(thread, call_site);
+    thread.ended.callee = if detail == 0 { callee } else { in_code(thread, callee) };
 }
 
 #[inline(always)]
 fn close_call(thread: &mut Thread, open: &OpenActivation, end_ns: u64, failed: bool, marked: bool) {
     call_key(thread, open.call_detail, open.call_site, open.callee);
     add_to_row(
-        &thread.ended,
+        &mut thread.ended,
         Added {
             duration_ns: Some(end_ns - open.call_start_ns),
             failed,
@@ -398,17 +447,18 @@ pub fn syscall(thread: *mut Thread, entry_handler: u64, result: i64, duration_ns
     let thread = unsafe { &mut *thread };
     let does_not_return = duration_ns == DOES_NOT_RETURN;
     let is_error = (-4095..0).contains(&result);
-    let key = AggregateKey {
+    let mut key = AggregateKey {
         pid: thread.pid,
         epoch: thread.epoch,
         kind: KIND_SYSCALL,
-        detail: thread.syscall as u32,
-        entry_handler,
+        // Whatever number was asked for, it is not that of all others.
+        detail: thread.syscall as u32 & !(1 << 31),
+        entry_handler: in_code(thread, entry_handler),
         call_site: if is_error { result.unsigned_abs() } else { 0 },
         callee: 0,
     };
     add_to_row(
-        &key,
+        &mut key,
         Added {
             duration_ns: if does_not_return { None } else { Some(duration_ns) },
             failed: is_error,

@@ -13,7 +13,7 @@ use crate::{
     activation::{MAX_STACK_BYTES, entry_handler, read_fields, read_limits},
     maps::count,
     output::{Wake, emit, header},
-    thread::{Limits, NO_COPY, Thread, dynamic_block, slot_address},
+    thread::{NO_COPY, Thread, dynamic_block, slot_address},
     user::{read_user, read_user_word, thread_pointer},
 };
 
@@ -52,7 +52,7 @@ pub fn calibrate<const SEARCH: bool>(thread: *mut Thread, config: *mut ProcessCo
     // SAFETY: both point into map values; the thread's is used by this program alone, and racing writers of the config
     // write the same values.
     let (thread, config) = unsafe { (&mut *thread, &mut *config) };
-    if config.code_end == 0 {
+    if thread.code_end == 0 {
         // No guest code yet: nothing could be checked against it.
         return 0;
     }
@@ -299,9 +299,7 @@ fn accept(thread: *mut Thread, config: *const ProcessConfig, activation: u64, st
             if layout == 0 {
                 break;
             }
-            if read_fields(&mut thread.limits, store, layout)
-                && plausible(&thread.limits, layout, config, activation, stack_pointer)
-            {
+            if read_fields(&mut thread.limits, store, layout) && plausible(thread, layout, activation, stack_pointer) {
                 // The first one may be an old pointer in room that the record does not use; what is linked is not.
                 if thread.store_offset == 0 || !is_linked(activation, u64::from(thread.store_offset)) {
                     thread.store_offset = offset as u32;
@@ -315,7 +313,7 @@ fn accept(thread: *mut Thread, config: *const ProcessConfig, activation: u64, st
     if thread.store_offset == 0 {
         return false;
     }
-    if read_limits(thread, activation) && entry_handler(thread, config) != 0 {
+    if read_limits(thread, activation) && entry_handler(thread) != 0 {
         return true;
     }
     thread.store_offset = 0;
@@ -331,10 +329,11 @@ fn is_linked(activation: u64, offset: u64) -> bool {
     kept.wrapping_sub(activation).wrapping_add(MAX_ENTRY_BYTES) < 2 * MAX_ENTRY_BYTES
 }
 
-/// Whether `limits` describes a live activation of published guest code on the stack in use.
+/// Whether the thread's limits describe a live activation of published guest code on the stack in use.
 #[inline(always)]
-fn plausible(limits: &Limits, layout: u32, config: &ProcessConfig, activation: u64, stack_pointer: u64) -> bool {
-    let in_code = |address: u64| address >= config.code_start && address < config.code_end;
+fn plausible(thread: &Thread, layout: u32, activation: u64, stack_pointer: u64) -> bool {
+    let limits = &thread.limits;
+    let in_code = |address: u64| address >= thread.code_start && address < thread.code_end;
     let on_stack = |address: u64| address > stack_pointer && address - stack_pointer < MAX_STACK_BYTES;
     let is_exit = in_code(limits.exit_pc) && limits.exit_fp < limits.entry_fp;
     // The record lies in the frames of the host code that called this entry trampoline, not that of another stack.

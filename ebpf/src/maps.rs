@@ -6,7 +6,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
 };
 use wasmscope_common::{
-    AggregateKey, AggregateStats, COUNTER_SLOTS, Counter, HandedOver, HelperTask, HttpRequest, OTHER_ROWS,
+    AggregateKey, AggregateStats, COUNTER_SLOTS, Counter, HandedOver, HelperTask, HttpRequest, OTHER_ROWS, Observed,
     OpenActivation, OpenKey, OpenRequest, ProbeHits, ProcessConfig, SeenCallSite, SeenCallee,
 };
 
@@ -24,6 +24,14 @@ pub static PROCESSES: HashMap<u32, ProcessConfig> = HashMap::with_max_entries(40
 /// no activation if the runtime keeps its slot where was searched, else lost. The agent takes them out.
 #[map]
 static UNDECIDED: HashMap<u32, u64> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+
+/// What was seen of them. Unlike [`PROCESSES`], only programs write here, so that the agent undoes nothing.
+#[map]
+pub static OBSERVED: HashMap<u32, Observed> = HashMap::with_max_entries(4096, 0);
+
+/// Rows of [`AGGREGATES`] that the agent has taken out again, by process. Only the agent writes here.
+#[map]
+pub static RELEASED_ROWS: HashMap<u32, u64> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
 
 /// Threads of watched processes, by tid: what is cached about them, and the workspace in which records are built. A
 /// thread can only be in one program at a time, unlike a CPU, on which uprobes preempt each other.
@@ -92,6 +100,10 @@ pub static WATCH_FLAGS: u32 = 0;
 /// `EMIT_*` flags of a process that is watched from its first code object on.
 #[unsafe(no_mangle)]
 pub static NEW_PROCESS_FLAGS: u32 = 0;
+
+/// Rows of [`AGGREGATES`] that one process may have.
+#[unsafe(no_mangle)]
+pub static ROWS_PER_PROCESS: u32 = 1024;
 
 /// The generation that what threads have cached must be of.
 #[inline(always)]

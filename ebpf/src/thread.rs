@@ -7,7 +7,7 @@ use wasmscope_common::{
 };
 
 use crate::{
-    maps::{PROCESSES, THREADS, count, generation},
+    maps::{OBSERVED, PROCESSES, THREADS, count, generation},
     user::{read_user_word, thread_pointer},
 };
 
@@ -67,10 +67,14 @@ pub struct Thread {
     pub trapped: u32,
     /// Not 0: the thread has waited for several descriptors at once.
     pub multiplexes: u32,
-    /// [`ProcessConfig::code_epoch`].
+    /// Low half of [`Observed::code_epoch`].
     pub epoch: u32,
     /// Unused, zero.
     pub padding: u32,
+    /// Lowest address of guest code, as far as agent or programs know of any.
+    pub code_start: u64,
+    /// End of it; 0 if there is none.
+    pub code_end: u64,
     /// The row of the activation that left last, until anything else happens; [`KIND_NONE`] if there is none.
     pub ended: AggregateKey,
     /// All copies, where there are several.
@@ -143,7 +147,8 @@ static NEW_THREAD: Thread = Thread {
     reserved: 0,
     slot: 0,
     searched_to: 0,
-    seen_generation: 0,
+    // None has this value, so that what depends on it is read.
+    seen_generation: u64::MAX,
     generation: 0,
     store_offset: 0,
     layout: 0,
@@ -158,6 +163,8 @@ static NEW_THREAD: Thread = Thread {
     multiplexes: 0,
     epoch: 0,
     padding: 0,
+    code_start: 0,
+    code_end: 0,
     ended: AggregateKey {
         pid: 0,
         epoch: 0,
@@ -222,8 +229,12 @@ pub fn current(config: &ProcessConfig) -> Option<*mut Thread> {
     };
     // SAFETY: a pointer into a map value; no other program runs for this thread at the same time.
     let state = unsafe { &mut *thread };
-    state.seen_generation = generation();
-    state.epoch = config.code_epoch;
+    // Before what it stands for, which is changed before it is.
+    let generation = generation();
+    if state.seen_generation != generation || state.pid != pid {
+        state.seen_generation = generation;
+        look_at_code(state, config, pid);
+    }
     let known = state.pid == pid
         && state.generation == config.generation
         && state.flags == config.flags
@@ -254,6 +265,26 @@ pub fn current(config: &ProcessConfig) -> Option<*mut Thread> {
         select(state, config, copy);
     }
     Some(thread)
+}
+
+/// Notes which guest code there is.
+#[inline(always)]
+fn look_at_code(state: &mut Thread, config: &ProcessConfig, pid: u32) {
+    state.epoch = 0;
+    state.code_start = config.code_start;
+    state.code_end = config.code_end;
+    let Some(observed) = OBSERVED.get_ptr(&pid) else { return };
+    // SAFETY: a pointer into a map value; its words are read one by one, each whole.
+    let observed = unsafe { &*observed };
+    state.epoch = observed.code_epoch as u32;
+    if observed.code_end != 0 {
+        if state.code_end == 0 || observed.code_start < state.code_start {
+            state.code_start = observed.code_start;
+        }
+        if observed.code_end > state.code_end {
+            state.code_end = observed.code_end;
+        }
+    }
 }
 
 /// Makes `copy` the copy of the runtime that is looked at.

@@ -1,10 +1,15 @@
 //! The maps in which the programs count by themselves.
+//!
+//! Programs go on adding while a map is read. A walk over a hash map starts again where the entry it stands on is removed, so
+//! every walk has an end of its own.
+
+use std::collections::HashSet;
 
 use aya::{
     Ebpf, Pod,
     maps::{HashMap, MapData, PerCpuArray, PerCpuHashMap},
 };
-use wasmscope_common::{AggregateKey, AggregateStats, OpenActivation, OpenKey};
+use wasmscope_common::{AggregateKey, AggregateStats, DETAIL_OTHER, OpenActivation, OpenKey};
 
 use super::load::{LoadError, take};
 
@@ -14,6 +19,12 @@ const MAX_ROW_BYTES: usize = 12 << 20;
 const ROWS: std::ops::RangeInclusive<usize> = 256..=4096;
 /// Bytes of a row beside its key and values.
 const ROW_OVERHEAD_BYTES: usize = 64;
+/// Of all rows, the share that one process may have: one in so many.
+const PROCESS_SHARE: u32 = 4;
+/// Entries of the table of open activations, as the programs define it.
+const OPEN_ENTRIES: usize = 16_384;
+/// Steps of a walk, per entry that the map has room for.
+const STEPS_PER_ENTRY: usize = 2;
 
 #[derive(Clone, Copy)]
 #[repr(transparent)]
@@ -42,6 +53,8 @@ pub struct Aggregates {
     rows: PerCpuHashMap<MapData, PodKey, PodStats>,
     other: PerCpuArray<MapData, PodStats>,
     open: HashMap<MapData, PodOpenKey, PodOpen>,
+    /// How many rows were taken out, by process.
+    released: HashMap<MapData, u32, u64>,
 }
 
 impl Aggregates {
@@ -50,14 +63,21 @@ impl Aggregates {
             rows: take(ebpf, "AGGREGATES")?,
             other: take(ebpf, "OTHER")?,
             open: take(ebpf, "OPEN")?,
+            released: take(ebpf, "RELEASED_ROWS")?,
         })
     }
 
     /// Every row, summed over CPUs since it was made. Buckets wrap.
     pub fn rows(&self) -> Vec<(AggregateKey, AggregateStats)> {
-        let rows = self.rows.iter().filter_map(Result::ok);
+        let rows = self.rows.iter().take(row_steps()).filter_map(Result::ok);
         rows.map(|(key, per_cpu)| (key.0, sum(per_cpu.iter().map(|stats| stats.0))))
             .collect()
+    }
+
+    /// Which rows there are: at half the price of [`Self::rows`].
+    pub fn keys(&self) -> Vec<AggregateKey> {
+        let keys = self.rows.keys().take(row_steps()).filter_map(Result::ok);
+        keys.map(|key| key.0).collect()
     }
 
     /// One row, as [`Self::rows`].
@@ -77,22 +97,54 @@ impl Aggregates {
     /// Takes a row out that nothing is added to any more.
     pub fn remove(&mut self, key: &AggregateKey) {
         // It may be gone already, which is what is wanted.
-        let _ = self.rows.remove(&PodKey(*key));
+        if self.rows.remove(&PodKey(*key)).is_ok() && key.detail != DETAIL_OTHER {
+            let released = self.released.get(&key.pid, 0).unwrap_or(0);
+            // Without room, the process has that many rows less.
+            let _ = self.released.insert(key.pid, released + 1, 0);
+        }
     }
 
-    /// Takes out what is open in a process that is not watched any more.
-    pub fn take_open(&mut self, pid: u32) -> Vec<OpenActivation> {
-        let open: Vec<_> = self
-            .open
-            .iter()
-            .filter_map(Result::ok)
-            .filter(|(key, _)| key.0.pid == pid)
-            .collect();
-        for (key, _) in &open {
-            let _ = self.open.remove(key);
-        }
-        open.into_iter().map(|(_, open)| open.0).collect()
+    /// All rows of a process have been taken out, and it has none to come.
+    pub fn forget(&mut self, pid: u32) {
+        let _ = self.released.remove(&pid);
     }
+
+    /// Takes out what is open in a process that is not watched any more. What cannot be found since the table changes all
+    /// the time is left.
+    pub fn take_open(&mut self, pid: u32) -> Vec<OpenActivation> {
+        self.take_open_of(|of| of == pid)
+            .into_iter()
+            .map(|(_, open)| open)
+            .collect()
+    }
+
+    /// As [`Self::take_open`], of all processes that are meant, with their ids.
+    pub fn take_open_of(&mut self, is_meant: impl Fn(u32) -> bool) -> Vec<(u32, OpenActivation)> {
+        let steps = self.open.keys().take(OPEN_ENTRIES * STEPS_PER_ENTRY);
+        let keys = distinct(steps.filter_map(Result::ok).map(|key| key.0), |key| is_meant(key.pid));
+        keys.into_iter()
+            .filter_map(|key| {
+                let open = self.open.get(&PodOpenKey(key), 0).ok()?;
+                // Whoever removes it counts it.
+                self.open.remove(&PodOpenKey(key)).ok()?;
+                Some((key.pid, open.0))
+            })
+            .collect()
+    }
+}
+
+/// Those that are meant, each once.
+fn distinct(keys: impl Iterator<Item = OpenKey>, is_meant: impl Fn(&OpenKey) -> bool) -> HashSet<OpenKey> {
+    keys.filter(is_meant).collect()
+}
+
+fn row_steps() -> usize {
+    row_count() as usize * STEPS_PER_ENTRY
+}
+
+/// Rows of the table that one process may have.
+pub(super) fn rows_per_process() -> u32 {
+    row_count() / PROCESS_SHARE
 }
 
 /// Rows of the table on this machine.
@@ -119,4 +171,22 @@ fn sum(parts: impl Iterator<Item = AggregateStats>) -> AggregateStats {
         }
         total
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_activation_that_a_walk_meets_again_is_taken_once_and_others_not_at_all() {
+        let key = |activation, pid| OpenKey {
+            activation,
+            pid,
+            reserved: 0,
+        };
+        // The walk has started again: an entry it stood on was removed.
+        let met = [key(1, 5), key(2, 5), key(3, 6), key(1, 5), key(2, 5)];
+        let found = distinct(met.into_iter(), |key| key.pid == 5);
+        assert_eq!(found, HashSet::from([key(1, 5), key(2, 5)]));
+    }
 }

@@ -7,7 +7,7 @@ use aya::{
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf},
     programs::{ProgramError, RawTracePoint},
 };
-use wasmscope_common::{Counter, ProbeHits, ProcessConfig, THREAD_BYTES, ThreadHead};
+use wasmscope_common::{Counter, Observed, ProbeHits, ProcessConfig, THREAD_BYTES, ThreadHead};
 use zerocopy::FromBytes as _;
 
 use super::{
@@ -31,6 +31,12 @@ const TRACEPOINTS: [(&str, &str); 6] = [
     ("process_fork", "sched_process_fork"),
     ("signal_deliver", "signal_deliver"),
 ];
+
+/// Entries of the table of processes, as the programs define it.
+const MAX_PROCESSES: usize = 4096;
+
+/// Flag of an update: only if there is no entry yet.
+const BPF_NOEXIST: u64 = 1;
 
 /// How to load.
 #[derive(Clone, Copy, Debug)]
@@ -101,6 +107,7 @@ impl CounterValues {
 pub struct Kernel {
     pub(super) attacher: Attacher,
     processes: HashMap<MapData, u32, PodConfig>,
+    observed: HashMap<MapData, u32, PodObserved>,
     counters: PerCpuArray<MapData, u64>,
     /// What the programs count by themselves.
     pub aggregates: Aggregates,
@@ -118,6 +125,11 @@ pub struct Kernel {
 struct PodConfig(ProcessConfig);
 // SAFETY: a transparent wrapper of a `repr(C)` type of integers without padding (zerocopy's derives prove it).
 unsafe impl Pod for PodConfig {}
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct PodObserved(Observed);
+// SAFETY: as above.
+unsafe impl Pod for PodObserved {}
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 struct PodHits(ProbeHits);
@@ -140,6 +152,7 @@ impl Kernel {
             .override_global("TASK_TGID_OFFSET", &offsets.tgid, true)
             .override_global("WATCH_FLAGS", &watch_flags, true)
             .override_global("NEW_PROCESS_FLAGS", &options.new_process_flags, true)
+            .override_global("ROWS_PER_PROCESS", &aggregates::rows_per_process(), true)
             .map_max_entries("EVENTS", options.ring_bytes)
             .map_max_entries("AGGREGATES", aggregates::row_count())
             .load(OBJECT)
@@ -154,6 +167,7 @@ impl Kernel {
         let mut kernel = Self {
             attacher,
             processes: take(&mut ebpf, "PROCESSES")?,
+            observed: take(&mut ebpf, "OBSERVED")?,
             counters: take(&mut ebpf, "COUNTERS")?,
             aggregates: Aggregates::take(&mut ebpf)?,
             hits: take(&mut ebpf, "HITS")?,
@@ -187,6 +201,13 @@ impl Kernel {
 
     /// Starts watching a process, or changes how it is watched.
     pub fn watch(&mut self, pid: u32, config: ProcessConfig) -> Result<(), MapError> {
+        // First, as the programs expect one; one that is there is theirs.
+        if self.observed.get(&pid, 0).is_err() {
+            match self.observed.insert(pid, PodObserved(Observed::default()), BPF_NOEXIST) {
+                Err(error) if self.observed.get(&pid, 0).is_err() => return Err(error),
+                _ => {}
+            }
+        }
         self.processes.insert(pid, PodConfig(config), 0)?;
         self.next_generation()
     }
@@ -196,10 +217,27 @@ impl Kernel {
         self.processes.get(&pid, 0).ok().map(|config| config.0)
     }
 
+    /// Every process that is watched.
+    pub fn watched_pids(&self) -> std::collections::HashSet<u32> {
+        self.processes
+            .keys()
+            .take(2 * MAX_PROCESSES)
+            .filter_map(Result::ok)
+            .collect()
+    }
+
+    /// Low half of the epoch of a process's code, which the programs count up; 0 if it is not watched.
+    pub fn code_epoch(&self, pid: u32) -> u32 {
+        self.observed
+            .get(&pid, 0)
+            .map_or(0, |observed| observed.0.code_epoch as u32)
+    }
+
     /// Stops watching a process.
     pub fn unwatch(&mut self, pid: u32) {
         // It may be gone already, which is what is wanted.
         let _ = self.processes.remove(&pid);
+        let _ = self.observed.remove(&pid);
         // Writing to an array that was just mapped does not fail.
         let _ = self.next_generation();
     }

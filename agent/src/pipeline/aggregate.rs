@@ -8,13 +8,14 @@
 use std::{collections::HashMap, sync::Arc};
 
 use wasmscope_common::{
-    AggregateKey, AggregateStats, BUCKET_COUNT, COMPONENT_CALL, ENDED_BY_FAILED_CALL, ENDED_IN_CALL, KIND_HOST_CALL,
-    KIND_INVOCATION, KIND_SYSCALL, OpenActivation,
+    AggregateKey, AggregateStats, BUCKET_COUNT, COMPONENT_CALL, DETAIL_OTHER, ENDED_BY_FAILED_CALL, ENDED_IN_CALL,
+    KIND_HOST_CALL, KIND_INVOCATION, KIND_SYSCALL, OpenActivation,
 };
 
 use super::Pipeline;
 use crate::{
     errno,
+    process::describe,
     span::{Function, Import, Process},
     syscalls,
 };
@@ -23,6 +24,10 @@ use crate::{
 const MAX_HELD: u32 = 3;
 /// Collections after which a row of code that is gone is taken out if nothing was added.
 const QUIET_COLLECTIONS: u32 = 2;
+/// Collections from one look for what is open in processes that nobody watches to the next.
+const SWEEP_COLLECTIONS: u32 = 60;
+/// What a row counts in at most so many ways.
+const CLASSES: usize = 3;
 
 /// What is new in one row since it was handed out last.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,6 +120,10 @@ pub(super) struct Collected {
     other: HashMap<u32, AggregateStats>,
     /// To be handed out: of processes that are gone.
     pending: Vec<AggregateRow>,
+    /// Which rows there are, since all records that are being handled were made.
+    keys: Option<HashMap<u32, Vec<AggregateKey>>>,
+    /// Collections since what is open in processes that nobody watches was looked for.
+    unswept: u32,
 }
 
 struct RowState {
@@ -122,7 +131,8 @@ struct RowState {
     /// The import that ended the invocations is the one by which programs exit.
     is_exit: bool,
     handed_out: AggregateStats,
-    outcomes: Vec<(String, u64)>,
+    /// How many of each class were handed out, whatever they were called.
+    classes: [u64; CLASSES],
     held: u32,
     quiet: u32,
 }
@@ -133,19 +143,49 @@ impl Default for RowState {
             name: None,
             is_exit: false,
             handed_out: AggregateStats::EMPTY,
-            outcomes: Vec::new(),
+            classes: [0; CLASSES],
             held: 0,
             quiet: 0,
         }
     }
 }
 
+impl RowState {
+    /// How many of each class are new, given how many there are by now of each and in all. What was handed out once is not
+    /// handed out again, even if it has changed its class since: then another one, later, makes up for it.
+    fn hand_out(&mut self, counts: [u64; CLASSES], total: u64) -> [u64; CLASSES] {
+        let mut left = total.saturating_sub(self.classes.iter().sum());
+        let mut new = [0; CLASSES];
+        for ((new, count), handed_out) in new.iter_mut().zip(counts).zip(&mut self.classes) {
+            *new = count.saturating_sub(*handed_out).min(left);
+            *handed_out += *new;
+            left -= *new;
+        }
+        new
+    }
+}
+
 impl Pipeline {
     /// What the kernel has counted since the last call, processes that ended in the meantime included.
     pub fn collect_aggregates(&mut self) -> Vec<AggregateRow> {
+        self.forget_keys();
+        let mut strangers: HashMap<u32, bool> = HashMap::new();
         for (key, stats) in self.kernel.aggregates.rows() {
+            if !self.is_finishing && !self.processes.contains_key(&key.pid) {
+                let is_gone = strangers.entry(key.pid);
+                if *is_gone.or_insert_with(|| self.kernel.config(key.pid).is_none() || !describe::is_alive(key.pid)) {
+                    self.abandon_row(key, &stats);
+                    continue;
+                }
+            }
             self.collect_row(key, &stats, self.is_finishing);
         }
+        for (pid, _) in strangers.into_iter().filter(|(_, is_gone)| *is_gone) {
+            self.kernel.unwatch(pid);
+            self.collected.forget(pid);
+            self.kernel.aggregates.forget(pid);
+        }
+        self.sweep();
         if self.is_finishing {
             let pids: Vec<_> = self.processes.keys().copied().collect();
             for pid in pids {
@@ -169,44 +209,114 @@ impl Pipeline {
         std::mem::take(&mut self.collected.pending)
     }
 
-    /// Names the rows of code that is about to be replaced, which begins with this epoch.
+    /// Names the rows of code that is about to be replaced, by code which begins with this epoch.
     pub(super) fn name_before(&mut self, pid: u32, epoch: u32) {
-        if epoch <= self.collected.epochs.get(&pid).copied().unwrap_or(0) {
+        let known = self.collected.epochs.get(&pid);
+        if !self.processes.contains_key(&pid) || known.is_some_and(|known| epoch <= *known) {
             return;
         }
-        for (key, stats) in self.kernel.aggregates.rows() {
-            if key.pid == pid && key.epoch < epoch {
-                self.collect_row(key, &stats, false);
+        for key in self.keys_of(pid) {
+            if key.epoch >= epoch || known_name(&self.collected, &key) {
+                continue;
+            }
+            let (counted, is_named, is_exit) = self.name_row(&key);
+            let state = self.collected.rows.entry(key).or_default();
+            if is_named {
+                state.name = Some(counted);
+                state.is_exit = is_exit;
+            } else {
+                // The new code does not name it.
+                state.held = state.held.max(1);
             }
         }
+    }
+
+    /// The rows of a process. The kernel has no table by process: all of it is read at most once for what is handled
+    /// together, as what is to be named was there before it was drained.
+    fn keys_of(&mut self, pid: u32) -> Vec<AggregateKey> {
+        if !self.options.detail.has_aggregates() {
+            return Vec::new();
+        }
+        let keys = self.collected.keys.get_or_insert_with(|| {
+            let mut keys: HashMap<u32, Vec<AggregateKey>> = HashMap::new();
+            for key in self.kernel.aggregates.keys() {
+                keys.entry(key.pid).or_default().push(key);
+            }
+            keys
+        });
+        keys.get(&pid).cloned().unwrap_or_default()
+    }
+
+    /// There may be more rows by now.
+    pub(super) fn forget_keys(&mut self) {
+        self.collected.keys = None;
     }
 
     /// The code of this epoch has been looked at.
     pub(super) fn epoch_begins(&mut self, pid: u32, epoch: u32) {
-        let known = self.collected.epochs.entry(pid).or_default();
-        *known = epoch.max(*known);
+        if self.processes.contains_key(&pid) {
+            let known = self.collected.epochs.entry(pid).or_default();
+            *known = epoch.max(*known);
+        }
     }
 
-    /// Hands out the rows of a process that has ended, and takes them out of the kernel's tables. Those of a new image of it
-    /// stay.
+    /// Hands out the rows of a process that has ended or was never taken on, and takes them out of the kernel's tables.
+    /// Those of a new image of it stay.
     pub(super) fn collect_aggregate(&mut self, pid: u32, next_epoch: Option<u32>) {
-        if !self.processes.contains_key(&pid) {
-            return;
-        }
-        for (key, stats) in self.kernel.aggregates.rows() {
-            if key.pid == pid && next_epoch.is_none_or(|next| key.epoch < next) {
+        let is_known = self.processes.contains_key(&pid);
+        // More than there were at the time of the last records.
+        self.forget_keys();
+        for key in self.keys_of(pid) {
+            if next_epoch.is_some_and(|next| key.epoch >= next && key.detail != DETAIL_OTHER) {
+                continue;
+            }
+            let Some(stats) = self.kernel.aggregates.row(&key) else {
+                continue;
+            };
+            if is_known {
                 self.collect_row(key, &stats, true);
                 self.kernel.aggregates.remove(&key);
                 self.collected.rows.remove(&key);
+            } else {
+                self.abandon_row(key, &stats);
             }
         }
-        self.collect_open(pid);
+        if is_known {
+            self.collect_open(pid);
+        } else {
+            let count = self.kernel.aggregates.take_open(pid).len();
+            self.lose_many("aggregate", "process_unknown", count as u64);
+        }
         match next_epoch {
             Some(next) => self.epoch_begins(pid, next),
             None => {
-                self.collected.epochs.remove(&pid);
+                self.collected.forget(pid);
+                self.kernel.aggregates.forget(pid);
             }
         }
+    }
+
+    /// Takes out a row of a process of which nothing is known: it is counted as nobody's.
+    fn abandon_row(&mut self, key: AggregateKey, stats: &AggregateStats) {
+        let before = self.collected.rows.get(&key).map_or(0, |state| state.handed_out.count);
+        self.lose_many("aggregate", "process_unknown", stats.count.saturating_sub(before));
+        self.collect_row(key, stats, true);
+        self.kernel.aggregates.remove(&key);
+        self.collected.rows.remove(&key);
+    }
+
+    /// Takes out, now and then, what is open in processes that nobody watches.
+    fn sweep(&mut self) {
+        self.collected.unswept += 1;
+        if self.collected.unswept < SWEEP_COLLECTIONS || !self.options.detail.has_aggregates() {
+            return;
+        }
+        self.collected.unswept = 0;
+        let (processes, kernel) = (&self.processes, &mut self.kernel);
+        let watched = kernel.watched_pids();
+        let is_nobodys = |pid| !processes.contains_key(&pid) && !watched.contains(&pid);
+        let count = kernel.aggregates.take_open_of(is_nobodys).len();
+        self.lose_many("aggregate", "process_unknown", count as u64);
     }
 
     /// Counts what is open in a process that has ended, or that is not watched any more.
@@ -261,7 +371,7 @@ impl Pipeline {
     fn collect_row(&mut self, key: AggregateKey, stats: &AggregateStats, is_last: bool) {
         let epoch = self.collected.epochs.get(&key.pid).copied().unwrap_or(0);
         let mut state = self.collected.rows.remove(&key).unwrap_or_default();
-        let is_gone = key.epoch < epoch;
+        let is_gone = key.epoch < epoch && key.detail != DETAIL_OTHER;
         if state.handed_out == *stats {
             state.quiet += 1;
             if is_gone && state.quiet > QUIET_COLLECTIONS {
@@ -272,6 +382,7 @@ impl Pipeline {
             return;
         }
         state.quiet = 0;
+        let is_other = key.detail == DETAIL_OTHER;
         if key.epoch > epoch && !is_last {
             // Nobody has looked at that code yet.
             self.collected.rows.insert(key, state);
@@ -279,7 +390,8 @@ impl Pipeline {
         }
         let (counted, is_named) = match &state.name {
             Some(name) => (name.clone(), true),
-            None if is_gone && !is_last && state.held > 0 => (unnamed(&key), false),
+            None if is_other => (other(key.kind), true),
+            None if is_gone && state.held > 0 => (unnamed(&key), false),
             None => {
                 let (counted, is_named, is_exit) = self.name_row(&key);
                 state.is_exit = is_exit;
@@ -298,24 +410,9 @@ impl Pipeline {
             .processes
             .get(&key.pid)
             .is_some_and(|watched| watched.coverage.unwinds);
-        let outcomes = outcomes(&key, stats, state.is_exit, tells_failures);
-        let new: Vec<_> = outcomes
-            .iter()
-            .map(|(word, count)| {
-                let before = state.outcomes.iter().find(|(known, _)| known == word);
-                (
-                    word.clone(),
-                    count.saturating_sub(before.map_or(0, |(_, count)| *count)),
-                )
-            })
-            .filter(|(_, count)| *count > 0)
-            .collect();
-        for (word, count) in &new {
-            match state.outcomes.iter_mut().find(|(known, _)| known == word) {
-                Some((_, total)) => *total += count,
-                None => state.outcomes.push((word.clone(), *count)),
-            }
-        }
+        let new = state.hand_out(classes(&key, stats), stats.count);
+        let words = words(&key, state.is_exit, tells_failures);
+        let new = words.into_iter().zip(new).filter(|(_, count)| *count > 0).collect();
         let times = Times::between(&state.handed_out, stats);
         let bytes = stats.bytes - state.handed_out.bytes;
         state.handed_out = *stats;
@@ -410,25 +507,55 @@ fn other(kind: u32) -> Counted {
     }
 }
 
-/// How many of a row had which outcome, since the row was made.
-fn outcomes(key: &AggregateKey, stats: &AggregateStats, is_exit: bool, tells_failures: bool) -> Vec<(String, u64)> {
+fn known_name(collected: &Collected, key: &AggregateKey) -> bool {
+    let state = collected.rows.get(key);
+    key.detail == DETAIL_OTHER || state.is_some_and(|state| state.name.is_some())
+}
+
+impl Collected {
+    /// Forgets a process that is gone.
+    fn forget(&mut self, pid: u32) {
+        self.epochs.remove(&pid);
+        self.rows.retain(|key, _| key.pid != pid);
+    }
+}
+
+/// How many of a row are of which class, since the row was made. What they are called may change, see [`words`].
+fn classes(key: &AggregateKey, stats: &AggregateStats) -> [u64; CLASSES] {
     let rest = stats.count.saturating_sub(stats.failed).saturating_sub(stats.marked);
+    match key.kind {
+        _ if key.detail == DETAIL_OTHER => [stats.count, 0, 0],
+        KIND_INVOCATION => match key.detail & !u32::from(COMPONENT_CALL) {
+            ENDED_BY_FAILED_CALL => [stats.count, 0, 0],
+            ENDED_IN_CALL => [stats.marked, 0, rest],
+            _ => [stats.failed + stats.marked, 0, rest],
+        },
+        KIND_HOST_CALL => [stats.failed, stats.marked, rest],
+        _ if key.call_site == 0 => [stats.marked, 0, rest],
+        _ => [stats.count, 0, 0],
+    }
+}
+
+/// What the classes of a row are called, as far as that is known now.
+fn words(key: &AggregateKey, is_exit: bool, tells_failures: bool) -> [String; CLASSES] {
     let by_host = if is_exit { "exit" } else { "host_error" };
     let fine = if tells_failures { "ok" } else { "unknown" };
     let errno_name;
-    let counts = match key.kind {
+    let words = match key.kind {
+        _ if key.detail == DETAIL_OTHER => ["other", "", ""],
         KIND_INVOCATION => match key.detail & !u32::from(COMPONENT_CALL) {
-            ENDED_BY_FAILED_CALL => vec![(by_host, stats.count)],
-            ENDED_IN_CALL => vec![(by_host, stats.marked), (fine, rest)],
-            _ => vec![("trap", stats.failed + stats.marked), (fine, rest)],
+            ENDED_BY_FAILED_CALL | ENDED_IN_CALL => [by_host, "", fine],
+            _ => ["trap", "", fine],
         },
-        KIND_HOST_CALL => vec![("host_error", stats.failed), ("unknown", stats.marked), ("ok", rest)],
-        _ if key.call_site == 0 => vec![("unfinished", stats.marked), ("ok", rest)],
+        KIND_HOST_CALL => ["host_error", "unknown", "ok"],
+        _ if key.call_site == 0 => ["unfinished", "", "ok"],
         _ => {
             errno_name = errno::name(u16::try_from(key.call_site).unwrap_or(0));
-            vec![(errno_name.as_ref(), stats.count)]
+            [errno_name.as_ref(), "", ""]
         }
     };
-    let counts = counts.into_iter().filter(|(_, count)| *count > 0);
-    counts.map(|(word, count)| (word.to_owned(), count)).collect()
+    words.map(str::to_owned)
 }
+
+#[cfg(test)]
+mod tests;

@@ -184,9 +184,12 @@ impl Pipeline {
             requests: Requests::default(),
             settled_syscalls: 0,
         };
+        // Before the code is looked at: what replaces it meanwhile announces itself.
+        let epoch = self.kernel.code_epoch(pid);
         // Guests first: they are gone with the process, which may be short, while its host binary stays.
         let lost = watched.scan(&mappings);
         self.processes.insert(pid, watched);
+        self.epoch_begins(pid, epoch);
         self.find_hosts(pid, &mappings);
         self.configure(pid)?;
         // What was published between the scan and now announces itself only from now on.
@@ -395,6 +398,12 @@ impl Pipeline {
             self.kernel.unwatch(pid);
             self.settle_undecided(pid);
             self.kernel.forget_undecided(pid);
+            if let Some(watched) = self.processes.remove(&pid) {
+                for host in &watched.hosts {
+                    self.file_left(host.file_id);
+                }
+            }
+            self.collect_aggregate(pid, None);
             self.seek_host_functions();
             self.lose("symbols", "process_gone");
         }
@@ -468,13 +477,13 @@ impl Pipeline {
         }
     }
 
-    pub(super) fn process_replaced(&mut self, pid: u32, events: &mut Vec<Event>) {
+    /// A process has another image, whose code begins with `next_epoch`.
+    pub(super) fn process_replaced(&mut self, pid: u32, next_epoch: u32, events: &mut Vec<Event>) {
         // It was the main thread of the image that is gone.
         self.departing.remove(&pid);
         self.stop_governing(pid);
         self.forget_swaps(pid, None);
-        let next_epoch = self.kernel.config(pid).map(|config| config.code_epoch);
-        self.collect_aggregate(pid, next_epoch);
+        self.collect_aggregate(pid, Some(next_epoch));
         self.processes.remove(&pid);
         // Nothing that was found out about the image before holds for this one.
         if let Some(known) = self.kernel.config(pid)
@@ -484,9 +493,6 @@ impl Pipeline {
                 flags: known.flags,
                 child_flags: known.child_flags,
                 generation: known.generation.wrapping_add(1),
-                code_start: known.code_start,
-                code_end: known.code_end,
-                code_epoch: known.code_epoch,
                 ..ProcessConfig::default()
             };
             // It was there a moment ago, so there is room.
@@ -546,10 +552,11 @@ impl Pipeline {
         self.departing.remove(&pid);
         self.stop_governing(pid);
         self.forget_swaps(pid, None);
-        self.collect_aggregate(pid, None);
+        // First, so that nothing is added any more.
         self.kernel.unwatch(pid);
         self.settle_undecided(pid);
         self.kernel.forget_undecided(pid);
+        self.collect_aggregate(pid, None);
         if let Some(watched) = self.processes.remove(&pid) {
             for host in &watched.hosts {
                 self.file_left(host.file_id);

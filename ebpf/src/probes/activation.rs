@@ -57,7 +57,7 @@ pub fn activation_swap(ctx: ProbeContext) -> u32 {
         // SAFETY: as above.
         let state = unsafe { &mut *thread };
         if is_complete(state) && read_limits(state, own) {
-            entry = entry_handler(state, config);
+            entry = entry_handler(state);
         }
     }
     if flags & AGGREGATE_CALLS != 0 {

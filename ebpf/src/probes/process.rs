@@ -2,12 +2,12 @@
 
 use aya_ebpf::{bindings::BPF_ANY, macros::raw_tracepoint, programs::RawTracePointContext};
 use wasmscope_common::{
-    Counter, DOES_NOT_RETURN, EMIT_SYSCALLS, KEEP_TLS_ON_EXEC, MAX_COPIES, ProcessEvent, RecordKind, Syscall,
+    Counter, DOES_NOT_RETURN, EMIT_SYSCALLS, KEEP_TLS_ON_EXEC, MAX_COPIES, Observed, ProcessEvent, RecordKind, Syscall,
     WATCH_NEW_WASM,
 };
 
 use crate::{
-    maps::{PROCESSES, TASK_MM_OFFSET, TASK_TGID_OFFSET, THREADS, WATCH_FLAGS, count, global},
+    maps::{OBSERVED, PROCESSES, TASK_MM_OFFSET, TASK_TGID_OFFSET, THREADS, WATCH_FLAGS, count, global},
     output::{Wake, emit, emit_with_frames, header},
     thread::NOTHING_KNOWN,
     user::read_kernel,
@@ -16,7 +16,7 @@ use crate::{
 /// A process replaced its image: what was known of the old one no longer holds.
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn process_exec(ctx: RawTracePointContext) -> i32 {
-    let head = header(RecordKind::Exec);
+    let mut head = header(RecordKind::Exec);
     // A thread that replaces the image takes its leader's id; this is the one it had.
     let old_tid: u32 = ctx.arg(1);
     replaced(old_tid);
@@ -42,7 +42,14 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
         config.code_start = 0;
         config.code_end = 0;
         config.generation += 1;
-        config.code_epoch += 1;
+        if let Some(observed) = OBSERVED.get_ptr_mut(&head.pid) {
+            // SAFETY: as above.
+            let observed = unsafe { &mut *observed };
+            observed.code_start = 0;
+            observed.code_end = 0;
+            observed.code_epoch += 1;
+            head.task = observed.code_epoch as u32;
+        }
     } else if global(&WATCH_FLAGS) & WATCH_NEW_WASM == 0 {
         return 0;
     }
@@ -130,7 +137,20 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
     } else {
         config.child_flags & !KEEP_TLS_ON_EXEC
     };
-    if PROCESSES.insert(&child, &config, u64::from(BPF_ANY)).is_err() {
+    let mut observed = Observed {
+        code_start: 0,
+        code_end: 0,
+        code_epoch: 0,
+        row_count: 0,
+    };
+    if let Some(parent) = OBSERVED.get_ptr(&head.pid) {
+        // SAFETY: as above.
+        observed = unsafe { *parent };
+        observed.row_count = 0;
+    }
+    if OBSERVED.insert(&child, &observed, u64::from(BPF_ANY)).is_err()
+        || PROCESSES.insert(&child, &config, u64::from(BPF_ANY)).is_err()
+    {
         count(Counter::ProcessTableFull);
         return 0;
     }

@@ -11,8 +11,8 @@ use aya_ebpf::{
 };
 use wasmscope_common::{
     AGGREGATE_SYSCALLS, CodePublished, Counter, DOES_NOT_RETURN, EMIT_REQUESTS, EMIT_SYSCALLS, HIT_SYSCALL,
-    HelperSyscall, LAYOUT_NO_HANDLER, MAX_COPIES, MAX_FRAMES, ProcessConfig, RecordKind, STACK_TRUNCATED, Syscall,
-    TLS_DYNAMIC, WATCH_NEW_WASM,
+    HelperSyscall, LAYOUT_NO_HANDLER, MAX_COPIES, MAX_FRAMES, Observed, ProcessConfig, RecordKind, STACK_TRUNCATED,
+    Syscall, TLS_DYNAMIC, WATCH_NEW_WASM,
 };
 
 use crate::{
@@ -20,8 +20,8 @@ use crate::{
     aggregate,
     calibrate::{UNDECIDED, UNKNOWN, calibrate, find_announced, is_complete},
     maps::{
-        NEW_PROCESS_FLAGS, PROCESSES, THREADS, WATCH_FLAGS, count, count_undecided, generation, global, hit,
-        next_generation,
+        NEW_PROCESS_FLAGS, OBSERVED, PROCESSES, THREADS, WATCH_FLAGS, add, count, count_undecided, generation, global,
+        hit, next_generation,
     },
     output::{Wake, emit, emit_with_frames, header},
     probes::request,
@@ -192,11 +192,8 @@ fn record(thread: &mut Thread, activation: u64, entered_ns: u64, regs: u64, resu
         count(Counter::ActivationUnreadable);
         return;
     };
-    if thread.layout & LAYOUT_NO_HANDLER != 0
-        && thread.flags & AGGREGATE_SYSCALLS != 0
-        && let Some(config) = watched()
-    {
-        thread.limits.entry_handler = entry_handler(thread, config);
+    if thread.layout & LAYOUT_NO_HANDLER != 0 && thread.flags & AGGREGATE_SYSCALLS != 0 {
+        thread.limits.entry_handler = entry_handler(thread);
     }
     let mut head = header(RecordKind::Syscall);
     let duration_ns = head.at_ns - entered_ns;
@@ -299,21 +296,8 @@ fn code_published(ctx: &RawTracePointContext) {
     let mut head = header(RecordKind::CodePublished);
     match PROCESSES.get_ptr_mut(&head.pid) {
         Some(config) => {
-            // SAFETY: a pointer into a map value. Two threads publishing at once may lose one widening; the agent,
-            // which sees both records, repairs it.
-            let config = unsafe { &mut *config };
-            if address < config.code_end && address + length > config.code_start {
-                // It may take the place of other code, whose rows are not to be its own.
-                config.code_epoch += 1;
-                next_generation();
-            }
-            if config.code_end == 0 || address < config.code_start {
-                config.code_start = address;
-            }
-            if address + length > config.code_end {
-                config.code_end = address + length;
-            }
-            head.task = config.code_epoch;
+            // SAFETY: a pointer into a map value.
+            head.task = observe_code(head.pid, unsafe { &*config }, address, address + length);
         }
         None if global(&WATCH_FLAGS) & WATCH_NEW_WASM != 0 => {
             let config = ProcessConfig {
@@ -326,11 +310,18 @@ fn code_published(ctx: &RawTracePointContext) {
                 layouts: [0; MAX_COPIES],
                 other_copies: 0,
                 task_offset: 0,
-                code_epoch: 0,
                 reserved: 0,
                 copies: [NOTHING_KNOWN; MAX_COPIES],
             };
-            if PROCESSES.insert(&head.pid, &config, u64::from(BPF_ANY)).is_err() {
+            let observed = Observed {
+                code_start: address,
+                code_end: address + length,
+                code_epoch: 0,
+                row_count: 0,
+            };
+            if OBSERVED.insert(&head.pid, &observed, u64::from(BPF_ANY)).is_err()
+                || PROCESSES.insert(&head.pid, &config, u64::from(BPF_ANY)).is_err()
+            {
                 count(Counter::ProcessTableFull);
             }
         }
@@ -352,6 +343,40 @@ fn code_published(ctx: &RawTracePointContext) {
         },
         Wake::Now,
     );
+}
+
+/// Notes where guest code is published in a process that is watched; answers with the epoch that begins with it.
+#[inline(always)]
+fn observe_code(pid: u32, config: &ProcessConfig, start: u64, end: u64) -> u32 {
+    let Some(observed) = OBSERVED.get_ptr_mut(&pid) else {
+        return 0;
+    };
+    // SAFETY: a pointer into a map value. Two threads publishing at once may lose one widening; the agent, which sees both
+    // records, knows of both ranges.
+    let observed = unsafe { &mut *observed };
+    let overlaps = |code_start: u64, code_end: u64| start < code_end && end > code_start;
+    let (mut code_start, mut code_end) = (config.code_start, config.code_end);
+    if observed.code_end != 0 {
+        if code_end == 0 || observed.code_start < code_start {
+            code_start = observed.code_start;
+        }
+        if observed.code_end > code_end {
+            code_end = observed.code_end;
+        }
+    }
+    if overlaps(code_start, code_end) {
+        // It may take the place of other code, whose rows are not to be its own.
+        add(&raw mut observed.code_epoch, 1);
+    }
+    if observed.code_end == 0 || start < observed.code_start {
+        observed.code_start = start;
+    }
+    if end > observed.code_end {
+        observed.code_end = end;
+    }
+    next_generation();
+    // SAFETY: as above; others may be adding to it.
+    unsafe { core::ptr::read_volatile(&raw const observed.code_epoch) as u32 }
 }
 
 const _: () = assert!(MAX_FRAMES <= 0xff);

@@ -29,7 +29,7 @@ pub fn signal_deliver(ctx: RawTracePointContext) -> i32 {
     }
     let Some(config) = watched() else { return 0 };
     // SAFETY: a pointer into a map value.
-    let (flags, code_start, code_end) = unsafe { ((*config).flags, (*config).code_start, (*config).code_end) };
+    let flags = unsafe { (*config).flags };
     if flags & (EMIT_ACTIVATIONS | AGGREGATE_CALLS) == 0 {
         return 0;
     }
@@ -37,6 +37,8 @@ pub fn signal_deliver(ctx: RawTracePointContext) -> i32 {
     let Some(thread) = current(unsafe { &*config }) else {
         return 0;
     };
+    // SAFETY: this thread's own entry.
+    let (code_start, code_end) = unsafe { ((*thread).code_start, (*thread).code_end) };
     // SAFETY: the task is the current one; its registers were saved on kernel entry.
     let regs = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as u64;
     let mut instruction_pointer = 0u64;
