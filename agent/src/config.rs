@@ -52,7 +52,7 @@ pub struct Config {
     pub metrics: MetricsConfig,
     /// The flight recorder.
     pub recorder: RecorderConfig,
-    /// What probes may cost. Changing it takes a restart.
+    /// What probes may cost.
     pub governor: GovernorConfig,
     /// Runtimes and modules of the node, for scheduling. Changing it takes a restart.
     pub inventory: InventoryConfig,
@@ -230,7 +230,6 @@ impl Config {
         differs("http", self.http != new.http);
         differs("log.format", self.log.format != new.log.format);
         differs("capture", self.capture != new.capture);
-        differs("governor", self.governor != new.governor);
         differs("inventory", self.inventory != new.inventory);
         differs("instance", self.instance != new.instance);
         differs("metrics", self.metrics != new.metrics);

@@ -459,6 +459,8 @@ impl Context<'_> {
             None if new == 0 => self.count("end_without_begin"),
             _ => self.enter(new),
         }
+        // It was told for this swap; whatever became of it, the next one may be another's.
+        self.thread().task = 0;
     }
 
     /// Whether `top` returns to an activation that began before the probes did. A record that is pushed lies in the
@@ -590,9 +592,7 @@ impl Context<'_> {
             }
             None => self.begin(new, parent, Bound::Exact),
         }
-        let thread = self.thread();
-        thread.stack.push(new);
-        thread.task = 0;
+        self.thread().stack.push(new);
     }
 
     fn leave(&mut self, top: u64, stack_pointer: u64) {

@@ -33,7 +33,8 @@ pub enum Record {
     Multiplexes(Descriptor),
 }
 
-/// A request, without its bytes: they go no further than here.
+/// A request. Of its bytes, only the first few of one that is read in two parts, or the second of these, go further than here:
+/// until both are there, nothing can be taken from them.
 #[derive(Clone, Debug)]
 pub struct SeenRequest {
     /// Who and when.

@@ -1,5 +1,5 @@
 //! What is taken from the first bytes of an HTTP/1 request: the method, and under which span of the application it belongs.
-//! Everything else, path and secrets included, is dropped here.
+//! Nothing else, path and secrets included, is in what comes out of here.
 
 use serde::{Deserialize, Serialize};
 

@@ -10,6 +10,7 @@ mod holdings;
 mod in_flight;
 mod learning;
 mod marks;
+mod reattach;
 mod requests;
 mod runtime_calls;
 mod swap_check;

@@ -169,8 +169,13 @@ impl SelfObservation {
             "Share of its CPU time that probes are estimated to take, of each workload",
             MetricType::Gauge,
         )?;
+        // Names that differ may look the same once they are made fit to be labels.
+        let mut ratios: BTreeMap<WorkloadLabels, f64> = BTreeMap::new();
         for (workload, ratio) in &report.ratios {
-            let workload = WorkloadLabels::new(workload);
+            let known = ratios.entry(WorkloadLabels::new(workload)).or_default();
+            *known = known.max(*ratio);
+        }
+        for (workload, ratio) in &ratios {
             gauge(&mut family, &workload.with(&[]), *ratio)?;
         }
         let mut family = self::family(
@@ -179,8 +184,11 @@ impl SelfObservation {
             "Time in which probes were paused for what they cost",
             MetricType::Counter,
         )?;
+        let mut paused: BTreeMap<_, u64> = BTreeMap::new();
         for ((workload, probe), paused_ns) in &report.paused_ns {
-            let workload = WorkloadLabels::new(workload);
+            *paused.entry((WorkloadLabels::new(workload), *probe)).or_default() += paused_ns;
+        }
+        for ((workload, probe), paused_ns) in &paused {
             let labels = workload.with(&[("probe", probe.as_str())]);
             count(&mut family, &labels, *paused_ns as f64 / 1e9)?;
         }
@@ -284,6 +292,7 @@ impl Collector for SelfObservation {
 }
 
 /// Labels of a workload, escaped and bounded as those of the other families.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct WorkloadLabels([(&'static str, String); 4]);
 
 impl WorkloadLabels {

@@ -10,6 +10,7 @@ use super::counts::{self, Counts};
 use super::health::Health;
 use crate::cli::cold::ColdModules;
 use crate::event::{Event, EventKind};
+use crate::governor::GovernorConfig;
 use crate::inventory::Inventory;
 use crate::metrics::Metrics;
 use crate::pipeline::{Output, Pipeline, WatchReport};
@@ -35,6 +36,8 @@ pub(super) struct Collector {
     pub(super) health: Arc<Health>,
     /// Told now and then how the loop fares.
     pub(super) observation: SelfObservation,
+    /// What probes may cost, whenever that changes.
+    pub(super) governor: watch::Receiver<GovernorConfig>,
     /// Until when the loop may go on; `None` while it is not to end.
     pub(super) stop: watch::Receiver<Option<Instant>>,
 }
@@ -61,6 +64,10 @@ impl Collector {
                 _ = self.stop.wait_for(Option::is_some) => break,
             }
             let begun = Instant::now();
+            if self.governor.has_changed().unwrap_or(false) {
+                let config = self.governor.borrow_and_update().clone();
+                pipeline.reconfigure_governor(config);
+            }
             self.take(pipeline.turn(), &mut cold);
             self.take(pipeline.govern(), &mut cold);
             if Instant::now() >= next_liveness {

@@ -128,6 +128,7 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
         queue.map_or(0, |queue| (queue.max_capacity() - queue.capacity()) as u64)
     });
     let (stop, stopped) = watch::channel(None);
+    let (budget, budgets) = watch::channel(start.governor.clone());
     let collector = Collector {
         traces: sender,
         metrics: Arc::clone(&metrics),
@@ -135,6 +136,7 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
         inventory,
         health: Arc::clone(&health),
         observation: observation.clone(),
+        governor: budgets,
         stop: stopped,
     };
     let (ended, mut collected) = tokio::sync::oneshot::channel();
@@ -184,6 +186,7 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
                     error!(%error, "traces are exported as before");
                     is_reloaded = false;
                 }
+                budget.send_replace(config.load().governor.clone());
                 own.reloaded(is_reloaded);
                 notify::notify("READY=1");
             }

@@ -1,4 +1,5 @@
-//! Probes that are paused for what they cost: what was open then is ended as unfinished, and traces say when it was.
+//! Probes that are paused for what they cost. Calls and activations whose end will not be seen are ended as unfinished, what
+//! is known of requests is forgotten while syscalls are not seen, and traces say when it was.
 
 use super::{Activation, Correlator, ProcessState};
 use crate::span::{Bound, Outcome, Pause, ProbeKind, Span};
@@ -34,6 +35,10 @@ impl Correlator {
         let Some(state) = self.processes.get_mut(&pid) else {
             return;
         };
+        if probes.contains(&ProbeKind::Syscall) {
+            // They may be answered, and others read, unseen.
+            state.requests.forget();
+        }
         if probes.contains(&ProbeKind::Activation) {
             // They may end, and others begin in their place, unseen.
             self.close_process(pid, at_ns);
@@ -62,6 +67,10 @@ impl Correlator {
             if pause.is_open() && probes.contains(&pause.probe) {
                 pause.end_ns = at_ns;
             }
+        }
+        if probes.contains(&ProbeKind::Syscall) {
+            // Read before the pause, and told of only after it began to be silent.
+            state.requests.forget();
         }
         if probes.contains(&ProbeKind::HostCall) {
             state.has_host_calls = false;
@@ -257,6 +266,35 @@ mod tests {
         let traces = correlator.take_finished();
         let counts: Vec<_> = traces.iter().map(|trace| trace.pauses.len()).collect();
         assert_eq!(counts, [1, 1, 0]);
+    }
+
+    #[test]
+    fn a_request_read_before_a_pause_is_nobodys_after_it() {
+        for is_silent in [true, false] {
+            let mut correlator = running();
+            push(&mut correlator, 25, swap(4096, 0));
+            correlator.take_finished();
+            let parent = format!("00-{:032x}-{:016x}-01", 1, 2);
+            let request = EventKind::HttpRequest {
+                descriptor: 5,
+                task: 7,
+                is_exclusive: false,
+                parent: crate::span::Parent::parse(parent.as_bytes(), crate::span::ParentSource::Request),
+                problem: None,
+            };
+            let probes = || vec![ProbeKind::Syscall];
+            push(&mut correlator, 30, request);
+            push(&mut correlator, 40, EventKind::ProbesPaused { probes: probes() });
+            if is_silent {
+                push(&mut correlator, 42, EventKind::ProbesSilent { probes: probes() });
+            } else {
+                push(&mut correlator, 60, EventKind::ProbesResumed { probes: probes() });
+            }
+            push(&mut correlator, 70, EventKind::Task { task: 7 });
+            push(&mut correlator, 70, swap(0, 4096));
+            push(&mut correlator, 80, swap(4096, 0));
+            assert_eq!(only(&mut correlator).parent, None);
+        }
     }
 
     #[test]

@@ -17,6 +17,8 @@ use crate::{
 
 /// Requests open in one process, and tasks remembered to be useless.
 const MAX_OPEN: usize = 65_536;
+/// Tasks begun since the oldest that may still be linked.
+const MAX_AGE: u32 = 1 << 30;
 /// Sockets on which one task or thread has open requests; more is no way to serve.
 const MAX_DESCRIPTORS: usize = 64;
 /// Functions that a command starts with: all that the process was started for. Components export `wasi:cli/run@0.2.x#run`.
@@ -31,11 +33,62 @@ const WRITES: [u64; 8] = [1, 3, 20, 40, 44, 46, 48, 307];
 pub(super) struct Requests {
     open: HashMap<Server, Open>,
     by_descriptor: HashMap<u32, Server>,
-    /// Tasks of which it is not known any more which request they work on.
-    confused: HashSet<u32>,
+    confused: Confused,
     /// A request has named a span, so activations are expected to have one.
     names_parents: bool,
     environment: Option<Arc<Parent>>,
+}
+
+/// Tasks of which it is not known any more which request they work on. Numbers of tasks only grow (tokio: one counter for all
+/// runtimes of a process), so that what there is no room for can be told by its age: all tasks up to some number.
+#[derive(Debug, Default)]
+struct Confused {
+    tasks: HashSet<u32>,
+    /// The last of those that are taken to be confused for their age. Numbers are halves of longer ones, so they wrap around.
+    floor: Option<u32>,
+    newest: Option<u32>,
+}
+
+impl Confused {
+    fn see(&mut self, task: u32) {
+        if self.newest.is_none_or(|newest| is_after(task, newest)) {
+            self.newest = Some(task);
+        }
+        // One that is left too far behind would look as if it were to come.
+        if let (Some(newest), Some(floor)) = (self.newest, self.floor)
+            && newest.wrapping_sub(floor) > MAX_AGE
+        {
+            self.floor = Some(newest.wrapping_sub(MAX_AGE));
+        }
+    }
+
+    fn insert(&mut self, task: u32) {
+        self.see(task);
+        if self.contains(task) {
+            return;
+        }
+        if self.tasks.len() >= MAX_OPEN {
+            let newest = self.newest.unwrap_or(task);
+            let mut ages: Vec<_> = self.tasks.iter().map(|task| newest.wrapping_sub(*task)).collect();
+            let (_, middle, _) = ages.select_nth_unstable(MAX_OPEN / 2);
+            let floor = newest.wrapping_sub(*middle);
+            self.tasks.retain(|task| is_after(*task, floor));
+            self.floor = Some(floor);
+        }
+        if !self.contains(task) {
+            self.tasks.insert(task);
+        }
+    }
+
+    fn contains(&self, task: u32) -> bool {
+        self.floor.is_some_and(|floor| !is_after(task, floor)) || self.tasks.contains(&task)
+    }
+}
+
+/// Whether a number was given to a task later than another was.
+fn is_after(task: u32, other: u32) -> bool {
+    let distance = task.wrapping_sub(other);
+    distance != 0 && distance < 1 << 31
 }
 
 /// Who serves a request.
@@ -106,8 +159,14 @@ impl Requests {
             // The number is used again, or the connection was handed on.
             self.end(descriptor);
         }
-        if self.open.len() >= MAX_OPEN || self.confused.len() >= MAX_OPEN {
+        if let Server::Task(task) = server {
+            self.confused.see(task);
+        }
+        if self.open.len() >= MAX_OPEN {
             self.forget();
+            if let Server::Task(task) = server {
+                self.confused.insert(task);
+            }
             return;
         }
         // What is behind this one in the same read, or comes before it is answered, is read by nobody when its turn comes.
@@ -173,7 +232,10 @@ impl Requests {
         } else {
             Server::Task(task)
         };
-        let open = self.open.get(&server).filter(|_| !self.confused.contains(&task));
+        let open = self
+            .open
+            .get(&server)
+            .filter(|_| !(task != 0 && self.confused.contains(task)));
         let request = match open {
             Some(open) if open.descriptors.len() == 1 => open.parent.clone(),
             _ if self.names_parents => return Err(()),
@@ -293,6 +355,42 @@ mod tests {
         assert_eq!(served(&requests, 0, 1), Some(4));
         requests.thread_exit(1);
         assert!(requests.by_descriptor.is_empty() && requests.open.is_empty());
+    }
+
+    #[test]
+    fn however_many_tasks_are_confused_the_next_ones_are_linked() {
+        let mut requests = Requests::default();
+        let first = u32::MAX - 100_000;
+        for number in 0..300_000u32 {
+            let task = first.wrapping_add(number).max(1);
+            requests.read(Server::Task(task), 4, None, Some(RequestProblem::Pipelined));
+            requests.end(4);
+            assert!(requests.confused.tasks.len() <= MAX_OPEN);
+        }
+        requests.read(Server::Task(300_000), 5, Some(parent(1)), None);
+        assert_eq!(served(&requests, 300_000, 1), Some(1));
+        requests.end(5);
+        // What was confused stays so, however long ago that was.
+        for number in (0..300_000u32).step_by(1000) {
+            let task = first.wrapping_add(number).max(1);
+            requests.read(Server::Task(task), 5, Some(parent(1)), None);
+            assert!(requests.origin(task, 1).is_err(), "{task}");
+            requests.end(5);
+        }
+        requests.confused.see(1 << 30);
+        requests.confused.see(5 << 29);
+        assert!(requests.confused.contains(300_000) && !requests.confused.contains(5 << 29));
+    }
+
+    #[test]
+    fn a_task_whose_request_had_no_room_is_not_trusted() {
+        let mut requests = Requests::default();
+        for task in 1..=MAX_OPEN as u32 + 1 {
+            requests.read(Server::Task(task), task, Some(parent(1)), None);
+        }
+        let last = MAX_OPEN as u32 + 1;
+        requests.read(Server::Task(last), last, Some(parent(2)), None);
+        assert!(requests.origin(last, 1).is_err());
     }
 
     #[test]

@@ -96,6 +96,24 @@ impl State {
             .sum()
     }
 
+    /// What there would be to pay at a higher level than this one, as far as muted probes show it: those that are detached show
+    /// nothing.
+    fn foreseen(&self, to: Level, costs: &ProbeCosts) -> f64 {
+        let now = costs.at(self.level, self.last.stepped_share);
+        let then = costs.at(to, self.last.stepped_share);
+        let rates = self.cost_rates.iter().enumerate();
+        rates
+            .filter(|(kind, _)| to.is_recorded(*kind))
+            .map(|(kind, rate)| {
+                if now[kind] > 0.0 {
+                    rate / now[kind] * then[kind]
+                } else {
+                    0.0
+                }
+            })
+            .sum()
+    }
+
     fn pause(&mut self, to: Level, now_ns: u64, config: &GovernorConfig) {
         let (least, most) = (config.min_backoff_ms * 1_000_000, config.max_backoff_ms * 1_000_000);
         // One that had recovered for good starts anew.
@@ -202,7 +220,9 @@ impl Governor {
         };
         let from = state.level;
         state.measure(&self.costs, sample, now_ns);
-        let (cost, allowed) = (state.cost_rate(), state.allowed(&self.config));
+        // What probes of paused kinds cost that stay attached for other processes can neither be saved by pausing more, nor be a
+        // reason to leave the others paused.
+        let (cost, allowed) = (state.cost_rate_at(from), state.allowed(&self.config));
         if self.config.enabled && cost > allowed {
             // What is left must fit, and must be less than now; where nothing is left to pause, it is as it is.
             let to = Level::ALL.into_iter().find(|level| {
@@ -215,7 +235,8 @@ impl Governor {
             }
         } else if from != Level::Full {
             let has_gone_well = state.trial.is_some_and(|looks| looks >= TRIAL_LOOKS) && cost <= allowed * CALM_SHARE;
-            if !self.config.enabled || has_gone_well || (state.trial.is_none() && now_ns >= state.resume_ns) {
+            let is_time = has_gone_well || (state.trial.is_none() && now_ns >= state.resume_ns);
+            if !self.config.enabled || (is_time && state.foreseen(from.recovered(), &self.costs) <= allowed) {
                 state.level = if self.config.enabled {
                     from.recovered()
                 } else {

@@ -186,6 +186,29 @@ fn what_muted_probes_cost_is_counted_but_pauses_nothing_else() {
 }
 
 #[test]
+fn what_muted_probes_cost_keeps_no_other_probes_paused() {
+    // All is too much; then only host calls are, of which the probes stay where they are for another process.
+    let mut world = World::new(config(), &[(1, [400_000, 100_000, 400_000])]);
+    world.run(2);
+    assert_eq!(world.governor.level(1), Level::Nothing);
+    let mut sample = world.counted[&1];
+    let mut now_ns = world.now_ns;
+    let mut run = |governor: &mut Governor, host_calls: u64| {
+        for _ in 0..1_200 {
+            now_ns += SECOND / 10;
+            sample.cpu_ns += SECOND / 10;
+            sample.hits[HIT_HOST_CALL] += host_calls / 10;
+            sample.hits[HIT_HOST_CALL_END] += host_calls / 10;
+            governor.tick(now_ns, &[sample]);
+        }
+    };
+    run(&mut world.governor, 300_000);
+    assert_eq!(world.governor.level(1), Level::NoHostCalls);
+    run(&mut world.governor, 100);
+    assert_eq!(world.governor.level(1), Level::Full);
+}
+
+#[test]
 fn switched_off_it_gives_everything_back() {
     let mut world = World::new(config(), &[(1, [400_000, 100_000, 400_000])]);
     world.run(2);

@@ -319,8 +319,8 @@ impl Pipeline {
         self.lose_many("aggregate", "process_unknown", count as u64);
     }
 
-    /// Counts what is open in a process that has ended, or that is not watched any more.
-    fn collect_open(&mut self, pid: u32) {
+    /// Counts what is open in a process that has ended, that is not watched any more, or of which probes are paused.
+    pub(super) fn collect_open(&mut self, pid: u32) {
         let follows = self
             .processes
             .get(&pid)

@@ -9,7 +9,7 @@ use wasmscope_common::{
     AGGREGATE_CALLS, AGGREGATE_SYSCALLS, EMIT_ACTIVATIONS, EMIT_HOST_CALLS, EMIT_REQUESTS, EMIT_SYSCALLS,
 };
 
-use super::{Output, Pipeline};
+use super::{Output, Pipeline, reattach::Retries};
 use crate::{
     bpf::{self, SiteProgram},
     clock,
@@ -82,6 +82,8 @@ pub(super) struct Governing {
     governor: Governor,
     /// Pauses of which nothing follows once what came before them has been handled.
     pending: Vec<(u32, Vec<ProbeKind>, u64)>,
+    /// Sites that could not be attached again.
+    retries: Retries<FileId>,
     next_ns: u64,
     accounted_ns: u64,
     report: Arc<Mutex<GovernorReport>>,
@@ -99,6 +101,7 @@ impl Pipeline {
         self.governing = Some(Governing {
             governor: Governor::new(config, costs, cpus),
             pending: Vec::new(),
+            retries: Retries::default(),
             next_ns: 0,
             accounted_ns: clock::monotonic_ns(),
             report: Arc::new(Mutex::new(report)),
@@ -219,10 +222,22 @@ impl Pipeline {
 
     /// Attaches again whatever is detached in a file.
     pub(super) fn resume_links(&mut self, file: FileId) {
+        let mut failed_count = 0;
         if let Some((_, links)) = self.links.get_mut(&file) {
             for (program, links) in links {
-                self.kernel.resume_links(*program, links);
+                failed_count += u64::from(!self.kernel.resume_links(*program, links));
             }
+        }
+        self.tried_links(file, failed_count);
+    }
+
+    /// Counts what could not be attached again; [`Self::fit_links`] tries again, ever more seldom.
+    fn tried_links(&mut self, file: FileId, failed_count: u64) {
+        if failed_count > 0 {
+            *self.losses.entry(("attach", "not_attached_again")).or_default() += failed_count;
+        }
+        if let Some(governing) = &mut self.governing {
+            governing.retries.tried(file, failed_count == 0, clock::monotonic_ns());
         }
     }
 
@@ -266,6 +281,12 @@ impl Pipeline {
         let gone: Vec<_> = after.iter().copied().filter(|probe| !before.contains(probe)).collect();
         let back: Vec<_> = before.iter().copied().filter(|probe| !after.contains(probe)).collect();
         tracing::info!(pid, paused = ?after, "what is probed of a process changes for what it costs");
+        if gone.iter().chain(&back).any(|probe| *probe == ProbeKind::Syscall)
+            && let Some(watched) = self.processes.get_mut(&pid)
+        {
+            // What it reads and opens meanwhile is not seen.
+            watched.requests.forget();
+        }
         let mut tell = |kind| {
             events.push(Event {
                 at_ns: clock::monotonic_ns(),
@@ -297,8 +318,8 @@ impl Pipeline {
             self.describe(pid, events);
             return;
         }
-        // What is open may end unseen, and something else begin in its place.
-        drop(self.kernel.aggregates.take_open(pid));
+        // What is open may end unseen, and something else begin in its place: counted as what does not end.
+        self.collect_open(pid);
         if gone.contains(&ProbeKind::Activation)
             && let Some(watched) = self.processes.get_mut(&pid)
         {
@@ -330,7 +351,14 @@ impl Pipeline {
                 *known = (*known).min(level);
             }
         }
+        if let Some(governing) = &mut self.governing {
+            governing.retries.keep(|file| least.contains_key(file));
+        }
+        let now_ns = clock::monotonic_ns();
         for (file, level) in least {
+            let governing = self.governing.as_ref();
+            let is_due = governing.is_none_or(|governing| governing.retries.is_due(file, now_ns));
+            let mut failed_count = 0;
             let Some((_, links)) = self.links.get_mut(&file) else {
                 continue;
             };
@@ -345,11 +373,14 @@ impl Pipeline {
                     // It keeps a table of tasks, and is hit seldom.
                     SiteProgram::Helper => true,
                 };
-                if is_wanted {
-                    self.kernel.resume_links(*program, links);
-                } else {
+                if !is_wanted {
                     self.kernel.pause_links(links);
+                } else if is_due {
+                    failed_count += u64::from(!self.kernel.resume_links(*program, links));
                 }
+            }
+            if is_due {
+                self.tried_links(file, failed_count);
             }
         }
     }

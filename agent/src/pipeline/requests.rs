@@ -45,6 +45,14 @@ pub(super) struct Requests {
     glances: HashMap<u32, Vec<u8>>,
 }
 
+impl Requests {
+    /// Nothing is known any more of what has been read and opened: records are missing.
+    pub(super) fn forget(&mut self) {
+        self.multiplexes = None;
+        self.glances.clear();
+    }
+}
+
 /// Which records can be relied on.
 #[derive(Debug, Default)]
 pub(super) struct Reliance {
@@ -71,8 +79,7 @@ impl Pipeline {
             .iter_mut()
             .filter(|(_, watched)| watched.requests.has_read);
         for (pid, watched) in readers {
-            watched.requests.multiplexes = None;
-            watched.requests.glances.clear();
+            watched.requests.forget();
             events.push(Event {
                 at_ns: clock::monotonic_ns(),
                 pid: *pid,
