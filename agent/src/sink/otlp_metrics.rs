@@ -1,7 +1,10 @@
-//! Sends the agent's metrics to an OpenTelemetry collector at an interval, as cumulative values since the agent started.
+//! Sends the agent's metrics to an OpenTelemetry collector at an interval, as cumulative values: since the agent started, or since the reading before the
+//! first one that has the series. Series of processes that are gone end, and those of the same name that come later begin anew.
 //!
 //! A reading that does not arrive is not repeated: the next one says all that it said, and more. Its data points count as lost meanwhile.
 
+use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -69,8 +72,8 @@ impl MetricsExporter {
             timeout: transport::timeout(&config.target),
             interval: Duration::from_secs(config.interval_seconds),
             resource: resource(node_name),
-            start_unix_ns,
-            read,
+            starts: Starts::new(start_unix_ns),
+            read: Arc::from(read),
             counters: Arc::clone(&counters),
             stopped,
             is_failing: false,
@@ -122,8 +125,8 @@ struct Worker {
     timeout: Duration,
     interval: Duration,
     resource: Resource,
-    start_unix_ns: u64,
-    read: ReadText,
+    starts: Starts,
+    read: Arc<dyn Fn() -> String + Send + Sync>,
     counters: Arc<Counters>,
     stopped: watch::Receiver<bool>,
     is_failing: bool,
@@ -143,10 +146,17 @@ impl Worker {
     }
 
     async fn send_all(&mut self) {
-        let snapshot = Snapshot::parse(&(self.read)());
+        let read = Arc::clone(&self.read);
+        let now_ns = ClockAnchor::now().unix_ns;
+        // Thousands of series take a while.
+        let Ok(snapshot) = tokio::task::spawn_blocking(move || Snapshot::parse(&read())).await else {
+            error!("metrics cannot be read");
+            return;
+        };
         let unreadable = snapshot.unreadable_count;
         self.counters.unreadable.fetch_add(unreadable, Ordering::Relaxed);
-        for (metrics, point_count) in requests(snapshot, self.start_unix_ns, ClockAnchor::now().unix_ns) {
+        self.starts.read(&snapshot, now_ns);
+        for (metrics, point_count) in requests(snapshot, &self.starts, now_ns) {
             let request = ExportMetricsServiceRequest {
                 resource_metrics: vec![ResourceMetrics {
                     resource: Some(self.resource.clone()),
@@ -288,8 +298,59 @@ fn resource(node_name: &str) -> Resource {
     }
 }
 
+/// Since when each series counts.
+#[derive(Debug)]
+struct Starts {
+    /// By name and labels, hashed: start and what the series had counted, of those in the last reading.
+    known: HashMap<u64, (u64, f64)>,
+    hashing: RandomState,
+    /// When series began that are new in the next reading, at the earliest.
+    last_ns: u64,
+}
+
+impl Starts {
+    fn new(agent_ns: u64) -> Self {
+        Self {
+            known: HashMap::new(),
+            hashing: RandomState::new(),
+            last_ns: agent_ns,
+        }
+    }
+
+    /// Takes note of a reading that begins at `now_ns`. What went back has ended and begun again in between.
+    fn read(&mut self, snapshot: &Snapshot, now_ns: u64) {
+        let mut known = HashMap::with_capacity(self.known.len());
+        for family in snapshot.families.iter().filter(|family| family.kind != Kind::Gauge) {
+            for (labels, value) in &family.series {
+                let key = self.key(&family.name, labels);
+                let count = match value {
+                    Value::Number(Number::Whole(count)) => *count as f64,
+                    Value::Number(Number::Fraction(count)) => *count,
+                    Value::Histogram { count, .. } => *count as f64,
+                };
+                let start_ns = match self.known.get(&key) {
+                    Some((start_ns, before)) if *before <= count => *start_ns,
+                    _ => self.last_ns,
+                };
+                known.insert(key, (start_ns, count));
+            }
+        }
+        self.known = known;
+        self.last_ns = now_ns;
+    }
+
+    fn of(&self, name: &str, labels: &Labels) -> u64 {
+        let known = self.known.get(&self.key(name, labels));
+        known.map_or(0, |(start_ns, _)| *start_ns)
+    }
+
+    fn key(&self, name: &str, labels: &Labels) -> u64 {
+        self.hashing.hash_one((name, labels))
+    }
+}
+
 /// The metrics of each request, with their data points.
-fn requests(snapshot: Snapshot, start_ns: u64, now_ns: u64) -> Vec<(Vec<Metric>, u64)> {
+fn requests(snapshot: Snapshot, starts: &Starts, now_ns: u64) -> Vec<(Vec<Metric>, u64)> {
     let mut requests: Vec<(Vec<Metric>, u64)> = Vec::new();
     for family in snapshot.families {
         let mut rest = &family.series[..];
@@ -302,7 +363,7 @@ fn requests(snapshot: Snapshot, start_ns: u64, now_ns: u64) -> Vec<(Vec<Metric>,
             let (now, later) = rest.split_at(rest.len().min(MAX_REQUEST_POINTS - used));
             rest = later;
             if let Some((metrics, count)) = requests.last_mut() {
-                metrics.push(metric(&family, now, start_ns, now_ns));
+                metrics.push(metric(&family, now, starts, now_ns));
                 *count += now.len() as u64;
             }
         }
@@ -310,12 +371,12 @@ fn requests(snapshot: Snapshot, start_ns: u64, now_ns: u64) -> Vec<(Vec<Metric>,
     requests
 }
 
-fn metric(family: &Family, series: &[(Labels, Value)], start_ns: u64, now_ns: u64) -> Metric {
+fn metric(family: &Family, series: &[(Labels, Value)], starts: &Starts, now_ns: u64) -> Metric {
     let cumulative = AggregationTemporality::Cumulative.into();
     let numbers = || {
         series
             .iter()
-            .filter_map(|(labels, value)| number_point(labels, value, start_ns, now_ns))
+            .filter_map(|(labels, value)| number_point(labels, value, starts.of(&family.name, labels), now_ns))
             .collect()
     };
     let data = match family.kind {
@@ -328,7 +389,7 @@ fn metric(family: &Family, series: &[(Labels, Value)], start_ns: u64, now_ns: u6
         Kind::Histogram => metric::Data::Histogram(Histogram {
             data_points: series
                 .iter()
-                .filter_map(|(labels, value)| histogram_point(labels, value, start_ns, now_ns))
+                .filter_map(|(labels, value)| histogram_point(labels, value, starts.of(&family.name, labels), now_ns))
                 .collect(),
             aggregation_temporality: cumulative,
         }),
@@ -404,7 +465,10 @@ mod tests {
                 let _ = writeln!(text, "f{family}_total{{a=\"{series}\"}} 1");
             }
         }
-        let requests = requests(Snapshot::parse(&text), 1, 2);
+        let snapshot = Snapshot::parse(&text);
+        let mut starts = Starts::new(1);
+        starts.read(&snapshot, 2);
+        let requests = requests(snapshot, &starts, 2);
         let counts: Vec<u64> = requests.iter().map(|(_, count)| *count).collect();
         assert_eq!(counts, [4_000, 4_000, 1_003]);
         let sum: usize = requests
@@ -416,5 +480,27 @@ mod tests {
             })
             .sum();
         assert_eq!(sum, 9_003);
+    }
+
+    #[test]
+    fn a_series_that_ended_and_comes_back_has_a_new_start() {
+        let labels = |value: &str| vec![("a".to_owned(), value.to_owned())];
+        let mut starts = Starts::new(100);
+        let mut read = |values: &str, now_ns| {
+            starts.read(&Snapshot::parse(&format!("# TYPE f counter\n{values}")), now_ns);
+            [starts.of("f", &labels("x")), starts.of("f", &labels("y"))]
+        };
+        assert_eq!(read("f_total{a=\"x\"} 5\nf_total{a=\"y\"} 5\n", 200), [100, 100]);
+        assert_eq!(read("f_total{a=\"x\"} 5\n", 300), [100, 0], "one is gone");
+        assert_eq!(
+            read("f_total{a=\"x\"} 6\nf_total{a=\"y\"} 9\n", 400),
+            [100, 300],
+            "and back"
+        );
+        assert_eq!(
+            read("f_total{a=\"x\"} 2\nf_total{a=\"y\"} 9\n", 500),
+            [400, 300],
+            "what went back ended and came back in between"
+        );
     }
 }
