@@ -298,8 +298,8 @@ mod tests {
         let parts = Router::new().route("/hang", endless).route("/healthz", healthy);
         // Nothing that hangs ends by itself.
         let long = Timeouts {
-            header: Duration::from_secs(600),
-            connection: Duration::from_secs(600),
+            header: Duration::from_mins(10),
+            connection: Duration::from_mins(10),
         };
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let server = Server::start_with(address, router(parts, ""), long).await.unwrap();

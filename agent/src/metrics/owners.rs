@@ -12,9 +12,9 @@ pub(super) type ProcessKey = (u32, u64);
 /// Processes that are remembered to have ended.
 const MAX_ENDED: usize = 65_536;
 /// How long they are: traces wait for the name of their pod for less, and one that comes late does not bring series back for good.
-const ENDED_MEMORY: Duration = Duration::from_secs(600);
+const ENDED_MEMORY: Duration = Duration::from_mins(10);
 /// How long series are searched for a process that has ended: somebody may be adding to one while it ends.
-const SEARCH: Duration = Duration::from_secs(60);
+const SEARCH: Duration = Duration::from_mins(1);
 
 /// Who adds to a series.
 #[derive(Clone, Copy, Debug)]
