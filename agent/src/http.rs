@@ -293,7 +293,7 @@ mod tests {
     /// Slots are taken by answers that nobody reads, the waiting room by requests that wait for slots, and more keep coming.
     #[tokio::test]
     async fn health_is_answered_while_everything_else_hangs() {
-        let endless = axum::routing::get(|| std::future::pending::<()>());
+        let endless = axum::routing::get(std::future::pending::<()>);
         let healthy = axum::routing::get(|| async { "fine" });
         let parts = Router::new().route("/hang", endless).route("/healthz", healthy);
         // Nothing that hangs ends by itself.
