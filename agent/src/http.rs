@@ -1,6 +1,10 @@
 //! The agent's HTTP server: read-only, on loopback unless told otherwise, with bounds on what a client may cost. What it serves are routes that others make.
+//!
+//! A connection waits until its request is known. Health is answered there and then; everything else takes one of a few slots, for as long as its connection
+//! lives. When too many wait, the one that has waited longest is dropped: whatever clients do, somebody who asks for health is the newest of all.
 
 mod routes;
+mod waiting;
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,6 +13,7 @@ use std::time::Duration;
 
 use axum::Router;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
@@ -16,13 +21,19 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
+use self::waiting::{Place, WaitingRoom};
+
 pub use self::routes::{metrics_routes, router};
 
 /// Where to listen when nothing is said: this host only, on the port that is customary for what is scraped of OpenTelemetry programs.
 pub const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9464);
 
-/// Connections at a time; more wait in the kernel's backlog.
-const MAX_CONNECTIONS: usize = 16;
+/// Connections that are being answered at a time, those that ask for health aside.
+const MAX_ANSWERING: usize = 16;
+/// Connections that have not said yet what they want, or wait until it is their turn.
+const MAX_WAITING: usize = 64;
+/// What costs nothing to answer and must always be answered.
+const HEALTH_PATHS: [&str; 2] = ["/healthz", "/readyz"];
 const TIMEOUTS: Timeouts = Timeouts {
     header: Duration::from_secs(5),
     connection: Duration::from_secs(10),
@@ -81,21 +92,21 @@ impl Server {
 }
 
 async fn accept(listener: TcpListener, routes: Router, timeouts: Timeouts, mut stopped: watch::Receiver<bool>) {
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let slots = Arc::new(Semaphore::new(MAX_ANSWERING));
+    let room = WaitingRoom::new(MAX_WAITING);
     let mut connections = tokio::task::JoinSet::new();
     let serve = async {
         loop {
-            let permit = Arc::clone(&permits)
-                .acquire_owned()
-                .await
-                .expect("the semaphore is never closed");
             while connections.try_join_next().is_some() {}
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    let routes = routes.clone();
+                    let (place, dropped) = room.enter();
+                    let served = serve_one(stream, routes.clone(), timeouts, Arc::clone(&slots), place);
                     connections.spawn(async move {
-                        serve_one(stream, routes, timeouts).await;
-                        drop(permit);
+                        tokio::select! {
+                            () = served => {}
+                            () = dropped => debug!("connection dropped for a newer one"),
+                        }
                     });
                 }
                 Err(error) => {
@@ -111,8 +122,25 @@ async fn accept(listener: TcpListener, routes: Router, timeouts: Timeouts, mut s
     }
 }
 
-async fn serve_one(stream: TcpStream, routes: Router, timeouts: Timeouts) {
-    let service = TowerToHyperService::new(routes);
+async fn serve_one(stream: TcpStream, routes: Router, timeouts: Timeouts, slots: Arc<Semaphore>, place: Place) {
+    let place = Arc::new(place);
+    // Outlives the answer: a client that reads slowly keeps its slot.
+    let permits = Arc::new(std::sync::Mutex::new(Vec::with_capacity(1)));
+    let service = service_fn(|request: hyper::Request<hyper::body::Incoming>| {
+        let (routes, slots) = (routes.clone(), Arc::clone(&slots));
+        let (place, permits) = (Arc::clone(&place), Arc::clone(&permits));
+        async move {
+            if !HEALTH_PATHS.contains(&request.uri().path()) {
+                let permit = slots.acquire_owned().await.expect("the semaphore is never closed");
+                place.leave();
+                permits
+                    .lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner)
+                    .push(permit);
+            }
+            TowerToHyperService::new(routes).call(request).await
+        }
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(timeouts.header)
@@ -250,16 +278,9 @@ mod tests {
 
     #[tokio::test]
     async fn clients_that_say_nothing_do_not_keep_others_out() {
-        let short = Timeouts {
-            header: Duration::from_millis(50),
-            connection: Duration::from_secs(10),
-        };
-        let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        let server = Server::start_with(address, routes(Metrics::new()), short)
-            .await
-            .unwrap();
+        let server = server().await;
         let mut silent = Vec::new();
-        for _ in 0..MAX_CONNECTIONS {
+        for _ in 0..2 * MAX_WAITING {
             silent.push(TcpStream::connect(server.address()).await.unwrap());
         }
         assert!(
@@ -267,6 +288,71 @@ mod tests {
                 .await
                 .starts_with("HTTP/1.1 200 OK")
         );
+    }
+
+    /// Slots are taken by answers that nobody reads, the waiting room by requests that wait for slots, and more keep coming.
+    #[tokio::test]
+    async fn health_is_answered_while_everything_else_hangs() {
+        let endless = axum::routing::get(std::future::pending::<()>);
+        let healthy = axum::routing::get(|| async { "fine" });
+        let parts = Router::new().route("/hang", endless).route("/healthz", healthy);
+        // Nothing that hangs ends by itself.
+        let long = Timeouts {
+            header: Duration::from_mins(10),
+            connection: Duration::from_mins(10),
+        };
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        let server = Server::start_with(address, router(parts, ""), long).await.unwrap();
+        let mut hanging = Vec::new();
+        for round in 0..3 {
+            for _ in 0..64 {
+                let mut stream = TcpStream::connect(server.address()).await.unwrap();
+                stream
+                    .write_all(b"GET /hang HTTP/1.1\r\nHost: a\r\n\r\n")
+                    .await
+                    .unwrap();
+                hanging.push(stream);
+            }
+            let response = exchange(&server, "GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").await;
+            assert!(response.ends_with("fine"), "{round}: {response}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_found_no_slot_is_answered_when_there_is_one() {
+        let gate = Arc::new(Semaphore::new(0));
+        let (entered, mut entries) = tokio::sync::mpsc::channel(2 * MAX_ANSWERING);
+        let held = Arc::clone(&gate);
+        let wait = axum::routing::get(move || {
+            let (held, entered) = (Arc::clone(&held), entered.clone());
+            async move {
+                entered.send(()).await.unwrap();
+                held.acquire().await.unwrap().forget();
+                "done"
+            }
+        });
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        let parts = Router::new().route("/wait", wait);
+        let server = Server::start(address, router(parts, "")).await.unwrap();
+        let mut streams = Vec::new();
+        for _ in 0..MAX_ANSWERING + 4 {
+            let mut stream = TcpStream::connect(server.address()).await.unwrap();
+            stream
+                .write_all(b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n")
+                .await
+                .unwrap();
+            streams.push(stream);
+        }
+        for _ in 0..MAX_ANSWERING {
+            entries.recv().await.unwrap();
+        }
+        assert!(entries.try_recv().is_err(), "no more at a time than there are slots");
+        gate.add_permits(MAX_ANSWERING + 4);
+        for mut stream in streams {
+            let mut response = String::new();
+            stream.read_to_string(&mut response).await.unwrap();
+            assert!(response.ends_with("done"), "{response}");
+        }
     }
 
     #[tokio::test]

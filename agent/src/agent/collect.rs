@@ -122,8 +122,11 @@ impl Collector {
             cold.event(event, &self.metrics);
             self.counts.event(event);
             self.inventory.event(event);
-            if matches!(event.kind, EventKind::ProcessGone) {
-                info!(pid = event.pid, "process gone");
+            match &event.kind {
+                // Perhaps the successor of one that is gone, in the same process.
+                EventKind::Process { process, .. } => self.metrics.process_runs(process),
+                EventKind::ProcessGone => info!(pid = event.pid, "process gone"),
+                _ => {}
             }
         }
         for loss in losses {

@@ -78,6 +78,10 @@ impl Counts {
                 self.ended.push(process);
             } else {
                 metrics.process_gone(&process);
+                // Its successor in the same process, after an exec, has the same series' names or others.
+                if let Some(running) = self.running.get(&process.pid) {
+                    metrics.process_runs(running);
+                }
             }
         }
         metrics.expire();

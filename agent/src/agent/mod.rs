@@ -75,7 +75,7 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
     let mut metrics = if start.capture.tier > 0 {
         Metrics::with_aggregates(start.metrics.clone())
     } else {
-        Metrics::new()
+        Metrics::with_config(start.metrics.clone())
     };
     metrics
         .registry_mut()

@@ -7,8 +7,12 @@ use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, X_CON
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use axum::routing::get;
+use tokio::sync::Semaphore;
 
 use crate::metrics::{Format, Metrics};
+
+/// Scrapes that are written at a time.
+const MAX_ENCODERS: usize = 2;
 
 /// `parts` with an index at `/`, and answers for what does not exist or is not allowed.
 pub fn router(parts: Router, index: &'static str) -> Router {
@@ -20,11 +24,23 @@ pub fn router(parts: Router, index: &'static str) -> Router {
 }
 
 /// `/metrics`, in the format that the scraper prefers.
+///
+/// With thousands of series, writing them takes long enough to be kept from the threads that answer everything else.
 pub fn metrics_routes(metrics: Arc<Metrics>) -> Router {
+    let encoders = Arc::new(Semaphore::new(MAX_ENCODERS));
     let answer = move |headers: HeaderMap| async move {
         let accepted = headers.get(ACCEPT).and_then(|value| value.to_str().ok());
         let format = Format::of_accept(accepted);
-        ([(CONTENT_TYPE, format.content_type())], metrics.encode_as(format))
+        let permit = encoders.acquire_owned().await.expect("the semaphore is never closed");
+        let encoded = tokio::task::spawn_blocking(move || {
+            // Held by the work itself: it goes on when nobody waits for it any more.
+            let _permit = permit;
+            metrics.encode_as(format)
+        });
+        match encoded.await {
+            Ok(bytes) => Ok(([(CONTENT_TYPE, format.content_type())], bytes)),
+            Err(_) => Err((StatusCode::INTERNAL_SERVER_ERROR, "metrics cannot be written\n")),
+        }
     };
     Router::new().route("/metrics", get(answer))
 }

@@ -1,12 +1,20 @@
 //! The families that the kernel counts: their series, and how long those live.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::{Mutex, MutexGuard, PoisonError},
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use super::{config::MetricsConfig, io_direction, labels::bounded_value};
+use prometheus_client::metrics::counter::Counter;
+
+use super::{
+    bounded::Expiring,
+    config::{MetricsConfig, label_name},
+    io_direction,
+    labels::bounded_value,
+    owners::{EndedProcesses, Owner, Owners},
+};
 use crate::{
     pipeline::{AggregateRow, Counted, Times},
     span::{Bound, Process, Span, SpanKind, Trace, TraceId},
@@ -15,8 +23,6 @@ use wasmscope_common::bucket_of;
 
 /// A label set, in the order in which it is written.
 pub(super) type LabelSet = Vec<(String, String)>;
-/// A process: ids are used again.
-type ProcessKey = (u32, u64);
 
 /// Name and help of the families of counters, without `_total`.
 pub(super) const COUNTERS: [(&str, &str); 4] = [
@@ -51,26 +57,27 @@ pub(super) struct Exemplar {
 
 /// A series with its owners.
 #[derive(Debug, Default)]
-pub(super) struct Series<T> {
-    pub(super) value: T,
-    owners: BTreeSet<ProcessKey>,
-    unowned_since: Option<Instant>,
+struct Series<T> {
+    value: T,
+    owners: Owners,
 }
 
 /// What a histogram's series holds.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Histogram {
     pub(super) times: Times,
     /// The last complete trace of a bucket.
     pub(super) exemplars: BTreeMap<usize, Exemplar>,
 }
 
+/// The series of a family.
+type SeriesOf<T> = BTreeMap<Arc<LabelSet>, Series<T>>;
+
 /// All series.
 #[derive(Debug, Default)]
-pub(super) struct State {
-    pub(super) counters: [BTreeMap<LabelSet, Series<u64>>; 4],
-    pub(super) histograms: [BTreeMap<LabelSet, Series<Histogram>>; 3],
-    pub(super) overflow_count: u64,
+struct State {
+    counters: [SeriesOf<u64>; COUNTERS.len()],
+    histograms: [SeriesOf<Histogram>; HISTOGRAMS.len()],
 }
 
 /// The families that the kernel counts.
@@ -78,49 +85,74 @@ pub(super) struct State {
 pub(super) struct AggregateFamilies {
     pub(super) config: MetricsConfig,
     state: Mutex<State>,
+    /// What is counted under `other`, by family.
+    counter_overflows: [Counter; COUNTERS.len()],
+    histogram_overflows: [Counter; HISTOGRAMS.len()],
 }
 
 impl AggregateFamilies {
-    pub(super) fn new(config: MetricsConfig) -> Self {
+    /// Without series. `overflow` makes the counter of what a family counts under `other`.
+    pub(super) fn new(config: MetricsConfig, overflow: impl Fn(&'static str) -> Counter) -> Self {
         Self {
             config,
             state: Mutex::default(),
+            counter_overflows: COUNTERS.map(|(name, _)| overflow(name)),
+            histogram_overflows: HISTOGRAMS.map(|(name, _)| overflow(name)),
         }
     }
 
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The series of a family of [`COUNTERS`]: a copy, so that nobody who counts has to wait until they are written.
+    pub(super) fn counters(&self, family: usize) -> Vec<(Arc<LabelSet>, u64)> {
+        let state = self.state();
+        let series = state.counters[family].iter();
+        series
+            .map(|(labels, series)| (Arc::clone(labels), series.value))
+            .collect()
+    }
+
+    /// The series of a family of [`HISTOGRAMS`], also a copy.
+    pub(super) fn histograms(&self, family: usize) -> Vec<(Arc<LabelSet>, Histogram)> {
+        let state = self.state();
+        let series = state.histograms[family].iter();
+        series
+            .map(|(labels, series)| (Arc::clone(labels), series.value.clone()))
+            .collect()
+    }
+
     /// Adds what is new in a row.
-    pub(super) fn observe(&self, row: &AggregateRow) {
+    pub(super) fn observe(&self, row: &AggregateRow, owner: &Owner) {
         let (family, base) = self.base_of(row.process.as_deref(), &row.counted);
-        let owner = row.process.as_ref().map(|process| (process.pid, process.start_ns));
         let mut state = self.state();
         let cap = self.config.max_counter_series;
         for (outcome, count) in &row.outcomes {
             let mut labels = base.clone();
             labels.push(("outcome".to_owned(), bounded_value(outcome)));
-            let labels = state.room_for_counter(family, labels, cap);
-            let series = state.counters[family].entry(labels).or_default();
-            series.value += count;
-            series.own(owner);
+            let counter = series(
+                &mut state.counters[family],
+                labels,
+                cap,
+                owner,
+                &self.counter_overflows[family],
+            );
+            *counter += count;
         }
         if let (Counted::Syscalls { syscall, .. }, 1..) = (&row.counted, row.bytes)
             && let Some(direction) = io_direction(syscall)
         {
             let mut labels: LabelSet = base.iter().filter(|(name, _)| name != "syscall").cloned().collect();
             labels.push(("direction".to_owned(), direction.to_owned()));
-            let labels = state.room_for_counter(IO_BYTES, labels, cap);
-            let series = state.counters[IO_BYTES].entry(labels).or_default();
-            series.value += row.bytes;
-            series.own(owner);
+            let overflow = &self.counter_overflows[IO_BYTES];
+            *series(&mut state.counters[IO_BYTES], labels, cap, owner, overflow) += row.bytes;
         }
         if row.times.count() > 0 {
-            let labels = state.room_for_histogram(family, base, self.config.max_histogram_series);
-            let series = state.histograms[family].entry(labels).or_default();
-            series.value.times.add(&row.times);
-            series.own(owner);
+            let cap = self.config.max_histogram_series;
+            let overflow = &self.histogram_overflows[family];
+            let histogram = series(&mut state.histograms[family], base, cap, owner, overflow);
+            histogram.times.add(&row.times);
         }
     }
 
@@ -143,33 +175,6 @@ impl AggregateFamilies {
                 };
                 series.value.exemplars.insert(bucket_of(span.duration_ns()), exemplar);
             }
-        }
-    }
-
-    /// A process has ended, and its last rows have been handed out.
-    pub(super) fn process_gone(&self, process: &Process, now: Instant) {
-        let owner = (process.pid, process.start_ns);
-        let mut state = self.state();
-        let state = &mut *state;
-        for series in state.counters.iter_mut().flat_map(BTreeMap::values_mut) {
-            series.disown(owner, now);
-        }
-        for series in state.histograms.iter_mut().flat_map(BTreeMap::values_mut) {
-            series.disown(owner, now);
-        }
-    }
-
-    /// Forgets the series whose processes have all been gone for long enough.
-    pub(super) fn expire(&self, now: Instant) {
-        let expiry = Duration::from_secs(self.config.expiry_seconds);
-        let is_over =
-            |since: Option<Instant>| since.is_some_and(|since| now.saturating_duration_since(since) >= expiry);
-        let mut state = self.state();
-        for family in &mut state.counters {
-            family.retain(|_, series| !is_over(series.unowned_since));
-        }
-        for family in &mut state.histograms {
-            family.retain(|_, series| !is_over(series.unowned_since));
         }
     }
 
@@ -226,35 +231,42 @@ impl AggregateFamilies {
     }
 }
 
-impl State {
-    fn room_for_counter(&mut self, family: usize, labels: LabelSet, cap: usize) -> LabelSet {
-        if self.counters[family].len() < cap || self.counters[family].contains_key(&labels) {
-            return labels;
+impl Expiring for AggregateFamilies {
+    fn expire(&self, ended: &EndedProcesses, expiry: Duration, now: Instant) {
+        let mut state = self.state();
+        for family in &mut state.counters {
+            retain_owned(family, ended, expiry, now);
         }
-        self.overflow_count += 1;
-        to_other(labels)
-    }
-
-    fn room_for_histogram(&mut self, family: usize, labels: LabelSet, cap: usize) -> LabelSet {
-        if self.histograms[family].len() < cap || self.histograms[family].contains_key(&labels) {
-            return labels;
+        for family in &mut state.histograms {
+            retain_owned(family, ended, expiry, now);
         }
-        self.overflow_count += 1;
-        to_other(labels)
     }
 }
 
-impl<T> Series<T> {
-    fn own(&mut self, owner: Option<ProcessKey>) {
-        self.owners.extend(owner);
-        self.unowned_since = None;
-    }
+fn retain_owned<T>(family: &mut SeriesOf<T>, ended: &EndedProcesses, expiry: Duration, now: Instant) {
+    family.retain(|_, series| {
+        series.owners.retain_running(ended, now);
+        !series.owners.are_gone_for(expiry, now)
+    });
+}
 
-    fn disown(&mut self, owner: ProcessKey, now: Instant) {
-        if self.owners.remove(&owner) && self.owners.is_empty() {
-            self.unowned_since = Some(now);
-        }
-    }
+/// The series of these labels, or of `other` if there is no room for it.
+fn series<'a, T: Default>(
+    family: &'a mut SeriesOf<T>,
+    labels: LabelSet,
+    cap: usize,
+    owner: &Owner,
+    overflow: &Counter,
+) -> &'a mut T {
+    let labels = if family.len() < cap || family.contains_key(&labels) {
+        labels
+    } else {
+        overflow.inc();
+        to_other(labels)
+    };
+    let series = family.entry(Arc::new(labels)).or_default();
+    series.owners.add(owner);
+    &mut series.value
 }
 
 fn counted(span: &Span) -> Option<Counted> {
@@ -280,12 +292,4 @@ fn to_other(labels: LabelSet) -> LabelSet {
             (name, if stays { value } else { "other".to_owned() })
         })
         .collect()
-}
-
-/// As kube-state-metrics does it.
-fn label_name(pod_label: &str) -> String {
-    let clean = pod_label
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' });
-    "label_".chars().chain(clean).collect()
 }

@@ -1,8 +1,10 @@
 //! The section `[metrics]` of the configuration.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-/// How metrics that the kernel counts are kept and shown.
+/// How metrics are kept and shown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MetricsConfig {
@@ -12,9 +14,9 @@ pub struct MetricsConfig {
     pub max_histogram_series: usize,
     /// Seconds that series outlive the last process they are of: 0 to 86,400; 300 by default.
     pub expiry_seconds: u64,
-    /// Buckets of histograms with fixed bounds, one an octave; on by default.
+    /// Buckets of histograms with fixed bounds, one an octave; on by default. Histograms that the kernel does not count always have them.
     pub classic_histograms: bool,
-    /// Native histograms, where a scraper takes them (protobuf); on by default.
+    /// Native histograms of what the kernel counts, where a scraper takes them (protobuf); on by default.
     pub native_histograms: bool,
     /// Label `process`, the command; on by default.
     pub process_label: bool,
@@ -52,6 +54,41 @@ impl MetricsConfig {
         if self.pod_labels.len() > 32 || self.pod_labels.iter().any(|name| name.is_empty() || name.len() > 128) {
             return Err("metrics: pod_labels must be at most 32 names of 1 to 128 bytes".to_owned());
         }
+        let mut names = BTreeMap::new();
+        for pod_label in &self.pod_labels {
+            if let Some(other) = names.insert(label_name(pod_label), pod_label) {
+                return Err(format!(
+                    "metrics: pod_labels {other:?} and {pod_label:?} would both become {}",
+                    label_name(pod_label)
+                ));
+            }
+        }
         Ok(())
+    }
+}
+
+/// The name of the label that a pod's label becomes, as kube-state-metrics does it. None of the agent's own labels begins like this.
+pub(super) fn label_name(pod_label: &str) -> String {
+    let clean = pod_label
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' });
+    "label_".chars().chain(clean).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pod_labels_that_would_become_one_label_are_refused() {
+        let config = |names: &[&str]| MetricsConfig {
+            pod_labels: names.iter().map(|name| (*name).to_owned()).collect(),
+            ..MetricsConfig::default()
+        };
+        config(&["app.kubernetes.io/name", "app", "team"]).validate().unwrap();
+        for names in [["app.kubernetes.io/name", "app-kubernetes.io/name"], ["team", "team"]] {
+            let error = config(&names).validate().unwrap_err();
+            assert!(error.contains(&label_name(names[0])), "{error}");
+        }
     }
 }

@@ -89,27 +89,26 @@ impl Metrics {
     }
 }
 
-/// The families that the kernel counts, as `OpenMetrics` text.
+/// The families that the kernel counts, as `OpenMetrics` text; none without series, as it is with all others.
 pub(super) fn write_aggregates(text: &mut String, families: &AggregateFamilies) {
-    let state = families.state();
-    for ((name, help), series) in COUNTERS.iter().zip(&state.counters) {
-        let _ = writeln!(text, "# HELP {name} {help}.\n# TYPE {name} counter");
-        for (labels, series) in series {
-            let _ = writeln!(text, "{name}_total{{{}}} {}", joined(labels), series.value);
+    for (family, (name, help)) in COUNTERS.iter().enumerate() {
+        let series = families.counters(family);
+        if !series.is_empty() {
+            let _ = writeln!(text, "# HELP {name} {help}.\n# TYPE {name} counter");
+        }
+        for (labels, value) in series {
+            let _ = writeln!(text, "{name}_total{{{}}} {value}", joined(&labels));
         }
     }
-    for ((name, help), series) in HISTOGRAMS.iter().zip(&state.histograms) {
-        let _ = writeln!(text, "# HELP {name} {help}.\n# TYPE {name} histogram");
-        for (labels, series) in series {
-            write_histogram(text, name, labels, &series.value, families.config.classic_histograms);
+    for (family, (name, help)) in HISTOGRAMS.iter().enumerate() {
+        let series = families.histograms(family);
+        if !series.is_empty() {
+            let _ = writeln!(text, "# HELP {name} {help}.\n# TYPE {name} histogram");
+        }
+        for (labels, histogram) in series {
+            write_histogram(text, name, &labels, &histogram, families.config.classic_histograms);
         }
     }
-    let _ = writeln!(
-        text,
-        "# HELP wasmscope_aggregate_series_overflow Rows counted under the value other because their family was at its cap.\n\
-         # TYPE wasmscope_aggregate_series_overflow counter\nwasmscope_aggregate_series_overflow_total {}",
-        state.overflow_count
-    );
 }
 
 /// The upper bound of a bucket in seconds; the last has none.
@@ -348,28 +347,27 @@ fn pairs(labels: &LabelSet) -> Vec<proto::LabelPair> {
 }
 
 fn native_families(families: &AggregateFamilies) -> Vec<proto::MetricFamily> {
-    let state = families.state();
     let mut all = Vec::new();
-    for ((name, help), series) in COUNTERS.iter().zip(&state.counters) {
-        let metric = series.iter().map(|(labels, series)| proto::Metric {
-            label: pairs(labels),
-            counter: Some(proto::Counter {
-                value: series.value as f64,
-            }),
+    for (family, (name, help)) in COUNTERS.iter().enumerate() {
+        let series = families.counters(family);
+        let metric = series.into_iter().map(|(labels, value)| proto::Metric {
+            label: pairs(&labels),
+            counter: Some(proto::Counter { value: value as f64 }),
             ..proto::Metric::default()
         });
         all.push(proto::MetricFamily {
             name: format!("{name}_total"),
-            help: (*help).to_owned(),
+            help: format!("{help}."),
             r#type: proto::COUNTER,
             metric: metric.collect(),
         });
     }
-    for ((name, help), series) in HISTOGRAMS.iter().zip(&state.histograms) {
-        let metric = series.iter().map(|(labels, series)| proto::Metric {
-            label: pairs(labels),
+    for (family, (name, help)) in HISTOGRAMS.iter().enumerate() {
+        let series = families.histograms(family);
+        let metric = series.into_iter().map(|(labels, histogram)| proto::Metric {
+            label: pairs(&labels),
             histogram: Some(native(
-                &series.value,
+                &histogram,
                 families.config.classic_histograms,
                 families.config.native_histograms,
             )),
@@ -377,7 +375,7 @@ fn native_families(families: &AggregateFamilies) -> Vec<proto::MetricFamily> {
         });
         all.push(proto::MetricFamily {
             name: (*name).to_owned(),
-            help: (*help).to_owned(),
+            help: format!("{help}."),
             r#type: proto::HISTOGRAM,
             metric: metric.collect(),
         });

@@ -5,6 +5,7 @@ use prometheus_client::encoding::{
 };
 
 use super::bounded::Labels;
+use super::config::{MetricsConfig, label_name};
 use crate::sink::text::bounded_line;
 use crate::span::Process;
 
@@ -45,33 +46,40 @@ impl EncodeLabelValue for Value {
     }
 }
 
-/// Whose activity it is. Every `wasm_…` family flattens this into its labels, so where a process runs (`namespace`, `pod`, `container`) is added here
-/// and nowhere else. What is not in a pod has none of these labels.
+/// Whose activity it is. Every `wasm_…` family flattens this into its labels, so where a process runs (`namespace`, `pod`, `container`, what else is
+/// wanted of the pod's labels) is added here and nowhere else. What is not in a pod has none of these labels.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Workload {
-    process: Value,
+    process: Option<Value>,
     namespace: Option<Value>,
     pod: Option<Value>,
     container: Option<Value>,
+    pod_labels: Vec<(String, Value)>,
 }
 
 impl Workload {
-    pub(super) fn new(process: &Process) -> Self {
+    pub(super) fn new(process: &Process, config: &MetricsConfig) -> Self {
         let value = |name: &Option<String>| name.as_deref().map(Value::new);
+        let pod_label = |name: &String| {
+            let value = process.place.labels.get(name)?;
+            Some((label_name(name), Value::new(value)))
+        };
         Self {
-            process: Value::new(&process.command),
+            process: config.process_label.then(|| Value::new(&process.command)),
             namespace: value(&process.place.namespace),
             pod: value(&process.place.pod_name),
             container: value(&process.place.container_name),
+            pod_labels: config.pod_labels.iter().filter_map(pod_label).collect(),
         }
     }
 
-    fn other() -> Self {
+    fn other(&self) -> Self {
         Self {
-            process: Value::other(),
+            process: self.process.as_ref().map(|_| Value::other()),
             namespace: None,
             pod: None,
             container: None,
+            pod_labels: Vec::new(),
         }
     }
 }
@@ -79,15 +87,14 @@ impl Workload {
 impl EncodeLabelSet for Workload {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
         let places = [
-            ("process", Some(&self.process)),
+            ("process", self.process.as_ref()),
             ("namespace", self.namespace.as_ref()),
             ("pod", self.pod.as_ref()),
             ("container", self.container.as_ref()),
         ];
-        for (name, value) in places {
-            let Some(value) = value else {
-                continue;
-            };
+        let places = places.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        let labels = self.pod_labels.iter().map(|(name, value)| (name.as_str(), value));
+        for (name, value) in places.chain(labels) {
             let mut label = encoder.encode_label();
             let mut key = label.encode_label_key()?;
             EncodeLabelKey::encode(&name, &mut key)?;
@@ -111,7 +118,7 @@ pub(super) struct ExportLabels {
 impl Labels for ExportLabels {
     fn other(&self) -> Self {
         Self {
-            workload: Workload::other(),
+            workload: self.workload.other(),
             module: Value::other(),
             export: Value::other(),
         }
@@ -145,7 +152,7 @@ pub(super) struct ImportLabels {
 impl Labels for ImportLabels {
     fn other(&self) -> Self {
         Self {
-            workload: Workload::other(),
+            workload: self.workload.other(),
             module: Value::other(),
             import: Value::other(),
         }
@@ -229,7 +236,7 @@ pub(super) struct ModuleLabels {
 impl Labels for ModuleLabels {
     fn other(&self) -> Self {
         Self {
-            workload: Workload::other(),
+            workload: self.workload.other(),
             module: Value::other(),
         }
     }

@@ -12,6 +12,7 @@ mod bounded;
 mod config;
 mod exposition;
 mod labels;
+mod owners;
 pub mod reference;
 pub mod snapshot;
 
@@ -30,7 +31,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use self::aggregate::AggregateFamilies;
-use self::bounded::{BoundedFamily, Labels};
+use self::bounded::{BoundedFamily, Expiring, Labels};
 pub use self::config::MetricsConfig;
 pub use self::exposition::Format;
 use self::labels::{
@@ -38,10 +39,11 @@ use self::labels::{
     IoLabels, KindLabels, LossLabels, ModuleLabels, PhaseLabels, ResolutionLabels, SyscallLabels, SyscallTimeLabels,
     TrapLabels, Value, Workload,
 };
+use self::owners::{Ended, Owner};
 use crate::errno;
 use crate::pipeline::AggregateRow;
 use crate::span::{
-    Bound, Function, Growth, InterruptionCause, Loss, Outcome, PhaseKind, Process, Span, SpanKind, Trace,
+    Bound, Function, Growth, Import, InterruptionCause, Loss, Outcome, PhaseKind, Process, Span, SpanKind, Trace,
 };
 
 /// Series of one family of counters, those of `other` aside.
@@ -120,6 +122,8 @@ pub struct Metrics {
     named_count: AtomicU64,
     nameable_count: AtomicU64,
     aggregates: Option<AggregateFamilies>,
+    config: MetricsConfig,
+    ended: Ended,
 }
 
 impl Default for Metrics {
@@ -131,12 +135,19 @@ impl Default for Metrics {
 impl Metrics {
     /// All families, without series; traces feed them.
     pub fn new() -> Self {
-        Self::made(None)
+        Self::with_config(MetricsConfig::default())
     }
 
-    fn made(aggregates: Option<AggregateFamilies>) -> Self {
+    /// The same, kept and shown as configured.
+    pub fn with_config(config: MetricsConfig) -> Self {
+        Self::made(config, false)
+    }
+
+    fn made(config: MetricsConfig, has_aggregates: bool) -> Self {
         let mut families = Families {
-            has_aggregates: aggregates.is_some(),
+            has_aggregates,
+            max_counter_series: config.max_counter_series,
+            max_histogram_series: config.max_histogram_series,
             registry: Registry::default(),
             overflow: Family::default(),
         };
@@ -145,6 +156,11 @@ impl Metrics {
             "Observations counted under the value other because their family was at its cap",
             families.overflow.clone(),
         );
+        let overflow = families.overflow.clone();
+        let aggregates = has_aggregates.then(|| {
+            let overflow = |family| overflow.get_or_create_owned(&FamilyLabels { family });
+            AggregateFamilies::new(config.clone(), overflow)
+        });
         let symbol_coverage = Gauge::default();
         symbol_coverage.set(f64::NAN);
         families.registry.register(
@@ -203,6 +219,8 @@ impl Metrics {
             named_count: AtomicU64::new(0),
             nameable_count: AtomicU64::new(0),
             aggregates,
+            config,
+            ended: Ended::default(),
             registry: families.registry,
             collectors: Mutex::default(),
         }
@@ -220,7 +238,8 @@ impl Metrics {
         if let Some(aggregates) = &self.aggregates {
             aggregates.exemplify(trace);
         }
-        let workload = Workload::new(&trace.process);
+        let workload = Workload::new(&trace.process, &self.config);
+        let owner = self.ended.owner(&trace.process);
         let mut pending = vec![(&trace.root, None)];
         while let Some((span, enclosing)) = pending.pop() {
             let export = match (&span.kind, enclosing) {
@@ -228,14 +247,14 @@ impl Metrics {
                 (_, Some(enclosing)) => enclosing,
                 (_, None) => export_labels(&workload, None),
             };
-            self.observe_span(span, &export);
+            self.observe_span(span, &export, &owner);
             pending.extend(span.children.iter().map(|child| (child, Some(export.clone()))));
         }
-        self.observe_traps(trace, &workload);
+        self.observe_traps(trace, &workload, &owner);
         let suspended_ns = trace.root.suspended_ns();
         if let (SpanKind::Invoke { function }, 1..) = (&trace.root.kind, suspended_ns) {
             let export = export_labels(&workload, function.as_deref());
-            self.suspended_time.with(&export, |seconds| {
+            self.suspended_time.with(&export, &owner, |seconds| {
                 seconds.inner().nanoseconds.fetch_add(suspended_ns, Ordering::Relaxed);
             });
         }
@@ -249,40 +268,78 @@ impl Metrics {
     /// All families, of which those that the kernel counts are fed by [`Self::observe_aggregate`] and not by traces; a trace
     /// only gives them exemplars.
     pub fn with_aggregates(config: MetricsConfig) -> Self {
-        Self::made(Some(AggregateFamilies::new(config)))
+        Self::made(config, true)
     }
 
     /// Adds what the kernel has counted.
     pub fn observe_aggregate(&self, row: &AggregateRow) {
         if let Some(aggregates) = &self.aggregates {
-            aggregates.observe(row);
+            let owner = row
+                .process
+                .as_deref()
+                .map_or(Owner::Agent, |process| self.ended.owner(process));
+            aggregates.observe(row, &owner);
         }
     }
 
     /// A process has ended and its last rows have been observed: its series expire in time.
     pub fn process_gone(&self, process: &Process) {
-        if let Some(aggregates) = &self.aggregates {
-            aggregates.process_gone(process, Instant::now());
-        }
+        self.ended.add(process, Instant::now());
+    }
+
+    /// A process runs; to be told of those that [`Self::process_gone`] may have been told of, for an image that has been replaced.
+    pub fn process_runs(&self, process: &Process) {
+        self.ended.remove(process);
     }
 
     /// Forgets series that have expired; every few seconds.
     pub fn expire(&self) {
-        if let Some(aggregates) = &self.aggregates {
-            aggregates.expire(Instant::now());
+        self.expire_at(Instant::now());
+    }
+
+    fn expire_at(&self, now: Instant) {
+        let ended = self.ended.recent(now);
+        let expiry = Duration::from_secs(self.config.expiry_seconds);
+        for families in self.expiring() {
+            families.expire(&ended, expiry, now);
         }
+        if let Some(aggregates) = &self.aggregates {
+            aggregates.expire(&ended, expiry, now);
+        }
+    }
+
+    /// The families whose series are of processes.
+    fn expiring(&self) -> [&dyn Expiring; 16] {
+        [
+            &self.invocations,
+            &self.invocation_time,
+            &self.host_calls,
+            &self.host_call_time,
+            &self.syscalls,
+            &self.syscall_time,
+            &self.io_bytes,
+            &self.cold_start_time,
+            &self.cold_starts,
+            &self.instantiations,
+            &self.traps,
+            &self.suspended_time,
+            &self.interruptions,
+            &self.memory_grows,
+            &self.table_grows,
+            &self.memory_bytes,
+        ]
     }
 
     /// Counts something known to be missing.
     pub fn observe_loss(&self, loss: &Loss) {
-        self.losses.with(&loss_labels(loss), |counter| {
+        self.losses.with(&loss_labels(loss), &Owner::Agent, |counter| {
             counter.inc_by(loss.count);
         });
     }
 
     /// Sets a loss that is counted elsewhere (in the kernel, in a sink) to its running total. A total that went back is ignored.
     pub fn set_loss_total(&self, loss: &Loss) {
-        self.losses.with(&loss_labels(loss), |counter| {
+        self.losses.with(&loss_labels(loss), &Owner::Agent, |counter| {
             counter.inner().fetch_max(loss.count, Ordering::Relaxed);
         });
     }
@@ -291,7 +348,7 @@ impl Metrics {
     pub fn set_pod_resolutions(&self, counts: &[(&'static str, &'static str, u64)]) {
         for (source, result, count) in counts {
             self.pod_resolutions
-                .with(&ResolutionLabels { source, result }, |counter| {
+                .with(&ResolutionLabels { source, result }, &Owner::Agent, |counter| {
                     counter.inner().fetch_max(*count, Ordering::Relaxed);
                 });
         }
@@ -299,9 +356,10 @@ impl Metrics {
 
     /// Counts kernel records of a kind (`syscall`, `push`, …).
     pub fn observe_events(&self, kind: &str, count: u64) {
-        self.events.with(&KindLabels { kind: Value::new(kind) }, |counter| {
-            counter.inc_by(count);
-        });
+        self.events
+            .with(&KindLabels { kind: Value::new(kind) }, &Owner::Agent, |counter| {
+                counter.inc_by(count);
+            });
     }
 
     /// Records one phase of a cold start.
@@ -315,21 +373,25 @@ impl Metrics {
         duration: Duration,
     ) {
         let labels = PhaseLabels {
-            module: module_labels(process, module),
+            module: self.module_labels(process, module),
             phase: phase.as_str(),
         };
         self.cold_start_time
-            .with(&labels, |histogram| histogram.observe(duration.as_secs_f64()));
+            .with(&labels, &self.ended.owner(process), |histogram| {
+                histogram.observe(duration.as_secs_f64());
+            });
     }
 
     /// Counts an invocation that was the first since its module was loaded.
     pub fn count_cold_start(&self, process: &Process, module: Option<&str>) {
-        self.cold_starts.with(&module_labels(process, module), increment);
+        let labels = self.module_labels(process, module);
+        self.cold_starts.with(&labels, &self.ended.owner(process), increment);
     }
 
     /// Counts an instance of a module.
     pub fn observe_instantiation(&self, process: &Process, module: Option<&str>) {
-        self.instantiations.with(&module_labels(process, module), increment);
+        let labels = self.module_labels(process, module);
+        self.instantiations.with(&labels, &self.ended.owner(process), increment);
     }
 
     /// All series as `OpenMetrics` text; see [`CONTENT_TYPE`].
@@ -353,96 +415,114 @@ impl Metrics {
         text
     }
 
-    fn observe_span(&self, span: &Span, export: &ExportLabels) {
+    fn module_labels(&self, process: &Process, module: Option<&str>) -> ModuleLabels {
+        ModuleLabels {
+            workload: Workload::new(process, &self.config),
+            module: module.map_or_else(Value::unknown, Value::new),
+        }
+    }
+
+    fn observe_span(&self, span: &Span, export: &ExportLabels, owner: &Owner) {
         match &span.kind {
             SpanKind::Invoke { function } => {
                 self.observe_name(function.is_some());
-                let labels = InvocationLabels {
-                    export: export.clone(),
-                    outcome: span.outcome.as_str(),
-                };
-                self.invocations.with(&labels, increment);
-                self.invocation_time.with_duration(export, span);
+                if self.aggregates.is_none() {
+                    let labels = InvocationLabels {
+                        export: export.clone(),
+                        outcome: span.outcome.as_str(),
+                    };
+                    self.invocations.with(&labels, owner, increment);
+                    self.invocation_time.with_duration(export, owner, span);
+                }
             }
             SpanKind::HostCall { import } => {
                 self.observe_name(import.is_some());
-                let import = ImportLabels {
-                    workload: export.workload.clone(),
-                    module: span
-                        .stack
-                        .first()
-                        .map_or_else(|| export.module.clone(), |function| Value::new(&function.module.name)),
-                    import: import.as_ref().map_or_else(Value::unknown, |import| {
-                        Value::new(&format!("{}.{}", import.module, import.name))
-                    }),
-                };
-                self.host_call_time.with_duration(&import, span);
-                self.host_calls.with(
-                    &HostCallLabels {
-                        import,
-                        outcome: span.outcome.as_str(),
-                    },
-                    increment,
-                );
-            }
-            SpanKind::Syscall { name, result, .. } => {
-                let call = SyscallTimeLabels {
-                    export: export.clone(),
-                    syscall: Value::new(name),
-                };
-                self.syscall_time.with_duration(&call, span);
-                self.syscalls.with(
-                    &SyscallLabels {
-                        call,
-                        outcome: syscall_outcome(&span.outcome),
-                    },
-                    increment,
-                );
-                if let (Some(direction), Ok(byte_count @ 1..)) = (io_direction(name), u64::try_from(*result)) {
-                    self.io_bytes.with(
-                        &IoLabels {
-                            export: export.clone(),
-                            direction,
-                        },
-                        |counter| {
-                            counter.inc_by(byte_count);
-                        },
-                    );
+                if self.aggregates.is_none() {
+                    self.observe_host_call(span, import.as_deref(), export, owner);
                 }
             }
+            SpanKind::Syscall { name, result, .. } if self.aggregates.is_none() => {
+                self.observe_syscall(span, name, *result, export, owner);
+            }
+            SpanKind::Syscall { .. } => {}
             SpanKind::MemoryGrow(growth) => {
                 let labels = grow_labels(growth, span, export);
-                self.memory_grows.with(&labels, increment);
+                self.memory_grows.with(&labels, owner, increment);
                 if let Some(bytes) = growth.new_bytes() {
-                    self.memory_bytes.with(&labels.module, |gauge| {
+                    self.memory_bytes.with(&labels.module, owner, |gauge| {
                         gauge.inner().fetch_max(bytes, Ordering::Relaxed);
                     });
                 }
             }
-            SpanKind::TableGrow(growth) => self.table_grows.with(&grow_labels(growth, span, export), increment),
+            SpanKind::TableGrow(growth) => {
+                self.table_grows
+                    .with(&grow_labels(growth, span, export), owner, increment);
+            }
             SpanKind::Interruption(interruption) => {
-                self.observe_interruption(interruption.cause, span.outcome.as_str(), export);
+                self.observe_interruption(interruption.cause, span.outcome.as_str(), export, owner);
             }
             SpanKind::Trap { code, .. } => {
                 let causes = [InterruptionCause::Fuel, InterruptionCause::Epoch];
                 if let Some(cause) = causes.into_iter().find(|cause| cause.trap_code() == code) {
-                    self.observe_interruption(cause, "trap", export);
+                    self.observe_interruption(cause, "trap", export, owner);
                 }
             }
         }
     }
 
-    fn observe_interruption(&self, cause: InterruptionCause, outcome: &'static str, export: &ExportLabels) {
+    fn observe_host_call(&self, span: &Span, import: Option<&Import>, export: &ExportLabels, owner: &Owner) {
+        let import = ImportLabels {
+            workload: export.workload.clone(),
+            module: span
+                .stack
+                .first()
+                .map_or_else(|| export.module.clone(), |function| Value::new(&function.module.name)),
+            import: import.map_or_else(Value::unknown, |import| {
+                Value::new(&format!("{}.{}", import.module, import.name))
+            }),
+        };
+        self.host_call_time.with_duration(&import, owner, span);
+        let outcome = span.outcome.as_str();
+        self.host_calls
+            .with(&HostCallLabels { import, outcome }, owner, increment);
+    }
+
+    fn observe_syscall(&self, span: &Span, name: &str, result: i64, export: &ExportLabels, owner: &Owner) {
+        let call = SyscallTimeLabels {
+            export: export.clone(),
+            syscall: Value::new(name),
+        };
+        self.syscall_time.with_duration(&call, owner, span);
+        let outcome = syscall_outcome(&span.outcome);
+        self.syscalls.with(&SyscallLabels { call, outcome }, owner, increment);
+        if let (Some(direction), Ok(byte_count @ 1..)) = (io_direction(name), u64::try_from(result)) {
+            let labels = IoLabels {
+                export: export.clone(),
+                direction,
+            };
+            self.io_bytes.with(&labels, owner, |counter| {
+                counter.inc_by(byte_count);
+            });
+        }
+    }
+
+    fn observe_interruption(
+        &self,
+        cause: InterruptionCause,
+        outcome: &'static str,
+        export: &ExportLabels,
+        owner: &Owner,
+    ) {
         let labels = InterruptionLabels {
             export: export.clone(),
             kind: cause.as_str(),
             outcome,
         };
-        self.interruptions.with(&labels, increment);
+        self.interruptions.with(&labels, owner, increment);
     }
 
     /// A trap is counted where it was seen as such; an invocation that ended in one counts only when no call below it saw one.
-    fn observe_traps(&self, trace: &Trace, workload: &Workload) {
+    fn observe_traps(&self, trace: &Trace, workload: &Workload, owner: &Owner) {
         // Children first, so that an invocation knows what happened below it.
         let spans = spans_with_parents(&trace.root);
         let mut has_trap = vec![false; spans.len()];
@@ -464,6 +544,7 @@ impl Metrics {
                         export,
                         code: Value::new(code),
                     },
+                    owner,
                     increment,
                 );
                 has_trap[index] = true;
@@ -519,13 +600,6 @@ fn grow_labels(growth: &Growth, span: &Span, export: &ExportLabels) -> GrowLabel
     }
 }
 
-fn module_labels(process: &Process, module: Option<&str>) -> ModuleLabels {
-    ModuleLabels {
-        workload: Workload::new(process),
-        module: module.map_or_else(Value::unknown, Value::new),
-    }
-}
-
 fn loss_labels(loss: &Loss) -> LossLabels {
     LossLabels {
         layer: Value::new(&loss.layer),
@@ -551,9 +625,11 @@ fn io_direction(syscall: &str) -> Option<&'static str> {
 }
 
 impl<S: Labels> BoundedFamily<S, Histogram> {
-    fn with_duration(&self, labels: &S, span: &Span) {
+    fn with_duration(&self, labels: &S, owner: &Owner, span: &Span) {
         if span.start_bound != Bound::Open && span.end_bound != Bound::Open {
-            self.with(labels, |histogram| histogram.observe(span.duration_ns() as f64 / 1e9));
+            self.with(labels, owner, |histogram| {
+                histogram.observe(span.duration_ns() as f64 / 1e9);
+            });
         }
     }
 }
@@ -562,6 +638,8 @@ impl<S: Labels> BoundedFamily<S, Histogram> {
 struct Families {
     /// The families that the kernel counts are not in the registry.
     has_aggregates: bool,
+    max_counter_series: usize,
+    max_histogram_series: usize,
     registry: Registry,
     overflow: Family<FamilyLabels, Counter>,
 }
@@ -571,7 +649,7 @@ impl Families {
     where
         M: EncodeMetric + TypedMetric + Default + std::fmt::Debug + Send + Sync + 'static,
     {
-        self.register(name, help, M::default, MAX_COUNTER_SERIES)
+        self.register(name, help, M::default, self.max_counter_series)
     }
 
     fn histograms<S: Labels>(&mut self, name: &'static str, help: &'static str) -> BoundedFamily<S, Histogram> {
@@ -579,7 +657,7 @@ impl Families {
             name,
             help,
             || Histogram::new(DURATION_BUCKETS_SECONDS),
-            MAX_HISTOGRAM_SERIES,
+            self.max_histogram_series,
         )
     }
 

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use super::config::MetricsConfig;
 use super::labels::{
     ExportLabels, FamilyLabels, GrowLabels, HostCallLabels, ImportLabels, InterruptionLabels, InvocationLabels,
     IoLabels, KindLabels, LossLabels, ModuleLabels, PhaseLabels, ResolutionLabels, SyscallLabels, SyscallTimeLabels,
     TrapLabels, Value, Workload,
 };
+use super::owners::Owner;
 use super::{ColdStartPhase, Metrics};
 use crate::inventory::InventoryCollector;
 use crate::span::{Place, Process};
@@ -77,7 +79,7 @@ fn with_a_series_each() -> Metrics {
     let metrics = Metrics::new();
     metrics.add_collector(Box::new(InventoryCollector::example()));
     let export = ExportLabels {
-        workload: Workload::new(&process()),
+        workload: Workload::new(&process(), &MetricsConfig::default()),
         module: Value::unknown(),
         export: Value::unknown(),
     };
@@ -125,6 +127,8 @@ fn with_a_series_each() -> Metrics {
         nameable_count: _,
         // Counted in the kernel, written under the names of the families above.
         aggregates: _,
+        config: _,
+        ended: _,
     } = &metrics;
     let outcome = "ok";
     invocations.with(
@@ -132,23 +136,26 @@ fn with_a_series_each() -> Metrics {
             export: export.clone(),
             outcome,
         },
+        &Owner::Agent,
         |_| (),
     );
-    invocation_time.with(&export, |_| ());
+    invocation_time.with(&export, &Owner::Agent, |_| ());
     host_calls.with(
         &HostCallLabels {
             import: import.clone(),
             outcome,
         },
+        &Owner::Agent,
         |_| (),
     );
-    host_call_time.with(&import, |_| ());
-    syscall_time.with(&call, |_| ());
+    host_call_time.with(&import, &Owner::Agent, |_| ());
+    syscall_time.with(&call, &Owner::Agent, |_| ());
     syscalls.with(
         &SyscallLabels {
             call,
             outcome: Value::new(outcome),
         },
+        &Owner::Agent,
         |_| (),
     );
     io_bytes.with(
@@ -156,6 +163,7 @@ fn with_a_series_each() -> Metrics {
             export: export.clone(),
             direction: "read",
         },
+        &Owner::Agent,
         |_| (),
     );
     cold_start_time.with(
@@ -163,18 +171,20 @@ fn with_a_series_each() -> Metrics {
             module: module.clone(),
             phase: ColdStartPhase::FirstCall.as_str(),
         },
+        &Owner::Agent,
         |_| (),
     );
-    cold_starts.with(&module, |_| ());
-    instantiations.with(&module, |_| ());
-    memory_bytes.with(&module, |_| ());
-    suspended_time.with(&export, |_| ());
+    cold_starts.with(&module, &Owner::Agent, |_| ());
+    instantiations.with(&module, &Owner::Agent, |_| ());
+    memory_bytes.with(&module, &Owner::Agent, |_| ());
+    suspended_time.with(&export, &Owner::Agent, |_| ());
     interruptions.with(
         &InterruptionLabels {
             export: export.clone(),
             kind: "fuel",
             outcome,
         },
+        &Owner::Agent,
         |_| (),
     );
     traps.with(
@@ -182,16 +192,18 @@ fn with_a_series_each() -> Metrics {
             export,
             code: Value::unknown(),
         },
+        &Owner::Agent,
         |_| (),
     );
-    memory_grows.with(&grow, |_| ());
-    table_grows.with(&grow, |_| ());
-    events.with(&KindLabels { kind: Value::unknown() }, |_| ());
+    memory_grows.with(&grow, &Owner::Agent, |_| ());
+    table_grows.with(&grow, &Owner::Agent, |_| ());
+    events.with(&KindLabels { kind: Value::unknown() }, &Owner::Agent, |_| ());
     losses.with(
         &LossLabels {
             layer: Value::unknown(),
             reason: Value::unknown(),
         },
+        &Owner::Agent,
         |_| (),
     );
     pod_resolutions.with(
@@ -199,6 +211,7 @@ fn with_a_series_each() -> Metrics {
             source: "cri",
             result: "found",
         },
+        &Owner::Agent,
         |_| (),
     );
     // The label set of `wasmscope_series_overflow`, whose series are made with the families.

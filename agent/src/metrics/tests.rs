@@ -1,7 +1,8 @@
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::*;
+use crate::pipeline::{Counted, Times};
 use crate::sink::testing::{growth, host_call, interruption, invoke, process, syscall, trace, trap};
 use crate::span::{InterruptionCause, Module, Suspend};
 
@@ -428,4 +429,200 @@ fn unknown_functions_lower_the_symbol_coverage() {
     root.children = vec![unnamed.clone(), host_call("y", 3, 4), unnamed];
     metrics.observe_trace(&trace(root));
     assert_eq!(series(&metrics).get("wasmscope_symbol_coverage_ratio"), Some(&0.5));
+}
+
+fn aggregate_row(export: &str, count: u64) -> AggregateRow {
+    let SpanKind::Invoke { function } = invoke(export, 0, 1).kind else {
+        unreachable!("made as one")
+    };
+    let mut times = Times::default();
+    times.buckets[40] = count;
+    times.total_ns = count * 1_000;
+    AggregateRow {
+        process: Some(process()),
+        counted: Counted::Invocations { export: function },
+        outcomes: vec![("ok".to_owned(), count)],
+        times,
+        bytes: 0,
+    }
+}
+
+#[test]
+fn what_the_kernel_counts_is_not_counted_from_traces_too() {
+    let config = MetricsConfig {
+        max_counter_series: 2,
+        max_histogram_series: 2,
+        ..MetricsConfig::default()
+    };
+    let metrics = Metrics::with_aggregates(config);
+    for i in 0..5 {
+        let mut root = invoke(&format!("export_{i}"), 0, 10);
+        root.children = vec![host_call(&format!("call_{i}"), 1, 2), syscall("read", 3, 4)];
+        metrics.observe_trace(&trace(root));
+    }
+    let text = metrics.encode();
+    assert!(!text.contains("wasm_invocations_total{"), "{text}");
+    let overflows = |metrics: &Metrics| -> Vec<(String, f64)> {
+        let all = series(metrics).into_iter();
+        all.filter(|(name, value)| name.starts_with("wasmscope_series_overflow_total{") && *value > 0.0)
+            .collect()
+    };
+    assert_eq!(overflows(&metrics), [], "nothing is full");
+
+    for i in 0..5 {
+        metrics.observe_aggregate(&aggregate_row(&format!("export_{i}"), 1));
+    }
+    let mut full = overflows(&metrics);
+    full.sort_by(|(one, _), (other, _)| one.cmp(other));
+    let family = |name: &str| format!("wasmscope_series_overflow_total{{family=\"{name}\"}}");
+    let expected = [
+        (family("wasm_invocation_duration_seconds"), 3.0),
+        (family("wasm_invocations"), 3.0),
+    ];
+    assert_eq!(full, expected);
+}
+
+#[test]
+fn series_of_a_process_that_is_gone_expire_in_every_family_and_those_of_others_stay() {
+    let other = || {
+        Arc::new(Process {
+            pid: 7,
+            command: "other-host".to_owned(),
+            ..(*process()).clone()
+        })
+    };
+    for has_aggregates in [false, true] {
+        let metrics = Metrics::made(MetricsConfig::default(), has_aggregates);
+        let observe = |process: Arc<Process>| {
+            let mut root = invoke("run", 0, 1_000);
+            root.children = vec![host_call("call", 1, 5), syscall("read", 6, 7), trap("unreachable", 9)];
+            let mut trace = trace(root);
+            trace.process = Arc::clone(&process);
+            metrics.observe_trace(&trace);
+            metrics.observe_aggregate(&AggregateRow {
+                process: Some(Arc::clone(&process)),
+                ..aggregate_row("run", 1)
+            });
+            metrics.count_cold_start(&process, Some("policy.wasm"));
+            metrics.observe_instantiation(&process, Some("policy.wasm"));
+            let phase = PhaseKind::Compile.into();
+            metrics.observe_cold_start(&process, None, phase, Duration::from_millis(1));
+        };
+        let of = |command: &str| {
+            let label = format!("process=\"{command}\"");
+            let all = series(&metrics).into_iter();
+            all.filter(|(name, _)| name.contains(&label))
+                .collect::<BTreeMap<_, _>>()
+        };
+        observe(process());
+        observe(other());
+        let before = of("other-host");
+        assert_eq!(of("edge-host").len(), before.len());
+
+        let now = Instant::now();
+        metrics.process_gone(&process());
+        metrics.expire_at(now + Duration::from_secs(1));
+        assert_eq!(of("edge-host").len(), before.len(), "for a while they stay");
+        // A trace that waited for the name of its pod.
+        observe(process());
+        metrics.expire_at(now + Duration::from_secs(400));
+        assert_eq!(of("edge-host"), BTreeMap::new());
+        assert_eq!(of("other-host"), before);
+    }
+}
+
+#[test]
+fn what_is_configured_holds_for_families_that_traces_feed() {
+    let config = MetricsConfig {
+        process_label: false,
+        pod_labels: vec!["app.kubernetes.io/name".to_owned()],
+        max_counter_series: 1,
+        ..MetricsConfig::default()
+    };
+    let metrics = Metrics::with_config(config);
+    let mut labelled = (*process()).clone();
+    let label = ("app.kubernetes.io/name".to_owned(), "edge".to_owned());
+    labelled.place.labels.extend([label]);
+    for module in ["one.wasm", "two.wasm"] {
+        metrics.count_cold_start(&labelled, Some(module));
+    }
+    let series = series(&metrics);
+    let one = "wasm_cold_starts_total{label_app_kubernetes_io_name=\"edge\",module=\"one.wasm\"}";
+    assert_eq!(series.get(one), Some(&1.0), "{series:#?}");
+    assert_eq!(series.get("wasm_cold_starts_total{module=\"other\"}"), Some(&1.0));
+}
+
+/// By family and labels: the value of a counter or gauge, sum and count of a histogram.
+type Values = BTreeMap<(String, Vec<(String, String)>), (String, String)>;
+
+fn values_of_text(text: &str) -> Values {
+    let mut values = Values::new();
+    for family in snapshot::Snapshot::parse(text).families {
+        for (mut labels, value) in family.series {
+            labels.sort();
+            let value = match value {
+                snapshot::Value::Number(snapshot::Number::Whole(value)) => {
+                    (format!("{:?}", value as f64), String::new())
+                }
+                snapshot::Value::Number(snapshot::Number::Fraction(value)) => (format!("{value:?}"), String::new()),
+                snapshot::Value::Histogram { sum, count, .. } => (format!("{sum:?}"), count.to_string()),
+            };
+            values.insert((family.name.clone(), labels), value);
+        }
+    }
+    values
+}
+
+fn values_of_protobuf(mut bytes: &[u8]) -> Values {
+    use prost::Message as _;
+    let mut values = Values::new();
+    while !bytes.is_empty() {
+        let family = exposition::proto::MetricFamily::decode_length_delimited(&mut bytes).unwrap();
+        for metric in family.metric {
+            let mut labels: Vec<_> = metric.label.into_iter().map(|pair| (pair.name, pair.value)).collect();
+            labels.sort();
+            let number = metric.counter.map(|counter| counter.value);
+            let number = number.or(metric.gauge.map(|gauge| gauge.value));
+            let value = match (number, metric.histogram) {
+                (Some(number), _) => (format!("{number:?}"), String::new()),
+                (None, Some(histogram)) => (
+                    format!("{:?}", histogram.sample_sum),
+                    histogram.sample_count.to_string(),
+                ),
+                (None, None) => panic!("{} has no value", family.name),
+            };
+            let name = family.name.strip_suffix("_total").unwrap_or(&family.name);
+            values.insert((name.to_owned(), labels), value);
+        }
+    }
+    values
+}
+
+#[test]
+fn all_formats_say_the_same() {
+    let metrics = Metrics::with_aggregates(MetricsConfig {
+        max_counter_series: 3,
+        ..MetricsConfig::default()
+    });
+    for i in 0..5 {
+        metrics.observe_aggregate(&aggregate_row(&format!("export\"\\{i}"), i + 1));
+    }
+    metrics.count_cold_start(&process(), Some("policy.wasm"));
+    metrics.observe_cold_start(&process(), None, ColdStartPhase::FirstCall, Duration::from_millis(3));
+    let mut root = invoke("run", 0, 1_000);
+    root.children = vec![trap("unreachable", 9)];
+    metrics.observe_trace(&trace(root));
+    let open_metrics = values_of_text(&metrics.encode());
+    assert_eq!(values_of_protobuf(&metrics.encode_as(Format::Protobuf)), open_metrics);
+    assert!(open_metrics.len() > 10);
+
+    // The same samples, but for what the format does not have.
+    let samples = |text: &str| -> Vec<String> {
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        samples
+            .map(|line| line.split(" # ").next().unwrap().to_owned())
+            .collect()
+    };
+    let classic = String::from_utf8(metrics.encode_as(Format::Classic)).unwrap();
+    assert_eq!(samples(&classic), samples(&metrics.encode()));
 }

@@ -22,6 +22,8 @@ use crate::{
 
 /// Workloads told apart in the report; the others are one.
 const MAX_WORKLOADS: usize = 500;
+/// How long it is told of a workload for how long it was paused, after its last process.
+const PAUSED_MEMORY_NS: u64 = 300_000_000_000;
 /// A program that has read a process's flags is done with it by then, nanoseconds.
 const IN_FLIGHT_NS: u64 = 1_000_000;
 
@@ -87,6 +89,8 @@ pub(super) struct Governing {
     next_ns: u64,
     accounted_ns: u64,
     report: Arc<Mutex<GovernorReport>>,
+    /// When a process of a workload was last watched, of those that have been paused.
+    paused_seen_ns: BTreeMap<WorkloadKey, u64>,
 }
 
 impl Pipeline {
@@ -105,6 +109,7 @@ impl Pipeline {
             next_ns: 0,
             accounted_ns: clock::monotonic_ns(),
             report: Arc::new(Mutex::new(report)),
+            paused_seen_ns: BTreeMap::new(),
         });
     }
 
@@ -455,6 +460,18 @@ impl Pipeline {
                 }
                 *report.paused_ns.entry((key, *probe)).or_default() += passed_ns;
             }
+        }
+        if !report.paused_ns.is_empty() {
+            let seen_ns = &mut governing.paused_seen_ns;
+            for (pid, watched) in &self.processes {
+                let key = WorkloadKey::new(&watched.describe(*pid, Vec::new()));
+                seen_ns.insert(key, now_ns);
+            }
+            seen_ns.retain(|_, seen_ns| now_ns.saturating_sub(*seen_ns) < PAUSED_MEMORY_NS);
+            let other = WorkloadKey::other();
+            report
+                .paused_ns
+                .retain(|(key, _), _| *key == other || seen_ns.contains_key(key));
         }
         let overheads: Vec<_> = governing.governor.overheads().collect();
         for (pid, overhead) in overheads {

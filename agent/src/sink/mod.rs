@@ -16,6 +16,7 @@ pub mod otlp;
 pub mod otlp_config;
 pub mod otlp_json;
 pub mod otlp_metrics;
+mod otlp_starts;
 pub mod otlp_transport;
 mod phases;
 mod place;

@@ -1,4 +1,5 @@
-//! Sends the agent's metrics to an OpenTelemetry collector at an interval, as cumulative values since the agent started.
+//! Sends the agent's metrics to an OpenTelemetry collector at an interval, as cumulative values: since the agent started, or since the reading before the
+//! first one that has the series. Series of processes that are gone end, and those of the same name that come later begin anew.
 //!
 //! A reading that does not arrive is not repeated: the next one says all that it said, and more. Its data points count as lost meanwhile.
 
@@ -26,6 +27,7 @@ use tracing::{error, info};
 
 use super::otlp::Protocol;
 use super::otlp_config::{CompressionConfig, OtlpMetricsConfig, TargetConfig};
+use super::otlp_starts::Starts;
 use super::otlp_transport::{self as transport, AddHeaders, Http, TransportError};
 use crate::clock::ClockAnchor;
 use crate::metrics::snapshot::{Family, Kind, Labels, Number, Snapshot, Value};
@@ -69,8 +71,8 @@ impl MetricsExporter {
             timeout: transport::timeout(&config.target),
             interval: Duration::from_secs(config.interval_seconds),
             resource: resource(node_name),
-            start_unix_ns,
-            read,
+            starts: Starts::new(start_unix_ns),
+            read: Arc::from(read),
             counters: Arc::clone(&counters),
             stopped,
             is_failing: false,
@@ -122,8 +124,8 @@ struct Worker {
     timeout: Duration,
     interval: Duration,
     resource: Resource,
-    start_unix_ns: u64,
-    read: ReadText,
+    starts: Starts,
+    read: Arc<dyn Fn() -> String + Send + Sync>,
     counters: Arc<Counters>,
     stopped: watch::Receiver<bool>,
     is_failing: bool,
@@ -143,10 +145,17 @@ impl Worker {
     }
 
     async fn send_all(&mut self) {
-        let snapshot = Snapshot::parse(&(self.read)());
+        let read = Arc::clone(&self.read);
+        let now_ns = ClockAnchor::now().unix_ns;
+        // Thousands of series take a while.
+        let Ok(snapshot) = tokio::task::spawn_blocking(move || Snapshot::parse(&read())).await else {
+            error!("metrics cannot be read");
+            return;
+        };
         let unreadable = snapshot.unreadable_count;
         self.counters.unreadable.fetch_add(unreadable, Ordering::Relaxed);
-        for (metrics, point_count) in requests(snapshot, self.start_unix_ns, ClockAnchor::now().unix_ns) {
+        self.starts.read(&snapshot, now_ns);
+        for (metrics, point_count) in requests(snapshot, &self.starts, now_ns) {
             let request = ExportMetricsServiceRequest {
                 resource_metrics: vec![ResourceMetrics {
                     resource: Some(self.resource.clone()),
@@ -289,7 +298,7 @@ fn resource(node_name: &str) -> Resource {
 }
 
 /// The metrics of each request, with their data points.
-fn requests(snapshot: Snapshot, start_ns: u64, now_ns: u64) -> Vec<(Vec<Metric>, u64)> {
+fn requests(snapshot: Snapshot, starts: &Starts, now_ns: u64) -> Vec<(Vec<Metric>, u64)> {
     let mut requests: Vec<(Vec<Metric>, u64)> = Vec::new();
     for family in snapshot.families {
         let mut rest = &family.series[..];
@@ -302,7 +311,7 @@ fn requests(snapshot: Snapshot, start_ns: u64, now_ns: u64) -> Vec<(Vec<Metric>,
             let (now, later) = rest.split_at(rest.len().min(MAX_REQUEST_POINTS - used));
             rest = later;
             if let Some((metrics, count)) = requests.last_mut() {
-                metrics.push(metric(&family, now, start_ns, now_ns));
+                metrics.push(metric(&family, now, starts, now_ns));
                 *count += now.len() as u64;
             }
         }
@@ -310,12 +319,12 @@ fn requests(snapshot: Snapshot, start_ns: u64, now_ns: u64) -> Vec<(Vec<Metric>,
     requests
 }
 
-fn metric(family: &Family, series: &[(Labels, Value)], start_ns: u64, now_ns: u64) -> Metric {
+fn metric(family: &Family, series: &[(Labels, Value)], starts: &Starts, now_ns: u64) -> Metric {
     let cumulative = AggregationTemporality::Cumulative.into();
     let numbers = || {
         series
             .iter()
-            .filter_map(|(labels, value)| number_point(labels, value, start_ns, now_ns))
+            .filter_map(|(labels, value)| number_point(labels, value, starts.of(&family.name, labels), now_ns))
             .collect()
     };
     let data = match family.kind {
@@ -328,7 +337,7 @@ fn metric(family: &Family, series: &[(Labels, Value)], start_ns: u64, now_ns: u6
         Kind::Histogram => metric::Data::Histogram(Histogram {
             data_points: series
                 .iter()
-                .filter_map(|(labels, value)| histogram_point(labels, value, start_ns, now_ns))
+                .filter_map(|(labels, value)| histogram_point(labels, value, starts.of(&family.name, labels), now_ns))
                 .collect(),
             aggregation_temporality: cumulative,
         }),
@@ -404,7 +413,10 @@ mod tests {
                 let _ = writeln!(text, "f{family}_total{{a=\"{series}\"}} 1");
             }
         }
-        let requests = requests(Snapshot::parse(&text), 1, 2);
+        let snapshot = Snapshot::parse(&text);
+        let mut starts = Starts::new(1);
+        starts.read(&snapshot, 2);
+        let requests = requests(snapshot, &starts, 2);
         let counts: Vec<u64> = requests.iter().map(|(_, count)| *count).collect();
         assert_eq!(counts, [4_000, 4_000, 1_003]);
         let sum: usize = requests

@@ -29,6 +29,7 @@ mod parents;
 mod pods;
 mod python;
 mod replay;
+mod scrape;
 mod soak;
 mod stripped;
 mod trap_kinds;
