@@ -267,7 +267,7 @@ impl Places {
     }
 
     /// How often each source was asked, and with what result: `known`, `unknown`, `conflict`, `error`; of the stage that waits (`source` is `hold`):
-    /// `timeout`, `overflow`. For `wasmscope_pod_resolutions_total{source,result}`.
+    /// `timeout`, `overflow`, `shutdown`. For `wasmscope_pod_resolutions_total{source,result}`.
     pub fn counts(&self) -> Vec<(&'static str, &'static str, u64)> {
         let counts = lock(&self.counts);
         counts
