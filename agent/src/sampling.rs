@@ -1,9 +1,11 @@
 //! Head sampling of traces: which of them leave the node.
 //!
-//! A trace of a request whose caller has decided (W3C `traceparent`) follows that decision; a failed one is kept within a budget of its own; of
-//! the others a share is kept by trace id, and of each export of a module in a pod no more than a rate. Metrics count before sampling and stay exact.
+//! A trace of a request whose caller has decided (W3C `traceparent`) follows that decision, up to a rate of its pod, for whoever sends a request can
+//! write the header; a failed one is kept within a budget of its own; of the others a share is kept by trace id, and of each export of a module in a
+//! pod no more than a rate. Metrics count before sampling and stay exact.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -22,11 +24,13 @@ pub struct SamplingConfig {
     pub ratio: f64,
     /// Follow the decision of the caller where a `traceparent` was seen. Default true.
     pub parent_based: bool,
+    /// Traces per second that callers have sampled and that are kept of each pod; over 0. Its burst is two seconds' worth. Default 100.
+    pub parent_per_second: f64,
     /// Keep failed traces that ratio or rate would drop, within the failure budget. Default true.
     pub keep_failed: bool,
     /// Failed traces per second kept on the whole node beyond ratio and rate; over 0. Its burst is ten seconds' worth. Default 50.
     pub failed_per_second: f64,
-    /// Keys remembered, 1 to 1,000,000; further ones share the key `other` until an old one has been idle long enough to be full. Default 4,096.
+    /// Keys remembered, and pods, 1 to 1,000,000 each; further ones share the key `other` until an old one has been idle long enough to be full. Default 4,096.
     pub max_keys: usize,
 }
 
@@ -37,6 +41,7 @@ impl Default for SamplingConfig {
             burst: 20.0,
             ratio: 1.0,
             parent_based: true,
+            parent_per_second: 100.0,
             keep_failed: true,
             failed_per_second: 50.0,
             max_keys: 4_096,
@@ -49,6 +54,7 @@ impl SamplingConfig {
     pub fn validate(&self) -> Result<(), String> {
         for (name, value) in [
             ("traces_per_second", self.traces_per_second),
+            ("parent_per_second", self.parent_per_second),
             ("failed_per_second", self.failed_per_second),
         ] {
             if !(value.is_finite() && value > 0.0) {
@@ -86,17 +92,20 @@ pub enum Decision {
     RatioDropped,
     /// Over the rate of its key.
     RateLimited,
+    /// The caller had sampled the request, over the rate of its pod.
+    ParentLimited,
 }
 
 impl Decision {
     /// All, in the order of [`Sampler::counts`].
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Kept,
         Self::ParentKept,
         Self::FailedKept,
         Self::ParentDropped,
         Self::RatioDropped,
         Self::RateLimited,
+        Self::ParentLimited,
     ];
 
     /// Whether the trace is exported.
@@ -113,6 +122,7 @@ impl Decision {
             Self::ParentDropped => "parent_dropped",
             Self::RatioDropped => "ratio_dropped",
             Self::RateLimited => "rate_limited",
+            Self::ParentLimited => "parent_limited",
         }
     }
 }
@@ -122,18 +132,28 @@ pub fn parent_sampled(trace: &Trace) -> Option<bool> {
     trace.parent.as_ref().map(crate::span::Parent::is_sampled)
 }
 
+/// By namespace and UID or name; what is in none is one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Pod(Option<Box<str>>, Option<Box<str>>);
+
+impl Pod {
+    fn new(trace: &Trace) -> Self {
+        let place = &trace.process.place;
+        let pod = place.pod_uid.as_deref().or(place.pod_name.as_deref());
+        Self(place.namespace.as_deref().map(Box::from), pod.map(Box::from))
+    }
+}
+
 /// Whose rate a trace counts against.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
-    namespace: Option<Box<str>>,
-    pod: Option<Box<str>>,
+    pod: Pod,
     /// Name, hash and export, where the function is known.
     function: Option<(Box<str>, Box<str>, Box<str>)>,
 }
 
 impl Key {
     fn new(trace: &Trace) -> Self {
-        let place = &trace.process.place;
         let function = match &trace.root.kind {
             SpanKind::Invoke {
                 function: Some(function),
@@ -145,8 +165,7 @@ impl Key {
             _ => None,
         };
         Self {
-            namespace: place.namespace.as_deref().map(Box::from),
-            pod: place.pod_uid.as_deref().or(place.pod_name.as_deref()).map(Box::from),
+            pod: Pod::new(trace),
             function,
         }
     }
@@ -176,16 +195,57 @@ impl Bucket {
     }
 }
 
+/// The buckets of many; its memory is bounded.
+#[derive(Debug)]
+struct Buckets<K> {
+    by_key: HashMap<K, Bucket>,
+    /// Of all keys there is no room for.
+    other: Bucket,
+    /// When full buckets are looked for next, so that a flood of keys does not search each time.
+    next_sweep_ns: u64,
+}
+
+impl<K> Default for Buckets<K> {
+    fn default() -> Self {
+        Self {
+            by_key: HashMap::new(),
+            other: Bucket::default(),
+            next_sweep_ns: 0,
+        }
+    }
+}
+
+impl<K: Eq + Hash> Buckets<K> {
+    fn take(&mut self, key: K, max_keys: usize, (per_second, burst): (f64, f64), now_ns: u64) -> bool {
+        if let Some(bucket) = self.by_key.get_mut(&key) {
+            return bucket.take(per_second, burst, now_ns);
+        }
+        if self.by_key.len() >= max_keys && now_ns >= self.next_sweep_ns {
+            self.by_key.retain(|_, bucket| !bucket.is_full_at(now_ns));
+            self.next_sweep_ns = now_ns.saturating_add(1_000_000_000);
+        }
+        let bucket = if self.by_key.len() < max_keys {
+            self.by_key.entry(key).or_default()
+        } else {
+            &mut self.other
+        };
+        bucket.take(per_second, burst, now_ns)
+    }
+
+    fn limit(&mut self, max_keys: usize) {
+        if max_keys < self.by_key.len() {
+            self.by_key.clear();
+        }
+    }
+}
+
 /// Decides on traces. Its memory is bounded by [`SamplingConfig::max_keys`].
 #[derive(Debug)]
 pub struct Sampler {
     config: SamplingConfig,
-    buckets: HashMap<Key, Bucket>,
-    /// Of all keys there is no room for.
-    other: Bucket,
+    buckets: Buckets<Key>,
+    parents: Buckets<Pod>,
     failed: Bucket,
-    /// When full buckets are looked for next, so that a flood of keys does not search each time.
-    next_sweep_ns: u64,
     counts: [u64; Decision::ALL.len()],
 }
 
@@ -194,19 +254,17 @@ impl Sampler {
     pub fn new(config: SamplingConfig) -> Self {
         Self {
             config,
-            buckets: HashMap::new(),
-            other: Bucket::default(),
+            buckets: Buckets::default(),
+            parents: Buckets::default(),
             failed: Bucket::default(),
-            next_sweep_ns: 0,
             counts: [0; Decision::ALL.len()],
         }
     }
 
     /// Changes the limits; what is remembered of keys and the counts stay.
     pub fn reconfigure(&mut self, config: SamplingConfig) {
-        if config.max_keys < self.buckets.len() {
-            self.buckets.clear();
-        }
+        self.buckets.limit(config.max_keys);
+        self.parents.limit(config.max_keys);
         self.config = config;
     }
 
@@ -228,48 +286,39 @@ impl Sampler {
     }
 
     fn decision(&mut self, trace: &Trace, parent: Option<bool>) -> Decision {
-        match parent.filter(|_| self.config.parent_based) {
-            Some(true) => return Decision::ParentKept,
-            Some(false) => return Decision::ParentDropped,
-            None => {}
-        }
         let now_ns = trace.root.end_ns;
-        let dropped = if !is_in_ratio(trace.id.0, self.config.ratio) {
-            Decision::RatioDropped
-        } else if self.bucket(trace, now_ns) {
-            return Decision::Kept;
-        } else {
-            Decision::RateLimited
+        let max_keys = self.config.max_keys;
+        let dropped = match parent.filter(|_| self.config.parent_based) {
+            Some(false) => return Decision::ParentDropped,
+            Some(true) => {
+                let limits = rate_and_burst(self.config.parent_per_second, 2.0);
+                if self.parents.take(Pod::new(trace), max_keys, limits, now_ns) {
+                    return Decision::ParentKept;
+                }
+                Decision::ParentLimited
+            }
+            None if !is_in_ratio(trace.id.0, self.config.ratio) => Decision::RatioDropped,
+            None => {
+                let limits = (self.config.traces_per_second, self.config.burst);
+                if self.buckets.take(Key::new(trace), max_keys, limits, now_ns) {
+                    return Decision::Kept;
+                }
+                Decision::RateLimited
+            }
         };
         if self.config.keep_failed && trace.root.outcome.is_failure() {
-            let (rate, burst) = (
-                self.config.failed_per_second,
-                (10.0 * self.config.failed_per_second).max(1.0),
-            );
+            let (rate, burst) = rate_and_burst(self.config.failed_per_second, 10.0);
             if self.failed.take(rate, burst, now_ns) {
                 return Decision::FailedKept;
             }
         }
         dropped
     }
+}
 
-    fn bucket(&mut self, trace: &Trace, now_ns: u64) -> bool {
-        let (rate, burst) = (self.config.traces_per_second, self.config.burst);
-        let key = Key::new(trace);
-        if let Some(bucket) = self.buckets.get_mut(&key) {
-            return bucket.take(rate, burst, now_ns);
-        }
-        if self.buckets.len() >= self.config.max_keys && now_ns >= self.next_sweep_ns {
-            self.buckets.retain(|_, bucket| !bucket.is_full_at(now_ns));
-            self.next_sweep_ns = now_ns.saturating_add(1_000_000_000);
-        }
-        let bucket = if self.buckets.len() < self.config.max_keys {
-            self.buckets.entry(key).or_default()
-        } else {
-            &mut self.other
-        };
-        bucket.take(rate, burst, now_ns)
-    }
+/// A rate with a burst of so many seconds' worth.
+fn rate_and_burst(per_second: f64, seconds: f64) -> (f64, f64) {
+    (per_second, (seconds * per_second).max(1.0))
 }
 
 /// As OpenTelemetry's consistent probability sampling: the last 56 bits of the trace id against a threshold, so that samplers agree with each other.
@@ -335,13 +384,13 @@ mod tests {
         });
         let many = |end_ns| (0..10).map(move |i| at(&format!("f{i}"), end_ns));
         assert_eq!(kept(&mut sampler, many(1)), 2 + 3);
-        assert_eq!(sampler.buckets.len(), 2);
+        assert_eq!(sampler.buckets.by_key.len(), 2);
         assert_eq!(
             kept(&mut sampler, many(60_000_000_000)),
             2 + 3,
             "the idle ones were forgotten"
         );
-        assert_eq!(sampler.buckets.len(), 2);
+        assert_eq!(sampler.buckets.by_key.len(), 2);
     }
 
     #[test]
@@ -367,6 +416,49 @@ mod tests {
             ..config()
         });
         assert_eq!(sampler.decision(&at("run", 1), Some(false)), Decision::Kept);
+    }
+
+    #[test]
+    fn callers_that_sample_everything_get_no_more_than_the_rate_of_their_pod() {
+        let pod = |name: &str, end_ns| {
+            let mut trace = at("run", end_ns);
+            let mut process = (*trace.process).clone();
+            process.place.pod_uid = Some(name.to_owned());
+            trace.process = Arc::new(process);
+            trace
+        };
+        let mut sampler = Sampler::new(SamplingConfig {
+            parent_per_second: 4.0,
+            keep_failed: false,
+            max_keys: 2,
+            ..config()
+        });
+        let mut kept = |name: &str, end_ns, count| {
+            let mut decisions: Vec<_> = (0..count)
+                .map(|_| sampler.decision(&pod(name, end_ns), Some(true)))
+                .collect();
+            let kept = decisions.iter().filter(|decision| decision.is_kept()).count();
+            decisions.dedup();
+            assert!(decisions.len() <= 2 && decisions.contains(&Decision::ParentLimited));
+            kept
+        };
+        assert_eq!(kept("a", 0, 100), 8, "two seconds' worth");
+        assert_eq!(kept("a", 500_000_000, 100), 2);
+        assert_eq!(kept("b", 500_000_000, 100), 8, "another pod has its own");
+        assert_eq!(
+            (kept("c", 500_000_000, 100), kept("d", 500_000_000, 100)),
+            (8, 0),
+            "the rest share one"
+        );
+        // The other rates are untouched by it, and a failed one has its budget.
+        assert_eq!(sampler.decision(&pod("a", 500_000_000), None), Decision::Kept);
+        sampler.reconfigure(SamplingConfig {
+            parent_per_second: 4.0,
+            ..config()
+        });
+        let mut trace = pod("a", 500_000_000);
+        trace.root.outcome = Outcome::HostError;
+        assert_eq!(sampler.decision(&trace, Some(true)), Decision::FailedKept);
     }
 
     #[test]
@@ -406,6 +498,10 @@ mod tests {
             SamplingConfig { burst: 0.0, ..config() },
             SamplingConfig {
                 traces_per_second: -1.0,
+                ..config()
+            },
+            SamplingConfig {
+                parent_per_second: 0.0,
                 ..config()
             },
             SamplingConfig {

@@ -62,6 +62,38 @@ fn the_chart_renders_valid_manifests_as_recorded() {
 }
 
 #[test]
+fn no_right_is_granted_that_is_not_used() {
+    let resources = |values: &[PathBuf]| {
+        let text = rendered("text", values)?;
+        let rules = text.lines().filter_map(|line| line.trim().strip_prefix("resources: ["));
+        let rights = rules.map(|rule| rule.trim_end_matches(']').to_owned());
+        let verbs = text.lines().filter_map(|line| line.trim().strip_prefix("verbs: "));
+        Some(rights.zip(verbs.map(str::to_owned)).collect::<Vec<_>>())
+    };
+    let right = |resource: &str, verbs: &str| (resource.to_owned(), verbs.to_owned());
+    let Some(default) = resources(&[]) else { return };
+    assert_eq!(default, [right("pods", "[list, watch]")]);
+    let with_kubelet = resources(&[fixture("everything.yaml")]).unwrap();
+    assert_eq!(
+        with_kubelet,
+        [right("pods", "[list, watch]"), right("nodes/pods", "[get]")]
+    );
+    let old = resources(&[fixture("old-kubelet.yaml")]).unwrap();
+    assert_eq!(old, [right("nodes/proxy", "[get]")], "only where it is asked for");
+}
+
+#[test]
+fn the_unit_knows_the_exit_codes_and_hears_from_the_agent() {
+    let unit = fs::read_to_string(root().join("deploy/systemd/wasmscope.service")).unwrap();
+    for line in ["Type=notify", "RestartPreventExitStatus=2", "SuccessExitStatus=3"] {
+        assert!(unit.lines().any(|found| found == line), "{line}");
+    }
+    assert!(unit.contains("\nWatchdogSec="));
+    let source = fs::read_to_string(root().join("agent/src/agent/drain.rs")).unwrap();
+    assert!(source.contains("EXIT_UNDELIVERED: u8 = 3;"));
+}
+
+#[test]
 fn values_that_do_not_exist_are_refused_by_name() {
     let Some(output) = chart(&["text", "deploy/helm/wasmscope"], &[fixture("misspelt.yaml")]) else {
         return;

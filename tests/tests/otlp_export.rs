@@ -252,6 +252,24 @@ async fn spans_that_the_collector_rejects_are_counted() {
 }
 
 #[tokio::test]
+async fn a_shutdown_can_be_made_to_end_earlier_and_not_later() {
+    let receiver = Receiver::start(Answer::Hang).unwrap();
+    let exporter = Arc::new(Exporter::start(&config(&receiver.endpoint(), Protocol::Grpc), ANCHOR).unwrap());
+    exporter.offer(Arc::new(sample_trace(1)));
+    receiver.wait_for(|received| !received.is_empty()).await;
+    let first = tokio::spawn({
+        let exporter = Arc::clone(&exporter);
+        async move { exporter.shutdown(Duration::from_hours(1)).await }
+    });
+    // Whichever of the two calls comes first.
+    tokio::task::yield_now().await;
+    exporter.shutdown(Duration::from_millis(10)).await;
+    exporter.shutdown(Duration::from_hours(1)).await;
+    let counts = first.await.unwrap();
+    assert_eq!((counts.offered, counts.lost_shutdown), (1, 1), "{counts:?}");
+}
+
+#[tokio::test]
 async fn what_is_offered_after_shutdown_is_lost_and_counted() {
     let receiver = Receiver::start(Answer::Accept).unwrap();
     let exporter = Exporter::start(&config(&receiver.endpoint(), Protocol::Grpc), ANCHOR).unwrap();

@@ -201,3 +201,35 @@ async fn a_reading_that_is_refused_is_counted_and_the_next_one_says_it_all() {
         assert_eq!(arrived(&accepted), written(&metrics), "{protocol:?}");
     }
 }
+
+#[tokio::test]
+async fn the_last_reading_has_its_time_though_another_one_hangs() {
+    for protocol in PROTOCOLS {
+        let receiver = Receiver::start(Answer::Hang).unwrap();
+        let mut config = config(&receiver.endpoint(), protocol);
+        config.interval_seconds = 1;
+        config.target.timeout_ms = 600_000;
+        let metrics = used();
+        let exporter = start(&config, &metrics);
+        receiver.wait_for_metrics(|received| !received.is_empty()).await;
+        receiver.answer(Answer::Accept);
+        let last = exporter.shutdown(LONG).await;
+        assert!(last.taken > 0 && last.lost == 0, "{protocol:?} {last:?}");
+        assert_eq!(exporter.sent_count(), last.taken);
+        let losses = exporter.losses();
+        assert_eq!(losses.len(), 1, "{losses:?}");
+        assert_eq!((losses[0].reason.as_str(), losses[0].count), ("shutdown", last.taken));
+    }
+}
+
+#[tokio::test]
+async fn a_last_reading_that_nobody_takes_ends_at_the_deadline_and_counts() {
+    let receiver = Receiver::start(Answer::Hang).unwrap();
+    let mut config = config(&receiver.endpoint(), Protocol::HttpProtobuf);
+    config.target.timeout_ms = 600_000;
+    let metrics = used();
+    let exporter = start(&config, &metrics);
+    let last = exporter.shutdown(Duration::from_millis(50)).await;
+    assert!(last.taken == 0 && last.lost > 0, "{last:?}");
+    assert_eq!(exporter.losses()[0].count, last.lost);
+}

@@ -1,12 +1,14 @@
 //! The event loop, on a thread of its own: nothing that happens to a trace afterwards can keep it from the ring.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use super::counts::{self, Counts};
+use super::drain::{Schedule, Transit};
 use super::health::Health;
 use crate::cli::cold::ColdModules;
 use crate::event::{Event, EventKind};
@@ -38,20 +40,22 @@ pub(super) struct Collector {
     pub(super) observation: SelfObservation,
     /// What probes may cost, whenever that changes.
     pub(super) governor: watch::Receiver<GovernorConfig>,
+    /// How many traces have been made and handed on.
+    pub(super) transit: Arc<Transit>,
     /// Until when the loop may go on; `None` while it is not to end.
-    pub(super) stop: watch::Receiver<Option<Instant>>,
+    pub(super) stop: watch::Receiver<Option<Schedule>>,
 }
 
 impl Collector {
     /// Runs until it is stopped and all that the kernel has is handled. Starts by watching what already runs.
-    pub(super) async fn run(mut self, mut pipeline: Pipeline) -> anyhow::Result<Capture> {
+    pub(super) async fn run(mut self, pipeline: &mut Pipeline) -> anyhow::Result<Capture> {
         let mut cold = ColdModules::default();
         let (reports, events) = pipeline.watch_running()?;
         for report in &reports {
             tell_watched(report);
         }
         self.count(&events, &[], &mut cold);
-        self.inventory.refresh(&mut pipeline);
+        self.inventory.refresh(pipeline);
         self.health.turned(pipeline.watched_count());
         self.health.attached();
         let mut next_liveness = Instant::now() + LIVENESS_INTERVAL;
@@ -76,8 +80,8 @@ impl Collector {
             }
             if Instant::now() >= next_counts {
                 next_counts = Instant::now() + counts::INTERVAL;
-                self.counts.collect(&mut pipeline, &self.metrics, false);
-                self.inventory.refresh(&mut pipeline);
+                self.counts.collect(pipeline, &self.metrics, false);
+                self.inventory.refresh(pipeline);
             }
             if Instant::now() >= next_observation {
                 next_observation = Instant::now() + OBSERVATION_INTERVAL;
@@ -89,9 +93,10 @@ impl Collector {
         }
         let (last, capture) = pipeline.finish();
         self.count(&last.events, &last.losses, &mut cold);
-        self.counts.collect(&mut pipeline, &self.metrics, true);
-        let until = self.stop.borrow().unwrap_or_else(Instant::now);
+        self.counts.collect(pipeline, &self.metrics, true);
+        let until = self.stop.borrow().map_or_else(Instant::now, |schedule| schedule.traces);
         for trace in last.traces {
+            self.transit.made.fetch_add(1, Ordering::Relaxed);
             cold.trace(&trace, &self.metrics);
             // What is left at the end may be more than fits, and there is nothing else to do now than to wait.
             let sent = tokio::time::timeout_at(until.into(), self.traces.send(trace)).await;
@@ -99,15 +104,13 @@ impl Collector {
                 self.lose("shutdown");
             }
         }
-        // The stages end when nobody can send any more, and need not wait for what is detached.
-        drop(self.traces);
-        drop(pipeline);
         Ok(capture)
     }
 
     fn take(&mut self, output: Output, cold: &mut ColdModules) {
         self.count(&output.events, &output.losses, cold);
         for trace in output.traces {
+            self.transit.made.fetch_add(1, Ordering::Relaxed);
             cold.trace(&trace, &self.metrics);
             self.inventory.trace(&trace);
             if self.traces.try_send(trace).is_err() {
@@ -135,6 +138,7 @@ impl Collector {
     }
 
     fn lose(&self, reason: &str) {
+        self.transit.lost.fetch_add(1, Ordering::Relaxed);
         self.metrics.observe_loss(&Loss {
             layer: "agent".to_owned(),
             reason: reason.to_owned(),

@@ -37,12 +37,22 @@ pub(super) struct Exports {
     retired: Mutex<Retired>,
 }
 
+/// A configuration whose exporter could be made.
+pub(super) struct Prepared {
+    config: TracesConfig,
+    /// It takes another exporter, or none.
+    is_elsewhere: bool,
+    exporter: Option<Arc<Exporter>>,
+}
+
 #[derive(Default)]
 struct Retired {
     /// Of those that have ended.
     counts: Vec<ExportCounts>,
     exporters: Vec<Arc<Exporter>>,
     tasks: JoinSet<()>,
+    /// Somebody waits for the tasks; none of the exporters counts as ended.
+    is_finishing: bool,
 }
 
 impl Exports {
@@ -97,16 +107,28 @@ impl Exports {
         }
     }
 
-    /// Takes a new configuration. Where traces go or wait is changed by a new exporter; the old one sends what it has.
-    pub(super) fn reconfigure(&self, new: &TracesConfig) -> Result<(), StartError> {
-        let mut config = lock(&self.config);
+    /// Makes what a new configuration needs: where traces go or wait is changed by a new exporter. Nothing has changed yet.
+    pub(super) fn prepare(&self, new: &TracesConfig) -> Result<Prepared, StartError> {
+        let config = lock(&self.config);
         let without_sampling = |config: &TracesConfig| TracesConfig {
             sampling: crate::sampling::SamplingConfig::default(),
             ..config.clone()
         };
-        if without_sampling(&config) != without_sampling(new) {
-            let old = self.current.swap(start(new, self.clock)?);
-            if let Some(old) = old {
+        let is_elsewhere = without_sampling(&config) != without_sampling(new);
+        let exporter = if is_elsewhere { start(new, self.clock)? } else { None };
+        Ok(Prepared {
+            config: new.clone(),
+            is_elsewhere,
+            exporter,
+        })
+    }
+
+    /// Puts a configuration in force; an exporter that is replaced sends what it has.
+    pub(super) fn commit(&self, prepared: Prepared) {
+        let new = prepared.config;
+        let mut config = lock(&self.config);
+        if prepared.is_elsewhere {
+            if let Some(old) = self.current.swap(prepared.exporter) {
                 self.retire(old);
             }
             info!(exporting = self.is_exporting(), "where traces go has changed");
@@ -114,8 +136,7 @@ impl Exports {
         if config.sampling != new.sampling {
             lock(&self.sampler).reconfigure(new.sampling.clone());
         }
-        *config = new.clone();
-        Ok(())
+        *config = new;
     }
 
     fn retire(&self, old: Arc<Exporter>) {
@@ -131,7 +152,7 @@ impl Exports {
         let current = self.current.load().as_ref().map(|exporter| exporter.counts());
         let mut retired = lock(&self.retired);
         while retired.tasks.try_join_next().is_some() {}
-        if retired.tasks.is_empty() {
+        if retired.tasks.is_empty() && !retired.is_finishing {
             let ended: Vec<_> = retired.exporters.drain(..).map(|exporter| exporter.counts()).collect();
             let sum = retired.counts.drain(..).chain(ended).sum();
             retired.counts.push(sum);
@@ -140,21 +161,24 @@ impl Exports {
         retired.counts.iter().copied().chain(running).chain(current).sum()
     }
 
-    /// Lets all exporters send what they have.
+    /// Lets all exporters send what they have, within `deadline`.
     pub(super) async fn finish(&self, deadline: Duration) -> ExportCounts {
-        let mut tasks = std::mem::take(&mut lock(&self.retired).tasks);
+        let (mut tasks, retired) = {
+            let mut retired = lock(&self.retired);
+            retired.is_finishing = true;
+            (std::mem::take(&mut retired.tasks), retired.exporters.clone())
+        };
         let current = self.current.load_full();
         let all = async {
-            if let Some(exporter) = current {
-                exporter.shutdown(deadline).await;
-            }
+            let exporters = retired.iter().chain(&current);
+            futures_util::future::join_all(exporters.map(|exporter| exporter.shutdown(deadline))).await;
             while let Some(result) = tasks.join_next().await {
                 if let Err(error) = result {
                     error!(%error, "an export task ended early");
                 }
             }
         };
-        // A retired exporter may have longer than there is.
+        // All of them end by themselves; this is for one that is kept from it.
         let _ = tokio::time::timeout(deadline + Duration::from_millis(100), all).await;
         self.counts()
     }
@@ -193,6 +217,11 @@ mod tests {
         }
     }
 
+    fn reconfigure(exports: &Exports, config: &TracesConfig) -> Result<(), StartError> {
+        exports.commit(exports.prepare(config)?);
+        Ok(())
+    }
+
     fn offer(exports: &Exports, count: u64) {
         for i in 0..count {
             exports.offer(Arc::new(trace(invoke("run", i, i + 1))));
@@ -203,9 +232,9 @@ mod tests {
     async fn every_trace_is_accounted_for_while_exporters_come_and_go() {
         let exports = Exports::start(&config(Some("http://127.0.0.1:1")), anchor()).unwrap();
         offer(&exports, 5);
-        exports.reconfigure(&config(Some("http://127.0.0.1:2"))).unwrap();
+        reconfigure(&exports, &config(Some("http://127.0.0.1:2"))).unwrap();
         offer(&exports, 7);
-        exports.reconfigure(&config(None)).unwrap();
+        reconfigure(&exports, &config(None)).unwrap();
         assert!(!exports.is_exporting());
         offer(&exports, 100);
         let counts = exports.finish(Duration::from_secs(30)).await;
@@ -221,7 +250,7 @@ mod tests {
         let exports = Exports::start(&config(Some("http://127.0.0.1:1")), anchor()).unwrap();
         let mut wrong = config(Some("https://127.0.0.1:1"));
         wrong.target.tls.ca_file = Some("/does/not/exist".into());
-        let error = exports.reconfigure(&wrong).unwrap_err().to_string();
+        let error = reconfigure(&exports, &wrong).unwrap_err().to_string();
         assert!(
             error.contains("/does/not/exist") && error.contains("tls.ca_file"),
             "{error}"
@@ -239,7 +268,7 @@ mod tests {
             ..SamplingConfig::default()
         };
         offer(&exports, 1);
-        exports.reconfigure(&none).unwrap();
+        reconfigure(&exports, &none).unwrap();
         offer(&exports, 10);
         assert_eq!(exports.counts().offered, 1);
         let label = |decision: Decision| DecisionLabel {

@@ -2,11 +2,13 @@
 
 mod collect;
 mod counts;
+mod drain;
 mod exports;
 mod health;
 mod lock;
 mod notify;
 mod own_metrics;
+mod reload;
 mod stages;
 
 use std::process::ExitCode;
@@ -15,15 +17,16 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use arc_swap::ArcSwap;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use self::collect::Collector;
 use self::counts::Counts;
+use self::drain::{Drain, Schedule, Tally, Transit};
 use self::exports::Exports;
 use self::own_metrics::OwnMetrics;
+use self::reload::Reloader;
 use self::stages::Stages;
 pub use self::{
     health::{Answer, Health},
@@ -55,10 +58,12 @@ wasmscope agent
 /// Changes what is logged, while running.
 pub type SetFilter = Box<dyn Fn(&str) -> Result<(), String> + Send>;
 
-/// Runs until SIGTERM or SIGINT. Success if everything was delivered in time.
+/// How often the main loop looks after the agent, unless systemd wants to hear from it more often.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Runs until SIGTERM or SIGINT. Success if everything was delivered in time, 3 if not.
 pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> anyhow::Result<ExitCode> {
-    let config = Arc::new(ArcSwap::from_pointee(loaded.config));
-    let start = config.load_full();
+    let start = Arc::new(loaded.config);
     let clock = ClockAnchor::now();
     let _lock = InstanceLock::take(&start.instance.lock_file)?;
     let mut interrupts = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
@@ -109,14 +114,20 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
     };
     // Loading takes seconds, in which health is to be answered.
     let governor = start.governor.clone();
-    let mut pipeline = tokio::task::spawn_blocking(move || {
+    let starting = tokio::task::spawn_blocking(move || {
         Pipeline::start(options).map(|mut pipeline| {
             pipeline.start_governor(governor);
             pipeline
         })
-    })
-    .await?
-    .context("cannot start")?;
+    });
+    let mut pipeline = tokio::select! {
+        started = starting => started?.context("cannot start")?,
+        // Nothing is there yet that could be delivered.
+        () = told_to_end(&mut interrupts, &mut terminations) => {
+            info!("told to end while starting");
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
     let observation = SelfObservation::new(&mut pipeline, false);
     metrics.add_collector(Box::new(observation.clone()));
 
@@ -129,24 +140,27 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
     });
     let (stop, stopped) = watch::channel(None);
     let (budget, budgets) = watch::channel(start.governor.clone());
+    let transit = Arc::new(Transit::default());
     let collector = Collector {
         traces: sender,
+        transit: Arc::clone(&transit),
         metrics: Arc::clone(&metrics),
         counts: Counts::new(places.clone(), inventory.clone()),
         inventory,
         health: Arc::clone(&health),
         observation: observation.clone(),
         governor: budgets,
-        stop: stopped,
+        stop: stopped.clone(),
     };
     let (ended, mut collected) = tokio::sync::oneshot::channel();
     let runtime = tokio::runtime::Handle::current();
     std::thread::Builder::new()
         .name("events".to_owned())
         .spawn(move || {
-            let result = runtime.block_on(collector.run(pipeline));
-            // Nobody waits for it only once the deadline is over.
+            let result = runtime.block_on(collector.run(&mut pipeline));
+            // Nobody waits for it only once the deadline is over; and nobody has to wait for what is detached.
             let _ = ended.send(result);
+            drop(pipeline);
         })
         .context("cannot start the event loop")?;
     let metrics_exporter = start_metrics_exporter(&start, clock, &metrics)?;
@@ -156,13 +170,14 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
         recorder,
         exports,
         held: AtomicU64::new(0),
+        transit: Arc::clone(&transit),
     });
     let running_stages = Arc::clone(&stages);
     let (held, exporting) = (Arc::clone(&stages), Arc::clone(&stages));
     observation.add_queue("place", move || held.held_count());
     observation.add_queue("export", move || exporting.exports.queued_count());
     let max_held = start.kubernetes.max_held;
-    let mut stage_task = tokio::spawn(async move { running_stages.run(receiver, max_held).await });
+    let mut stage_task = tokio::spawn(async move { running_stages.run(receiver, max_held, stopped).await });
     info!(
         version = env!("CARGO_PKG_VERSION"),
         kernel = crate::pipeline::kernel_release(),
@@ -173,21 +188,16 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
         "started"
     );
 
-    let mut tick = tokio::time::interval(notify::watchdog_interval().unwrap_or(Duration::from_secs(1)));
+    let mut reloader = Reloader::new(Arc::clone(&start), sources, set_filter);
+    let mut tick = tokio::time::interval(notify::watchdog_interval().map_or(TICK, |interval| interval.min(TICK)));
     let mut is_announced = false;
     loop {
         tokio::select! {
-            _ = interrupts.recv() => break,
-            _ = terminations.recv() => break,
+            () = told_to_end(&mut interrupts, &mut terminations) => break,
             _ = hangups.recv() => {
                 notify::notify("RELOADING=1");
-                let mut is_reloaded = reload(&config, &sources, &set_filter);
-                if is_reloaded && let Err(error) = stages.reconfigure(&config.load()) {
-                    error!(%error, "traces are exported as before");
-                    is_reloaded = false;
-                }
-                budget.send_replace(config.load().governor.clone());
-                own.reloaded(is_reloaded);
+                own.reloaded(reloader.reload(&stages));
+                budget.send_replace(reloader.current().governor.clone());
                 notify::notify("READY=1");
             }
             _ = tick.tick() => {
@@ -209,52 +219,37 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
     }
 
     health.draining();
-    notify::notify("STOPPING=1");
-    let until = Instant::now() + Duration::from_secs(config.load().shutdown.deadline_seconds);
-    info!(seconds = config.load().shutdown.deadline_seconds, "draining");
-    stop.send_replace(Some(until));
-    let drain = async {
-        let capture = tokio::time::timeout_at(until.into(), &mut collected).await;
-        let staged = tokio::time::timeout_at(until.into(), &mut stage_task).await;
-        let counts = stages.finish(until.saturating_duration_since(Instant::now())).await;
-        if let Some(exporter) = &metrics_exporter {
-            // Last, so that it tells of the losses of all others.
-            exporter.shutdown(until.saturating_duration_since(Instant::now())).await;
+    let deadline = Duration::from_secs(reloader.current().shutdown.deadline_seconds);
+    let schedule = Schedule::new(Instant::now(), deadline, metrics_exporter.is_some());
+    notify::stopping(deadline);
+    info!(seconds = deadline.as_secs(), "draining");
+    let tally = Tally::begin(&transit, stages.exports.counts());
+    stop.send_replace(Some(schedule));
+    let drain = Drain {
+        schedule,
+        collected: &mut collected,
+        stage_task: &mut stage_task,
+        stages: &stages,
+        metrics: metrics_exporter.as_ref(),
+    };
+    let drained = tokio::select! {
+        drained = drain.run() => Some(drained),
+        () = told_to_end(&mut interrupts, &mut terminations) => {
+            warn!("second signal, ended at once");
+            None
         }
-        (capture, staged.is_ok(), counts)
     };
-    let (capture, staged, counts) = tokio::select! {
-        drained = drain => drained,
-        _ = interrupts.recv() => return Ok(second_signal()),
-        _ = terminations.recv() => return Ok(second_signal()),
-    };
-    let is_collected = matches!(capture, Ok(Ok(Ok(_))));
-    if let Ok(Ok(Ok(capture))) = &capture {
-        info!(
-            records = capture.emitted_count,
-            traces = capture.trace_count,
-            losses = ?capture.losses,
-            "all records handled"
-        );
+    let code = drain::tell(&tally.end(&transit, stages.exports.counts()), drained);
+    // It is answered until the end; whoever still reads an answer is not waited for.
+    drop(server);
+    Ok(code)
+}
+
+async fn told_to_end(interrupts: &mut Signal, terminations: &mut Signal) {
+    tokio::select! {
+        _ = interrupts.recv() => {}
+        _ = terminations.recv() => {}
     }
-    server.shutdown().await;
-    let is_complete = is_collected && staged && counts.lost_shutdown == 0;
-    if is_complete {
-        info!(exported = counts.exported, "stopped");
-    } else {
-        error!(
-            exported = counts.exported,
-            lost = counts.lost(),
-            records_handled = is_collected,
-            traces_handled = staged,
-            "stopped at the deadline, not everything was delivered"
-        );
-    }
-    Ok(if is_complete {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
 }
 
 /// Starts to send metrics, if an endpoint is configured.
@@ -283,11 +278,6 @@ fn count_losses(exporter: Option<&MetricsExporter>, metrics: &Metrics) {
     }
 }
 
-fn second_signal() -> ExitCode {
-    warn!("second signal: ended without delivering what is left");
-    ExitCode::FAILURE
-}
-
 fn routes(
     metrics: &Arc<Metrics>,
     health: &Arc<Health>,
@@ -300,26 +290,4 @@ fn routes(
         .merge(recorder::routes(recorder))
         .merge(inventory::routes(inventory));
     http::router(parts, INDEX)
-}
-
-/// Reads the configuration again; whether it is in force now.
-fn reload(current: &ArcSwap<Config>, sources: &Sources, set_filter: &SetFilter) -> bool {
-    let new = match sources.load() {
-        Ok(loaded) => loaded.config,
-        Err(error) => {
-            error!(%error, "reload failed, the old configuration stays");
-            return false;
-        }
-    };
-    let keys = current.load().needs_restart(&new);
-    if !keys.is_empty() {
-        warn!(?keys, "changes that take a restart are not in force");
-    }
-    if let Err(error) = set_filter(&new.log.filter) {
-        error!(error, "reload failed, the old configuration stays");
-        return false;
-    }
-    current.store(Arc::new(new));
-    info!("reloaded");
-    true
 }

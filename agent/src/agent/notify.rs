@@ -5,6 +5,9 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
+/// What ending takes after the deadline.
+const EXIT: Duration = Duration::from_secs(5);
+
 /// Sends `state`, such as `READY=1`. Nobody listens, or nobody asked: nothing happens.
 pub(super) fn notify(state: &str) {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
@@ -18,6 +21,12 @@ pub(super) fn notify(state: &str) {
     if let Err(error) = sent {
         tracing::debug!(%error, "systemd was not told");
     }
+}
+
+/// The agent ends within `deadline`, and systemd is to wait for so long, whatever its unit says.
+pub(super) fn stopping(deadline: Duration) {
+    let microseconds = (deadline + EXIT).as_micros();
+    notify(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={microseconds}"));
 }
 
 /// How often systemd wants to hear from the agent: half of its limit.

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
-use super::exports::Exports;
+use super::drain::{Schedule, Transit};
+use super::exports::{Exports, Prepared};
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::place::{PlaceStage, Places};
@@ -33,31 +34,48 @@ pub(super) struct Stages {
     pub(super) exports: Exports,
     /// How many wait for the names of their pod.
     pub(super) held: AtomicU64,
+    /// How many traces have come through.
+    pub(super) transit: Arc<Transit>,
 }
 
 impl Stages {
     /// Takes traces until there are no more senders; what the exporter still has is then its own to send. At most `max_held` wait for
-    /// the names of their pod.
-    pub(super) async fn run(&self, mut traces: mpsc::Receiver<Trace>, max_held: usize) {
+    /// the names of their pod, and none once `stop` says that there is no more time for names.
+    pub(super) async fn run(
+        &self,
+        mut traces: mpsc::Receiver<Trace>,
+        max_held: usize,
+        mut stop: watch::Receiver<Option<Schedule>>,
+    ) {
         let mut place = PlaceStage::new(self.places.clone(), max_held);
         let mut batch = Vec::new();
         let mut losses = tokio::time::interval(LOSSES_INTERVAL);
         let mut held = tokio::time::interval(HELD_INTERVAL);
-        loop {
+        let mut is_open = true;
+        let no_more_time = async move {
+            let schedule = stop.wait_for(Option::is_some).await.map(|schedule| *schedule);
+            // Otherwise nobody is left who could say until when.
+            if let Ok(Some(schedule)) = schedule {
+                tokio::time::sleep_until(schedule.names.into()).await;
+            }
+        };
+        tokio::pin!(no_more_time);
+        let mut has_time = true;
+        while is_open || place.held_count() > 0 {
             tokio::select! {
-                count = traces.recv_many(&mut batch, MAX_BATCH) => {
-                    if count == 0 {
-                        break;
-                    }
+                count = traces.recv_many(&mut batch, MAX_BATCH), if is_open => {
+                    is_open = count > 0;
                     self.take_all(place.pass(std::mem::take(&mut batch)));
                 }
                 _ = held.tick() => self.take_all(place.pass(Vec::new())),
                 _ = losses.tick() => self.count_losses(),
+                () = &mut no_more_time, if has_time => has_time = false,
+            }
+            if !has_time {
+                self.take_all(place.flush());
             }
             self.held.store(place.held_count() as u64, Ordering::Relaxed);
         }
-        self.take_all(place.finish().await);
-        self.held.store(0, Ordering::Relaxed);
     }
 
     /// How many traces wait for the names of their pod.
@@ -65,11 +83,15 @@ impl Stages {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// What can be changed while running.
-    pub(super) fn reconfigure(&self, config: &Config) -> Result<(), StartError> {
-        self.exports.reconfigure(&config.traces)?;
+    /// Makes what a new configuration needs; nothing has changed yet.
+    pub(super) fn prepare(&self, config: &Config) -> Result<Prepared, StartError> {
+        self.exports.prepare(&config.traces)
+    }
+
+    /// Puts in force what can be changed while running. Cannot fail.
+    pub(super) fn commit(&self, prepared: Prepared, config: &Config) {
+        self.exports.commit(prepared);
         self.recorder.reconfigure(config.recorder.clone());
-        Ok(())
     }
 
     fn take_all(&self, traces: Vec<Trace>) {
@@ -83,6 +105,7 @@ impl Stages {
         self.metrics.observe_trace(&trace);
         self.recorder.offer(&trace);
         self.exports.offer(trace);
+        self.transit.through.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Lets the exporter send what it has.

@@ -21,7 +21,7 @@ Examples:
   OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 wasmscope agent
 
 Every key can also be set as WASMSCOPE_SECTION__KEY, for example WASMSCOPE_HTTP__LISTEN.
-Exit status: 0 everything was delivered, 1 failed or something was left at the deadline, 2 wrong usage or configuration.";
+Exit status: 0 everything was delivered, 1 failed, 2 wrong usage or configuration, 3 told to end and not everything was delivered.";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct AgentArguments {

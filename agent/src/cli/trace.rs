@@ -378,7 +378,9 @@ impl Session<'_> {
 
     /// Waits, not for long, for the pods of the last traces.
     async fn settle_places(&mut self) -> anyhow::Result<()> {
-        let traces = self.places.finish().await;
+        // No longer than a trace ever waits.
+        let until = std::time::Instant::now() + Duration::from_mins(10);
+        let traces = self.places.finish(until).await;
         self.show(traces)
     }
 

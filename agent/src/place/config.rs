@@ -1,5 +1,6 @@
 //! The section `[kubernetes]` of the configuration.
 
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -12,7 +13,8 @@ pub struct KubernetesConfig {
     pub node_name: String,
     /// Socket of the container runtime: `auto` (the usual ones below `host_root`), `off`, or a path.
     pub cri_socket: String,
-    /// The kubelet: `off`, `https://NODE:10250` or `http://NODE:10255` (the read-only port).
+    /// The kubelet: `off`, `auto` (port 10250 of the address in the environment variable `HOST_IP`), `https://NODE:10250` or `http://NODE:10255` (the
+    /// read-only port). An IPv6 address is in brackets.
     pub kubelet: String,
     /// CA of the kubelet's serving certificate.
     pub kubelet_ca_file: PathBuf,
@@ -33,6 +35,9 @@ pub struct KubernetesConfig {
 /// Where pods have their service account.
 const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
+/// The kubelet's authenticated port.
+const KUBELET_PORT: u16 = 10_250;
+
 impl Default for KubernetesConfig {
     fn default() -> Self {
         Self {
@@ -51,6 +56,22 @@ impl Default for KubernetesConfig {
 }
 
 impl KubernetesConfig {
+    /// Base URL of the kubelet; `None` if it is not asked.
+    pub fn kubelet_url(&self) -> Result<Option<String>, String> {
+        self.kubelet_url_on(std::env::var("HOST_IP").ok().as_deref())
+    }
+
+    fn kubelet_url_on(&self, host_ip: Option<&str>) -> Result<Option<String>, String> {
+        match self.kubelet.as_str() {
+            "off" => Ok(None),
+            "auto" => match host_ip.map(str::parse::<IpAddr>) {
+                Some(Ok(address)) => Ok(Some(format!("https://{}", SocketAddr::new(address, KUBELET_PORT)))),
+                _ => Err("kubernetes.kubelet is auto, but HOST_IP is not the address of this node".to_owned()),
+            },
+            url => check_url(url).map(|()| Some(url.to_owned())),
+        }
+    }
+
     /// Says what is wrong, in words for a person.
     pub fn validate(&self) -> Result<(), String> {
         if !matches!(self.cri_socket.as_str(), "auto" | "off") && !self.cri_socket.starts_with('/') {
@@ -59,13 +80,7 @@ impl KubernetesConfig {
                 self.cri_socket
             ));
         }
-        let is_url = self.kubelet.starts_with("https://") || self.kubelet.starts_with("http://");
-        if self.kubelet != "off" && !is_url {
-            return Err(format!(
-                "kubernetes.kubelet is {:?}: must be off or an http(s) URL",
-                self.kubelet
-            ));
-        }
+        self.kubelet_url()?;
         if !matches!(self.api_server.as_str(), "auto" | "on" | "off") {
             return Err(format!(
                 "kubernetes.api_server is {:?}: must be auto, on or off",
@@ -98,6 +113,43 @@ impl KubernetesConfig {
     }
 }
 
+/// That it is the URL of a server and nothing more; it is not repeated, for it could have a password.
+fn check_url(url: &str) -> Result<(), String> {
+    let wrong = |reason: &str| {
+        Err(format!(
+            "kubernetes.kubelet must be off, auto, or a URL such as https://10.0.0.7:10250 or https://[fd00::7]:10250: {reason}"
+        ))
+    };
+    let uri: http::Uri = match url.parse() {
+        Ok(uri) => uri,
+        Err(_) => return wrong("this is no URL"),
+    };
+    if !matches!(uri.scheme_str(), Some("http" | "https")) {
+        return wrong("it must begin with http:// or https://");
+    }
+    let Some(authority) = uri.authority().filter(|authority| !authority.host().is_empty()) else {
+        return wrong("it has no host");
+    };
+    if authority.as_str().contains('@') {
+        return wrong("it has a user");
+    }
+    if let Some(inner) = authority.host().strip_prefix('[')
+        && inner
+            .strip_suffix(']')
+            .is_none_or(|address| address.parse::<Ipv6Addr>().is_err())
+    {
+        return wrong("what is in brackets is no IPv6 address");
+    }
+    let has_port = authority.as_str().len() > authority.host().len();
+    if has_port && authority.port_u16().is_none_or(|port| port == 0) {
+        return wrong("its port is none");
+    }
+    if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
+        return wrong("it has more than a host and a port");
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,6 +173,61 @@ mod tests {
             let mut config = KubernetesConfig::default();
             change(&mut config);
             assert!(config.validate().unwrap_err().contains(name));
+        }
+    }
+
+    #[test]
+    fn only_the_url_of_a_server_is_one_of_a_kubelet() {
+        for url in [
+            "https://10.0.0.7:10250",
+            "https://[::1]:10250",
+            "https://[fd00::7]",
+            "http://node-7.example:10255",
+            "http://node/",
+        ] {
+            assert_eq!(check_url(url), Ok(()), "{url}");
+        }
+        for url in [
+            "",
+            "https://",
+            "https://:10250",
+            "https://fd00::7:10250",
+            "https://[fd00::7:10250",
+            "https://[10.0.0.7]:10250",
+            "https://node:99999",
+            "https://node:",
+            "https://node:0",
+            "https://no de:10250",
+            "https://node:10250/pods",
+            "https://node:10250?a",
+            "https://admin:s3cret@node:10250",
+            "ftp://node",
+            "on",
+        ] {
+            let error = check_url(url).expect_err(url);
+            assert!(
+                error.starts_with("kubernetes.kubelet ") && !error.contains("s3cret"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn auto_is_the_nodes_own_address_with_brackets_where_they_belong() {
+        let config = KubernetesConfig {
+            kubelet: "auto".to_owned(),
+            ..KubernetesConfig::default()
+        };
+        for (address, url) in [
+            ("10.0.0.7", "https://10.0.0.7:10250"),
+            ("fd00::7", "https://[fd00::7]:10250"),
+        ] {
+            let found = config.kubelet_url_on(Some(address)).unwrap().unwrap();
+            assert_eq!(found, url);
+            assert_eq!(check_url(&found), Ok(()));
+        }
+        for address in [None, Some(""), Some("node")] {
+            assert!(config.kubelet_url_on(address).is_err());
         }
     }
 

@@ -21,6 +21,9 @@ const MAX_BODY_BYTES: usize = 32 << 20;
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// One answer holds every pod, and costs the kubelet accordingly: it serves all questions for so long.
 const MIN_INTERVAL: Duration = Duration::from_secs(2);
+/// How long an answer names pods. Labels change, and a container that restarts has another id; but the list is dear, and most questions are about
+/// pods that it has already named.
+const MAX_AGE: Duration = Duration::from_mins(1);
 /// Pods looked at; Kubernetes' own limit for a node is 110 unless told otherwise.
 const MAX_PODS: usize = 2_000;
 
@@ -70,6 +73,8 @@ type Answer = Option<Arc<Vec<PodFacts>>>;
 pub struct Kubelet {
     client: kube::Client,
     last: Mutex<Option<(Instant, Answer)>>,
+    min_interval: Duration,
+    max_age: Duration,
 }
 
 #[derive(Deserialize)]
@@ -99,15 +104,27 @@ impl Kubelet {
         Ok(Self {
             client,
             last: Mutex::new(None),
+            min_interval: MIN_INTERVAL,
+            max_age: MAX_AGE,
         })
+    }
+
+    /// With other times than the usual ones.
+    #[cfg(test)]
+    pub(super) fn aging(self, min_interval: Duration, max_age: Duration) -> Self {
+        Self {
+            min_interval,
+            max_age,
+            ..self
+        }
     }
 
     /// The pod that a place is in; `None` if the kubelet knows of none.
     pub async fn pod_of(&self, place: &Place) -> Result<Option<PodFacts>, KubeletError> {
         let mut last = self.last.lock().await;
         let pods = match &*last {
-            Some((_, Some(pods))) if find(pods, place).is_some() => pods.clone(),
-            Some((at, pods)) if at.elapsed() < MIN_INTERVAL => match pods {
+            Some((at, Some(pods))) if at.elapsed() < self.max_age && names(pods, place) => pods.clone(),
+            Some((at, pods)) if at.elapsed() < self.min_interval => match pods {
                 Some(pods) => pods.clone(),
                 None => return Err(KubeletError::TooSoon),
             },
@@ -144,6 +161,14 @@ impl Kubelet {
         let facts = pods.items.iter().take(MAX_PODS).filter_map(PodFacts::of_pod);
         Ok(Arc::new(facts.collect()))
     }
+}
+
+/// Whether an answer says all that it could of a place. A container that it does not have may have been started since, in a pod that it has.
+fn names(pods: &[PodFacts], place: &Place) -> bool {
+    find(pods, place).is_some_and(|pod| match &place.container_id {
+        Some(id) => pod.containers.iter().any(|(known, _)| known == id),
+        None => true,
+    })
 }
 
 /// The pod of a place: by container, which must be one of the pod's; by UID where the container is not known to the source.

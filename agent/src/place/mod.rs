@@ -124,10 +124,10 @@ impl Places {
                 Err(error) => return Err(error.into()),
             },
         };
-        let kubelet = (config.kubelet != "off").then(|| {
+        let kubelet = config.kubelet_url().map_err(StartError::Config)?.map(|url| {
             Kubelet::new(&KubeletOptions {
-                url: config.kubelet.clone(),
-                token_file: config.kubelet.starts_with("https").then(|| config.token_file.clone()),
+                token_file: url.starts_with("https").then(|| config.token_file.clone()),
+                url,
                 ca_file: Some(config.kubelet_ca_file.clone()).filter(|path| !path.as_os_str().is_empty()),
                 insecure_skip_verify: config.kubelet_insecure_skip_verify,
             })
@@ -267,7 +267,7 @@ impl Places {
     }
 
     /// How often each source was asked, and with what result: `known`, `unknown`, `conflict`, `error`; of the stage that waits (`source` is `hold`):
-    /// `timeout`, `overflow`. For `wasmscope_pod_resolutions_total{source,result}`.
+    /// `timeout`, `overflow`, `shutdown`. For `wasmscope_pod_resolutions_total{source,result}`.
     pub fn counts(&self) -> Vec<(&'static str, &'static str, u64)> {
         let counts = lock(&self.counts);
         counts

@@ -77,24 +77,27 @@ impl PlaceStage {
         ready
     }
 
-    /// At the end: gives all, with what is known by now.
+    /// At the end: gives all, with what is known by now. Those that still waited are counted.
     pub fn flush(&mut self) -> Vec<Trace> {
+        let mut ready = self.pass(Vec::new());
         let held = std::mem::take(&mut self.held);
-        held.into_iter()
-            .map(|(_, trace)| {
-                let (Lookup::Known(place) | Lookup::Pending(place)) = self.places.lookup(&trace.process.place);
-                self.filled(trace, place)
-            })
-            .collect()
+        ready.extend(held.into_iter().map(|(_, trace)| {
+            self.places.count("hold", "shutdown");
+            let (Lookup::Known(place) | Lookup::Pending(place)) = self.places.lookup(&trace.process.place);
+            self.filled(trace, place)
+        }));
+        ready
     }
 
-    /// At the end: waits, no longer than a trace ever waits, and gives all.
-    pub async fn finish(&mut self) -> Vec<Trace> {
+    /// At the end: waits until `until`, no longer than a trace ever waits, and gives all.
+    pub async fn finish(&mut self, until: Instant) -> Vec<Trace> {
         let mut ready = self.pass(Vec::new());
-        while !self.held.is_empty() {
-            tokio::time::sleep(LOOK_INTERVAL).await;
+        while !self.held.is_empty() && Instant::now() < until {
+            let look = Instant::now() + LOOK_INTERVAL;
+            tokio::time::sleep_until(look.min(until).into()).await;
             ready.append(&mut self.pass(Vec::new()));
         }
+        ready.append(&mut self.flush());
         ready
     }
 

@@ -70,7 +70,7 @@ async fn the_kubelet_names_a_pod_and_traces_wait_for_it() {
     let mut ready = stage.pass(vec![trace(place(ID)), trace(place(ID)), trace(Place::default())]);
     assert_eq!(ready.len(), 1, "what is in no container does not wait");
     assert_eq!(stage.held_count(), 2);
-    ready = stage.finish().await;
+    ready = stage.finish(Instant::now() + Duration::from_mins(1)).await;
     assert_eq!(ready.len(), 2);
     let named = &ready[0].process.place;
     assert_eq!(named.pod_name.as_deref(), Some("edge"));
@@ -84,6 +84,60 @@ async fn the_kubelet_names_a_pod_and_traces_wait_for_it() {
     assert_eq!(places.counts(), [("kubelet", "known", 1)]);
     // From now on nothing waits.
     assert_eq!(stage.pass(vec![trace(place(ID))]).len(), 1);
+}
+
+/// Answers with the container of `c1` first, and with what took its place from then on.
+fn restarting() -> Router {
+    let asked = std::sync::atomic::AtomicU64::new(0);
+    let asked = Arc::new(asked);
+    Router::new().route(
+        "/pods",
+        get(move || {
+            let count = asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            let mut pods = pods();
+            pods["items"][0]["metadata"]["labels"]["asked"] = json!(count.to_string());
+            if count > 0 {
+                pods["items"][0]["status"]["containerStatuses"][0]["containerID"] = json!("cri-o://c2");
+            }
+            async move { Json(pods) }
+        }),
+    )
+}
+
+#[tokio::test]
+async fn what_the_kubelet_said_ages_and_a_restarted_container_is_asked_for_at_once() {
+    let long = Duration::from_mins(10);
+    let asked = |pod: Option<PodFacts>| {
+        let pod = pod.unwrap();
+        let label = pod.labels.iter().find(|(key, _)| *key == "asked").unwrap();
+        (label.1.clone(), pod.containers.len())
+    };
+    // One answer serves, however often it is asked for what it names.
+    let lasting = kubelet(serve(restarting()).await).aging(long, long);
+    for _ in 0..3 {
+        assert_eq!(asked(lasting.pod_of(&place(ID)).await.unwrap()).0, "0");
+    }
+    // Too old: what is named is asked for again.
+    let aging = kubelet(serve(restarting()).await).aging(Duration::ZERO, Duration::ZERO);
+    for count in ["0", "1", "2"] {
+        assert_eq!(asked(aging.pod_of(&place(ID)).await.unwrap()).0, count);
+    }
+    // The pod is known, its new container is not, and the kubelet may be asked.
+    let young = kubelet(serve(restarting()).await).aging(Duration::ZERO, long);
+    assert_eq!(asked(young.pod_of(&place(ID)).await.unwrap()).0, "0");
+    let found = young.pod_of(&place("c2")).await.unwrap().unwrap();
+    assert_eq!(found.containers[0].0, "c2");
+}
+
+#[tokio::test]
+async fn a_kubelet_at_an_ipv6_address_is_asked() {
+    let Ok(listener) = tokio::net::TcpListener::bind("[::1]:0").await else {
+        // A machine without IPv6 has no such kubelet.
+        return;
+    };
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, restarting()).await });
+    assert_eq!(kubelet(url).pod_of(&place(ID)).await.unwrap().unwrap().name, "edge");
 }
 
 #[tokio::test]
@@ -105,7 +159,9 @@ async fn a_stage_that_is_full_lets_the_oldest_go_and_counts() {
     let through = stage.pass(traces.collect());
     assert_eq!((through.len(), stage.held_count()), (2, 3));
     assert!(places.counts().contains(&("hold", "overflow", 2)));
-    assert_eq!(stage.flush().len(), 3);
+    // At the end nobody waits longer than there is time, though the traces might.
+    assert_eq!(stage.finish(Instant::now()).await.len(), 3);
+    assert!(places.counts().contains(&("hold", "shutdown", 3)));
 }
 
 #[tokio::test]

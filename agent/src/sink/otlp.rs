@@ -297,13 +297,16 @@ impl Exporter {
         }
     }
 
-    /// Sends what is waiting for at most `deadline`, then stops. From then on, every trace offered is lost. Calling it again changes nothing.
+    /// Sends what is waiting for at most `deadline`, then stops. From then on, every trace offered is lost. Calling it again can only make the deadline
+    /// an earlier one, and only the first call waits.
     pub async fn shutdown(&self, deadline: Duration) -> ExportCounts {
+        let new = Instant::now() + deadline;
         self.stop.send_if_modified(|until| {
-            until
-                .is_none()
-                .then(|| *until = Some(Instant::now() + deadline))
-                .is_some()
+            let is_earlier = until.is_none_or(|until| new < until);
+            if is_earlier {
+                *until = Some(new);
+            }
+            is_earlier
         });
         let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(task) = task
@@ -518,12 +521,20 @@ async fn stop_requested(stopped: &mut watch::Receiver<Option<Instant>>) {
 }
 
 async fn time_is_over(stopped: &mut watch::Receiver<Option<Instant>>) {
-    let until = match stopped.wait_for(Option::is_some).await {
-        Ok(until) => *until,
-        Err(_) => None,
-    };
-    match until {
-        Some(until) => tokio::time::sleep_until(until).await,
-        None => std::future::pending().await,
+    loop {
+        let until = *stopped.borrow_and_update();
+        // It may become earlier; it does not change once nobody is left who could change it.
+        let changed = async {
+            if stopped.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        match until {
+            Some(until) => tokio::select! {
+                () = tokio::time::sleep_until(until) => return,
+                () = changed => {}
+            },
+            None => changed.await,
+        }
     }
 }

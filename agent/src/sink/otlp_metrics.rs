@@ -20,6 +20,7 @@ use opentelemetry_proto::tonic::resource::v1::Resource;
 use prost::Message as _;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tonic::codec::CompressionEncoding;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
@@ -45,14 +46,25 @@ struct Counters {
     failed: AtomicU64,
     rejected: AtomicU64,
     unreadable: AtomicU64,
+    shutdown: AtomicU64,
+}
+
+/// Data points of the reading that was sent last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LastReading {
+    /// Taken by the collector.
+    pub taken: u64,
+    /// Refused, or not arrived in time.
+    pub lost: u64,
 }
 
 /// A running exporter of metrics.
 #[derive(Debug)]
 pub struct MetricsExporter {
     counters: Arc<Counters>,
-    stop: watch::Sender<bool>,
-    task: Mutex<Option<JoinHandle<()>>>,
+    /// Until when the last reading may take; `None` while nobody has asked to stop.
+    stop: watch::Sender<Option<Instant>>,
+    task: Mutex<Option<JoinHandle<LastReading>>>,
 }
 
 impl MetricsExporter {
@@ -64,7 +76,7 @@ impl MetricsExporter {
         read: ReadText,
     ) -> Result<Self, TransportError> {
         let counters = Arc::new(Counters::default());
-        let (stop, stopped) = watch::channel(false);
+        let (stop, stopped) = watch::channel(None);
         let worker = Worker {
             client: Client::new(&config.target)?,
             endpoint: transport::endpoint(&config.target).to_owned(),
@@ -95,6 +107,7 @@ impl MetricsExporter {
             ("export_failed", &self.counters.failed),
             ("points_rejected", &self.counters.rejected),
             ("unreadable", &self.counters.unreadable),
+            ("shutdown", &self.counters.shutdown),
         ]
         .into_iter()
         .map(|(reason, count)| Loss {
@@ -106,15 +119,17 @@ impl MetricsExporter {
         .collect()
     }
 
-    /// Sends the last values within `deadline`, and stops. Calling it again changes nothing.
-    pub async fn shutdown(&self, deadline: Duration) {
-        self.stop.send_replace(true);
+    /// Gives up what is being sent, sends the last values within `deadline`, and stops. Calling it again changes nothing, and answers with nothing.
+    pub async fn shutdown(&self, deadline: Duration) -> LastReading {
+        self.stop.send_replace(Some(Instant::now() + deadline));
         let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(mut task) = task
-            && tokio::time::timeout(deadline, &mut task).await.is_err()
-        {
-            task.abort();
-        }
+        let Some(task) = task else {
+            return LastReading::default();
+        };
+        task.await.unwrap_or_else(|error| {
+            error!(%error, "the task that exports metrics ended early");
+            LastReading::default()
+        })
     }
 }
 
@@ -127,59 +142,88 @@ struct Worker {
     starts: Starts,
     read: Arc<dyn Fn() -> String + Send + Sync>,
     counters: Arc<Counters>,
-    stopped: watch::Receiver<bool>,
+    stopped: watch::Receiver<Option<Instant>>,
     is_failing: bool,
 }
 
 impl Worker {
-    async fn run(mut self) {
-        let mut is_last = false;
-        while !is_last {
-            tokio::select! {
-                () = tokio::time::sleep(self.interval) => {}
-                // An error is the exporter dropped.
-                _ = self.stopped.wait_for(|is_stopped| *is_stopped) => is_last = true,
-            }
-            self.send_all().await;
+    async fn run(mut self) -> LastReading {
+        let mut stopped = self.stopped.clone();
+        // An error is the exporter dropped.
+        while tokio::time::timeout(self.interval, stopped.wait_for(Option::is_some))
+            .await
+            .is_err()
+        {
+            self.send_all(None).await;
         }
+        let until = *self.stopped.borrow();
+        self.send_all(Some(until.unwrap_or_else(|| Instant::now() + self.timeout)))
+            .await
     }
 
-    async fn send_all(&mut self) {
+    /// Sends one reading: the last one until `until`; any other is given up when the last one is asked for, which tells all that it would have told.
+    async fn send_all(&mut self, until: Option<Instant>) -> LastReading {
         let read = Arc::clone(&self.read);
         let now_ns = ClockAnchor::now().unix_ns;
         // Thousands of series take a while.
         let Ok(snapshot) = tokio::task::spawn_blocking(move || Snapshot::parse(&read())).await else {
             error!("metrics cannot be read");
-            return;
+            return LastReading::default();
         };
         let unreadable = snapshot.unreadable_count;
         self.counters.unreadable.fetch_add(unreadable, Ordering::Relaxed);
         self.starts.read(&snapshot, now_ns);
+        let mut reading = LastReading::default();
         for (metrics, point_count) in requests(snapshot, &self.starts, now_ns) {
-            let request = ExportMetricsServiceRequest {
-                resource_metrics: vec![ResourceMetrics {
-                    resource: Some(self.resource.clone()),
-                    scope_metrics: vec![ScopeMetrics {
-                        scope: Some(InstrumentationScope {
-                            name: "wasmscope".to_owned(),
-                            version: env!("CARGO_PKG_VERSION").to_owned(),
-                            ..InstrumentationScope::default()
-                        }),
-                        metrics,
-                        ..ScopeMetrics::default()
-                    }],
-                    ..ResourceMetrics::default()
-                }],
+            let request = self.request(metrics);
+            let mut stopped = self.stopped.clone();
+            let is_over = async {
+                match until {
+                    Some(until) => tokio::time::sleep_until(until).await,
+                    None => drop(stopped.wait_for(Option::is_some).await),
+                }
             };
-            let sent = tokio::time::timeout(self.timeout, self.client.send(request)).await;
-            self.sent(
-                point_count,
-                sent.unwrap_or_else(|_| Err("no answer in time".to_owned())),
-            );
+            let sent = tokio::select! {
+                biased;
+                () = is_over => None,
+                sent = tokio::time::timeout(self.timeout, self.client.send(request)) => Some(sent),
+            };
+            let taken = match sent {
+                Some(sent) => self.sent(
+                    point_count,
+                    sent.unwrap_or_else(|_| Err("no answer in time".to_owned())),
+                ),
+                None => {
+                    self.counters.shutdown.fetch_add(point_count, Ordering::Relaxed);
+                    0
+                }
+            };
+            reading.taken += taken;
+            reading.lost += point_count - taken;
+        }
+        reading
+    }
+
+    fn request(&self, metrics: Vec<Metric>) -> ExportMetricsServiceRequest {
+        ExportMetricsServiceRequest {
+            resource_metrics: vec![ResourceMetrics {
+                resource: Some(self.resource.clone()),
+                scope_metrics: vec![ScopeMetrics {
+                    scope: Some(InstrumentationScope {
+                        name: "wasmscope".to_owned(),
+                        version: env!("CARGO_PKG_VERSION").to_owned(),
+                        ..InstrumentationScope::default()
+                    }),
+                    metrics,
+                    ..ScopeMetrics::default()
+                }],
+                ..ResourceMetrics::default()
+            }],
         }
     }
 
-    fn sent(&mut self, point_count: u64, result: Result<u64, String>) {
+    /// Counts what became of data points, and says how many were taken.
+    fn sent(&mut self, point_count: u64, result: Result<u64, String>) -> u64 {
         match result {
             Ok(rejected_count) => {
                 let taken = point_count.saturating_sub(rejected_count);
@@ -188,6 +232,7 @@ impl Worker {
                 if std::mem::take(&mut self.is_failing) {
                     info!(endpoint = self.endpoint, "metrics are exported again");
                 }
+                taken
             }
             Err(reason) => {
                 self.counters.failed.fetch_add(point_count, Ordering::Relaxed);
@@ -197,6 +242,7 @@ impl Worker {
                         reason, "metrics cannot be exported; the newest are tried again at each interval"
                     );
                 }
+                0
             }
         }
     }

@@ -13,14 +13,14 @@ use wasmscope_tests::samples::{self, sums};
 use wasmscope_tests::workload::{Counts, FOREVER, Numbers, Workload};
 
 /// A running agent with a lock and a file of its own.
-struct Node {
-    agent: Running,
+pub(crate) struct Node {
+    pub(crate) agent: Running,
     address: String,
     directory: TempDir,
 }
 
 impl Node {
-    fn start(variables: &[(&str, &str)]) -> Self {
+    pub(crate) fn start(variables: &[(&str, &str)]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let agent = Running::start(command(directory.path(), variables));
         let line = agent.stderr_line(|line| line.contains("serving HTTP"));
@@ -46,7 +46,7 @@ impl Node {
     }
 
     /// Waits until a sum of the metrics is `wanted`.
-    fn wait_for(&self, python: &Path, name: &str, label: &str, wanted: &Numbers) {
+    pub(crate) fn wait_for(&self, python: &Path, name: &str, label: &str, wanted: &Numbers) {
         let begun = std::time::Instant::now();
         loop {
             let seen = self.sums(python, name, label);

@@ -13,6 +13,7 @@ mod command_line;
 mod components;
 mod departures;
 mod discovery;
+mod drain;
 mod export;
 mod governor;
 mod grow;
