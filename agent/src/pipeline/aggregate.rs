@@ -287,12 +287,11 @@ impl Pipeline {
             let count = self.kernel.aggregates.take_open(pid).len();
             self.lose_many("aggregate", "process_unknown", count as u64);
         }
-        match next_epoch {
-            Some(next) => self.epoch_begins(pid, next),
-            None => {
-                self.collected.forget(pid);
-                self.kernel.aggregates.forget(pid);
-            }
+        if let Some(next) = next_epoch {
+            self.epoch_begins(pid, next);
+        } else {
+            self.collected.forget(pid);
+            self.kernel.aggregates.forget(pid);
         }
     }
 

@@ -188,15 +188,12 @@ impl Worker {
                 () = is_over => None,
                 sent = tokio::time::timeout(self.timeout, self.client.send(request)) => Some(sent),
             };
-            let taken = match sent {
-                Some(sent) => self.sent(
-                    point_count,
-                    sent.unwrap_or_else(|_| Err("no answer in time".to_owned())),
-                ),
-                None => {
-                    self.counters.shutdown.fetch_add(point_count, Ordering::Relaxed);
-                    0
-                }
+            let taken = if let Some(sent) = sent {
+                let sent = sent.unwrap_or_else(|_| Err("no answer in time".to_owned()));
+                self.sent(point_count, sent)
+            } else {
+                self.counters.shutdown.fetch_add(point_count, Ordering::Relaxed);
+                0
             };
             reading.taken += taken;
             reading.lost += point_count - taken;

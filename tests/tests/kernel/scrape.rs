@@ -1,5 +1,6 @@
 //! What a real Prometheus stores of an agent: native histograms from protobuf, counts equal to the workloads' own, and no series of processes that are gone.
 
+use std::fmt::Write as _;
 use std::net::TcpListener;
 use std::process::Command;
 use std::time::Instant;
@@ -14,7 +15,10 @@ use wasmscope_tests::workload::{Counts, Numbers, Workload};
 
 /// Values by one label, as an instant query of Prometheus has them.
 fn query(prometheus: &str, expression: &str, label: &str) -> Numbers {
-    let escaped: String = expression.bytes().map(|byte| format!("%{byte:02x}")).collect();
+    let escaped = expression.bytes().fold(String::new(), |mut escaped, byte| {
+        let _ = write!(escaped, "%{byte:02x}");
+        escaped
+    });
     let response = http::get(&format!("http://{prometheus}/api/v1/query?query={escaped}"));
     // Small answers are one chunk.
     let body = &response[response.find('{').unwrap()..=response.rfind('}').unwrap()];
