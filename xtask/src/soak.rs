@@ -119,7 +119,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> 
     let scraper = Scraper::start(address);
     let (rows, counted) = waves(workspace, options, &agent, address, &collector)?;
     let (scrapes, failed_scrapes) = scraper.end();
-    // What waits for another attempt is delivered or given up while the agent drains.
+    // What waits for another attempt is delivered or given up while the agent drains; the last line says `lost=` of that, and `exported=` of all.
     kill(&agent)?;
     let status = agent.wait(LIMIT)?;
     let said = agent.stderr();
@@ -133,10 +133,10 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> 
     print(&rows);
     let mut problems = problems(&rows, options);
     let invoked: u64 = counted.invocations.values().sum();
-    let lost = rows.last().map_or(0, |row| row.lost).max(lost_at_end);
+    let lost = rows.last().map_or(0, |row| row.lost) + lost_at_end;
     println!(
-        "{} waves of {}; invocations {invoked}, host calls {}, syscalls {}; exported {exported:?} traces, lost {lost} while the \
-         collector was away {} times; {scrapes} scrapes",
+        "{} waves of {}; invocations {invoked}, host calls {}, syscalls {}; exported {exported:?} traces, lost {lost}; the collector \
+         was away {} times; {scrapes} scrapes",
         rows.len(),
         options.at_once,
         counted.host_calls.values().sum::<u64>(),
@@ -190,7 +190,8 @@ fn waves(
             lost_elsewhere: seen
                 .lost
                 .iter()
-                .filter(|(layer, _)| *layer != "export")
+                // Metrics that are refused are told anew with the next push.
+                .filter(|(layer, _)| !matches!(layer.as_str(), "export" | "export_metrics"))
                 .map(|(_, count)| count)
                 .sum(),
             is_away,

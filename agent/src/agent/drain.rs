@@ -69,6 +69,8 @@ pub(super) struct Tally {
 pub(super) struct Delivery {
     /// Traces that the collector has taken.
     pub(super) delivered: u64,
+    /// The same since the agent started.
+    pub(super) exported: u64,
     /// Traces that never arrive, by reason; none with a count of zero.
     pub(super) lost: Vec<(&'static str, u64)>,
 }
@@ -102,6 +104,7 @@ impl Tally {
         ];
         Delivery {
             delivered: now.exported - before.exported,
+            exported: now.exported,
             lost: lost.into_iter().filter(|(_, count)| *count > 0).collect(),
         }
     }
@@ -163,12 +166,19 @@ pub(super) fn tell(delivery: &Delivery, drained: Option<Drained>) -> ExitCode {
     let (delivered, lost) = (delivery.delivered, delivery.lost_count());
     let is_complete = is_collected && lost == 0 && last_reading.lost == 0;
     if is_complete {
-        info!(delivered, lost, points = last_reading.taken, "stopped");
+        info!(
+            delivered,
+            lost,
+            exported = delivery.exported,
+            points = last_reading.taken,
+            "stopped"
+        );
         ExitCode::SUCCESS
     } else {
         error!(
             delivered,
             lost,
+            exported = delivery.exported,
             reasons = ?delivery.lost,
             records_handled = is_collected,
             points = last_reading.taken,
@@ -224,6 +234,7 @@ mod tests {
             delivery,
             Delivery {
                 delivered: 10,
+                exported: 60,
                 // 103 were made or under way, 98 came through; 4 of those offered have not been heard of.
                 lost: vec![("not_staged", 5), ("export_failed", 4), ("shutdown", 24)],
             }
