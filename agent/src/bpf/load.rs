@@ -242,6 +242,15 @@ impl Kernel {
         let _ = self.next_generation();
     }
 
+    /// Ends what the programs know of the agent's own threads, which live on when they are not watched any more.
+    pub(super) fn forget_own_threads(&mut self) {
+        let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+        for tid in tasks.filter_map(|task| task.file_name().to_str()?.parse().ok()) {
+            // Most were never met.
+            let _ = self.threads.remove(&tid);
+        }
+    }
+
     /// How many syscalls of a process were met before it was known where its runtime keeps activations, and found none in the
     /// static blocks of their threads.
     pub fn undecided(&self, pid: u32) -> u64 {

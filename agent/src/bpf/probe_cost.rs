@@ -50,6 +50,7 @@ pub(crate) fn measure(
     let times = [push, jcc, ret].map(|victim| time(|| (victim.function)()));
     let syscall_ns = time(syscall) - untraced_syscall_ns;
     kernel.unwatch(pid);
+    kernel.forget_own_threads();
     // Waiting until nobody runs the program any more takes longer than all of the above.
     std::thread::spawn(move || drop(links));
     ring.drain(usize::MAX, |bytes| {
