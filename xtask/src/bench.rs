@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: what being watched costs, against other tools in the same run.
 
 mod agent;
+mod event_rate;
 mod measure;
 mod probes;
 mod report;

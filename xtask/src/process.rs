@@ -96,6 +96,20 @@ impl Running {
         bail!("`{}` ended ({status}) before {what}\n{}", self.name, self.tail(20))
     }
 
+    /// Reads what has been printed meanwhile, so that it never waits for a reader.
+    pub(crate) fn catch_up(&mut self) {
+        while let Ok((stream, line)) = self.lines.try_recv() {
+            self.keep(stream, line);
+        }
+    }
+
+    fn keep(&mut self, stream: Stream, line: String) {
+        if self.kept.len() == MAX_LINES {
+            self.kept.pop_front();
+        }
+        self.kept.push_back((stream, line));
+    }
+
     /// Waits for the end, by `deadline` where there is one.
     pub(crate) fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
         self.wait_noting(Some(Instant::now() + limit), &mut |_| ())
@@ -178,10 +192,7 @@ impl Running {
             };
             match self.lines.recv_timeout(poll) {
                 Ok((stream, line)) => {
-                    if self.kept.len() == MAX_LINES {
-                        self.kept.pop_front();
-                    }
-                    self.kept.push_back((stream, line.clone()));
+                    self.keep(stream, line.clone());
                     return Ok(Some(line));
                 }
                 Err(RecvTimeoutError::Timeout) => {}

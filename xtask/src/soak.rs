@@ -1,7 +1,7 @@
 //! `cargo xtask soak`: an agent among programs that come and go, with a collector that goes away twice, held to exact counts and flat memory.
 
 mod collector;
-mod metrics;
+pub(crate) mod metrics;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -105,19 +105,11 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> 
         .env("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint())
         .env("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf");
     let mut agent = Running::start(&mut command)?;
-    let address: SocketAddr = agent.wait_for("its address", LIMIT, |line| {
-        let is_address = line.contains("serving HTTP");
-        line.rsplit_once("address=")
-            .filter(|_| is_address)?
-            .1
-            .trim()
-            .parse()
-            .ok()
-    })?;
+    let address = address_of(&mut agent, LIMIT)?;
     agent.wait_for("it is ready", LIMIT, |line| line.ends_with("ready").then_some(()))?;
 
     let scraper = Scraper::start(address);
-    let (rows, counted) = waves(workspace, options, &agent, address, &collector)?;
+    let (rows, counted) = waves(workspace, options, &mut agent, address, &collector)?;
     let (scrapes, failed_scrapes) = scraper.end();
     // What waits for another attempt is delivered or given up while the agent drains; the last line says `lost=` of that, and `exported=` of all.
     kill(&agent)?;
@@ -163,10 +155,23 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> 
     })
 }
 
+/// Where an agent that has just been started serves HTTP.
+pub(crate) fn address_of(agent: &mut Running, limit: Duration) -> Result<SocketAddr> {
+    agent.wait_for("its address", limit, |line| {
+        let is_address = line.contains("serving HTTP");
+        line.rsplit_once("address=")
+            .filter(|_| is_address)?
+            .1
+            .trim()
+            .parse()
+            .ok()
+    })
+}
+
 fn waves(
     workspace: &Workspace,
     options: &Options,
-    agent: &Running,
+    agent: &mut Running,
     address: SocketAddr,
     collector: &Collector,
 ) -> Result<(Vec<Row>, Sums)> {
@@ -181,6 +186,7 @@ fn waves(
         collector.set_away(is_away);
         wave(workspace, options, address, &mut counted, &mut started)?;
         let seen = settled(address, &counted)?;
+        agent.catch_up();
         let row = Row {
             seconds: begun.elapsed().as_secs_f64(),
             rss_kib: status_kib(agent.id(), "VmRSS:")?,
@@ -221,7 +227,8 @@ fn wave(
     }
     *started += u64::from(options.at_once);
     let begun = Instant::now();
-    while Sums::scraped(&http::get(address, "/metrics")?.body).processes < *started {
+    // Each program has one guest.
+    while Sums::scraped(&http::get(address, "/metrics")?.body).modules < *started {
         ensure!(begun.elapsed() < LIMIT, "the agent does not look at all programs");
         crate::interrupt::check()?;
         thread::sleep(Duration::from_millis(200));
@@ -243,16 +250,20 @@ fn wave(
 fn settled(address: SocketAddr, counted: &Sums) -> Result<Sums> {
     let begun = Instant::now();
     loop {
-        let seen = Sums::scraped(&http::get(address, "/metrics")?.body);
+        let scrape = http::get(address, "/metrics")?.body;
+        let seen = Sums::scraped(&scrape);
         let difference = counted.difference(&seen);
         if difference.is_none() {
             return Ok(seen);
         }
         if begun.elapsed() > Duration::from_secs(30) {
+            let kept = std::env::temp_dir().join("wasmscope-soak-mismatch.txt");
+            fs::write(&kept, scrape)?;
             anyhow::bail!(
-                "MISMATCH: counted | seen: {}; lost {:?}",
+                "MISMATCH: counted | seen: {}; lost {:?}; the scrape is in {}",
                 difference.unwrap_or_default(),
-                seen.lost
+                seen.lost,
+                kept.display()
             );
         }
         crate::interrupt::check()?;

@@ -6,6 +6,7 @@ mod drain;
 mod exports;
 mod health;
 mod lock;
+mod logs;
 mod notify;
 mod own_metrics;
 mod reload;
@@ -31,6 +32,7 @@ use self::stages::Stages;
 pub use self::{
     health::{Answer, Health},
     lock::{InstanceLock, LockError},
+    logs::{Logs, SetFilter},
 };
 use crate::clock::ClockAnchor;
 use crate::config::{Config, Loaded, Sources};
@@ -55,14 +57,11 @@ wasmscope agent
 /api/v1/traces/slowest    one of them; ?format=mermaid draws it
 ";
 
-/// Changes what is logged, while running.
-pub type SetFilter = Box<dyn Fn(&str) -> Result<(), String> + Send>;
-
 /// How often the main loop looks after the agent, unless systemd wants to hear from it more often.
 const TICK: Duration = Duration::from_secs(1);
 
 /// Runs until SIGTERM or SIGINT. Success if everything was delivered in time, 3 if not.
-pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> anyhow::Result<ExitCode> {
+pub async fn run(loaded: Loaded, sources: Sources, logs: &Logs, set_filter: SetFilter) -> anyhow::Result<ExitCode> {
     let start = Arc::new(loaded.config);
     let clock = ClockAnchor::now();
     let _lock = InstanceLock::take(&start.instance.lock_file)?;
@@ -202,6 +201,7 @@ pub async fn run(loaded: Loaded, sources: Sources, set_filter: SetFilter) -> any
             }
             _ = tick.tick() => {
                 count_losses(metrics_exporter.as_ref(), &stages.metrics);
+                own.log_lines_dropped(logs.dropped_lines());
                 if !is_announced && health.ready().reasons.is_empty() {
                     is_announced = true;
                     info!("ready");

@@ -23,6 +23,7 @@ struct Reload {
 #[derive(Debug)]
 pub(super) struct OwnMetrics {
     reloads: Family<Reload, Counter>,
+    log_lines_dropped: Counter,
 }
 
 impl OwnMetrics {
@@ -50,12 +51,28 @@ impl OwnMetrics {
             "Traces by whether they are exported; none are counted while there is no collector",
             sampled,
         );
-        Self { reloads }
+        let log_lines_dropped = Counter::default();
+        registry.register(
+            "wasmscope_log_lines_dropped",
+            "Lines of the log that were not written, as nobody read stderr",
+            log_lines_dropped.clone(),
+        );
+        Self {
+            reloads,
+            log_lines_dropped,
+        }
     }
 
     /// Counts a reload.
     pub(super) fn reloaded(&self, is_success: bool) {
         let result = if is_success { "success" } else { "failure" };
         self.reloads.get_or_create(&Reload { result }).inc();
+    }
+
+    /// Takes over how many lines of the log were dropped so far.
+    pub(super) fn log_lines_dropped(&self, total: u64) {
+        // Nobody else counts it up.
+        self.log_lines_dropped
+            .inc_by(total.saturating_sub(self.log_lines_dropped.get()));
     }
 }

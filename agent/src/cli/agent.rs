@@ -5,12 +5,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use tracing_subscriber::layer::SubscriberExt as _;
-use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer as _, reload};
 
-use crate::agent::{self, SetFilter};
-use crate::config::{LogConfig, LogFormat, Sources};
+use crate::agent::{self, Logs};
+use crate::config::Sources;
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -109,14 +106,14 @@ pub(super) fn run(arguments: &AgentArguments) -> ExitCode {
         eprintln!("the configuration is valid");
         return ExitCode::SUCCESS;
     }
-    let set_filter = start_logs(&loaded.config.log);
+    let (logs, set_filter) = Logs::start(&loaded.config.log);
     let result = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("cannot start the event loop")
         .and_then(|runtime| {
-            let result = runtime.block_on(agent::run(loaded, sources, set_filter));
+            let result = runtime.block_on(agent::run(loaded, sources, &logs, set_filter));
             // A thread that is over its deadline is not waited for.
             runtime.shutdown_background();
             result
@@ -128,20 +125,4 @@ pub(super) fn run(arguments: &AgentArguments) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn start_logs(config: &LogConfig) -> SetFilter {
-    // It has been checked.
-    let filter = EnvFilter::try_new(&config.filter).unwrap_or_default();
-    let (filter, handle) = reload::Layer::new(filter);
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    let lines = match config.format {
-        LogFormat::Text => lines.with_ansi(false).boxed(),
-        LogFormat::Json => lines.json().flatten_event(true).boxed(),
-    };
-    tracing_subscriber::registry().with(lines.with_filter(filter)).init();
-    Box::new(move |directives| {
-        let filter = EnvFilter::try_new(directives).map_err(|error| error.to_string())?;
-        handle.reload(filter).map_err(|error| error.to_string())
-    })
 }

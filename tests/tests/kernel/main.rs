@@ -23,6 +23,7 @@ mod hostile;
 mod interruptions;
 mod inventory;
 mod linking;
+mod log;
 mod metrics;
 mod nested;
 mod node;

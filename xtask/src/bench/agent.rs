@@ -9,15 +9,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
+use super::event_rate;
 use super::report::median;
 use crate::process::Running;
 use crate::workspace::Workspace;
 
-const LIMIT: Duration = Duration::from_mins(2);
+pub(super) const LIMIT: Duration = Duration::from_mins(2);
 /// Ticks of `/proc/PID/stat` in a second (`USER_HZ`, the same on every architecture that Linux calls by this name).
 const TICKS_PER_SECOND: f64 = 100.0;
 /// Rounds of guest arithmetic that one nanosecond takes, roughly: 2800 take about 5 µs.
-const ROUNDS_PER_US: u32 = 560;
+pub(super) const ROUNDS_PER_US: u32 = 560;
 /// Invocations per second that are aimed at.
 const RATES: [u32; 2] = [1_000, 10_000];
 
@@ -55,7 +56,7 @@ pub(crate) fn run(workspace: &Workspace, options: &AgentBench) -> Result<()> {
     command.arg("--wait");
     let mut quiet = Running::start_with_stdin(&mut command)?;
     quiet.wait_for("it is ready", LIMIT, |line| (line == "ready").then_some(()))?;
-    let (directory, mut agent) = start(workspace)?;
+    let (directory, mut agent) = start(workspace, &[])?;
     watched(&mut agent, quiet.id())?;
     let (idle_share, idle) = share(agent.id(), span)?;
     let maps = map_bytes(agent.id())?;
@@ -114,8 +115,24 @@ pub(crate) fn run(workspace: &Workspace, options: &AgentBench) -> Result<()> {
             "< 80 MiB",
         );
     }
+    print_event_rates(&event_rate::measure(workspace, span)?);
     println!("medians of {rounds} interleaved rounds of about {seconds} s; workload on one thread");
     Ok(())
+}
+
+fn print_event_rates(paces: &[event_rate::Pace]) {
+    println!(
+        "\n{:>14} {:>14} {:>14}  budget: 0 lost at 200k events/s",
+        "events/s", "delivered", "lost"
+    );
+    for pace in paces {
+        println!("{:>14.0} {:>14} {:>14}", pace.per_second, pace.delivered, pace.lost);
+    }
+    let lossless = paces.iter().filter(|pace| pace.lost == 0).map(|pace| pace.per_second);
+    match lossless.max_by(f64::total_cmp) {
+        Some(most) => println!("{most:.0} events/s is the most without loss"),
+        None => println!("no pace was without loss"),
+    }
 }
 
 /// Seconds that the work took, and what the agent used meanwhile.
@@ -137,7 +154,7 @@ fn throughput(workspace: &Workspace, rate: u32, invocations: u32, is_watched: bo
         .args(["--repeat", &invocations.to_string()]);
     let mut workload = Running::start_with_stdin(&mut command)?;
     workload.wait_for("it is ready", LIMIT, |line| (line == "ready").then_some(()))?;
-    let mut agent = if is_watched { Some(start(workspace)?) } else { None };
+    let mut agent = if is_watched { Some(start(workspace, &[])?) } else { None };
     let mut before = None;
     if let Some((_, agent)) = &mut agent {
         watched(agent, workload.id())?;
@@ -164,7 +181,7 @@ fn throughput(workspace: &Workspace, rate: u32, invocations: u32, is_watched: bo
 }
 
 /// An agent that is ready, without a collector.
-fn start(workspace: &Workspace) -> Result<(tempfile::TempDir, Running)> {
+pub(super) fn start(workspace: &Workspace, options: &[&str]) -> Result<(tempfile::TempDir, Running)> {
     let directory = tempfile::tempdir()?;
     let mut command = Command::new(workspace.release_binary("wasmscope"));
     command
@@ -173,11 +190,12 @@ fn start(workspace: &Workspace) -> Result<(tempfile::TempDir, Running)> {
             "instance.lock_file={}",
             directory.path().join("lock").display()
         ))
+        .args(options)
         .env_remove("OTEL_EXPORTER_OTLP_ENDPOINT");
     Ok((directory, Running::start(&mut command)?))
 }
 
-fn watched(agent: &mut Running, pid: u32) -> Result<()> {
+pub(super) fn watched(agent: &mut Running, pid: u32) -> Result<()> {
     let pid = format!(" pid={pid} ");
     agent.wait_for("it watches the workload", LIMIT, |line| {
         (line.contains("process watched") && line.contains(&pid)).then_some(())

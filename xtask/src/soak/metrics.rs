@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::shown;
 
-pub(super) type Numbers = BTreeMap<String, u64>;
+pub(crate) type Numbers = BTreeMap<String, u64>;
 
 /// Sums over everything that ran.
 #[derive(Debug, Default)]
@@ -19,8 +19,8 @@ pub(super) struct Sums {
     pub(super) syscalls: Numbers,
     /// By layer, where there are any; only of a scrape.
     pub(super) lost: Numbers,
-    /// That were looked at; only of a scrape.
-    pub(super) processes: u64,
+    /// Code objects that were read; only of a scrape.
+    pub(super) modules: u64,
 }
 
 impl Sums {
@@ -48,8 +48,8 @@ impl Sums {
             host_calls: sums("wasm_host_calls_total", "import"),
             syscalls: sums("wasm_syscalls_total", "syscall"),
             lost,
-            processes: sums("wasmscope_events_total", "kind")
-                .get("process")
+            modules: sums("wasmscope_events_total", "kind")
+                .get("module_published")
                 .copied()
                 .unwrap_or(0),
         }
@@ -78,7 +78,7 @@ fn numbers(value: &Value) -> Numbers {
 }
 
 /// Sums of a counter by the value of one label.
-fn sums(text: &str, name: &str, label: &str) -> Numbers {
+pub(crate) fn sums(text: &str, name: &str, label: &str) -> Numbers {
     let mut sums = Numbers::new();
     let key = format!("{label}=\"");
     for line in text.lines() {
