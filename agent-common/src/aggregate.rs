@@ -30,6 +30,8 @@ pub const ENDED_BY_ITSELF: u32 = 0;
 pub const ENDED_BY_FAILED_CALL: u32 = 1;
 /// As above, of one whose last host call was not seen to end: that one is in the key.
 pub const ENDED_IN_CALL: u32 = 2;
+/// As above, of one whose end was missed: another one has begun in its place.
+pub const ENDED_UNSEEN: u32 = 3;
 
 /// What is counted in one row.
 #[derive(

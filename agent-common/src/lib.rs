@@ -12,8 +12,8 @@ mod state;
 
 pub use aggregate::{
     AggregateKey, AggregateStats, BUCKET_COUNT, BUCKET_SCALE, DETAIL_OTHER, ENDED_BY_FAILED_CALL, ENDED_BY_ITSELF,
-    ENDED_IN_CALL, KIND_HOST_CALL, KIND_INVOCATION, KIND_NONE, KIND_SYSCALL, OTHER_ROWS, OpenActivation, OpenKey,
-    PARENT_UNKNOWN, ZERO_SECONDS_LOG2, bucket_of,
+    ENDED_IN_CALL, ENDED_UNSEEN, KIND_HOST_CALL, KIND_INVOCATION, KIND_NONE, KIND_SYSCALL, OTHER_ROWS, OpenActivation,
+    OpenKey, PARENT_UNKNOWN, ZERO_SECONDS_LOG2, bucket_of,
 };
 pub use counters::{COUNTER_SLOTS, Counter};
 pub use records::{

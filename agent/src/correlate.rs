@@ -113,7 +113,11 @@ impl Correlator {
             }
             EventKind::ProcessGone => {
                 self.close_process(pid, at_ns);
-                self.processes.remove(&pid);
+                let state = self.processes.remove(&pid);
+                let undecided = state.map_or(0, |state| state.modules.undecided_count());
+                if undecided > 0 {
+                    *self.losses.entry(("correlate", cold::UNASSIGNED)).or_default() += undecided as u64;
+                }
             }
             EventKind::ProbesPaused { probes } => self.pause(at_ns, pid, &probes),
             EventKind::ProbesSilent { probes } => self.silence(at_ns, pid, &probes),
@@ -610,6 +614,8 @@ impl Context<'_> {
             self.count("end_without_begin");
             return;
         };
+        // It may have gone unnamed.
+        self.settle_cold_starts();
         activation.event_count += 1;
         if self.state.coverage.unwinds {
             self.thread().ended = Some((activation, at_ns));
@@ -668,6 +674,7 @@ impl Context<'_> {
         {
             *function = Some(found.clone());
             self.state.modules.judge(activation);
+            self.settle_cold_starts();
         }
     }
 

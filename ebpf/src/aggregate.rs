@@ -10,8 +10,8 @@ use aya_ebpf::{
 };
 use wasmscope_common::{
     AggregateKey, AggregateStats, BUCKET_COUNT, COMPONENT_CALL, Counter, DETAIL_OTHER, ENDED_BY_FAILED_CALL,
-    ENDED_BY_ITSELF, ENDED_IN_CALL, KIND_HOST_CALL, KIND_INVOCATION, KIND_NONE, KIND_SYSCALL, OpenActivation, OpenKey,
-    PARENT_UNKNOWN, bucket_of,
+    ENDED_BY_ITSELF, ENDED_IN_CALL, ENDED_UNSEEN, KIND_HOST_CALL, KIND_INVOCATION, KIND_NONE, KIND_SYSCALL,
+    OpenActivation, OpenKey, PARENT_UNKNOWN, bucket_of,
 };
 
 use crate::{
@@ -150,6 +150,14 @@ fn add_to_row(key: &mut AggregateKey, added: Added) {
     }
 }
 
+/// What is added for something that began, and that nobody saw the end of.
+const UNTIMED_AND_MARKED: Added = Added {
+    duration_ns: None,
+    failed: false,
+    marked: true,
+    bytes: 0,
+};
+
 /// Time since `start_ns`, unless that is 0.
 #[inline(always)]
 fn since(start_ns: u64, end_ns: u64) -> Option<u64> {
@@ -224,7 +232,7 @@ pub fn swapped(thread: *mut Thread, own: u64, new: u64, stack_pointer: u64, entr
     if new != 0 {
         key.activation = new;
         if begins {
-            begin(&key, own);
+            begin(thread, &key, own);
         } else if let Some(open) = OPEN.get_ptr_mut(&key) {
             // A fiber is resumed.
             // SAFETY: as above.
@@ -235,8 +243,10 @@ pub fn swapped(thread: *mut Thread, own: u64, new: u64, stack_pointer: u64, entr
 }
 
 #[inline(always)]
-fn begin(key: &OpenKey, parent: u64) {
-    // What is there already is one whose end was missed: it is forgotten, as nothing tells when it ended.
+fn begin(thread: &mut Thread, key: &OpenKey, parent: u64) {
+    if let Some(open) = OPEN.get_ptr_mut(key) {
+        end_missed(thread, open);
+    }
     if OPEN.insert(key, &NOT_SEEN, u64::from(BPF_ANY)).is_err() {
         count(Counter::OpenTableFull);
         return;
@@ -247,6 +257,21 @@ fn begin(key: &OpenKey, parent: u64) {
         open.parent = parent;
         open.start_ns = now();
     }
+}
+
+/// Another activation begins where this one lies: its thread ended inside it, or its end went by unseen. Nothing tells when.
+#[inline(never)]
+fn end_missed(thread: *mut Thread, open: *mut OpenActivation) -> u32 {
+    // SAFETY: this thread's own entry, and a pointer into a map value.
+    let (thread, open) = unsafe { (&mut *thread, &*open) };
+    if open.call_start_ns != 0 {
+        call_key(thread, open.call_detail, open.call_site, open.callee);
+        add_to_row(&mut thread.ended, UNTIMED_AND_MARKED);
+    }
+    invocation_key(thread, ENDED_UNSEEN, open.entry_handler);
+    add_to_row(&mut thread.ended, UNTIMED_AND_MARKED);
+    thread.ended.kind = KIND_NONE;
+    0
 }
 
 /// Makes the thread's `ended` the row of an invocation.
@@ -360,15 +385,7 @@ pub fn call_began(thread: *mut Thread, activation: u64, callee: u64, frame: u64,
     let Some(open) = OPEN.get_ptr_mut(&key) else {
         // Counted where it begins, as its end will find nothing.
         call_key(thread, detail, call_site, callee);
-        add_to_row(
-            &mut thread.ended,
-            Added {
-                duration_ns: None,
-                failed: false,
-                marked: true,
-                bytes: 0,
-            },
-        );
+        add_to_row(&mut thread.ended, UNTIMED_AND_MARKED);
         thread.ended.kind = KIND_NONE;
         return 0;
     };
@@ -467,6 +484,24 @@ pub fn syscall(thread: *mut Thread, entry_handler: u64, result: i64, duration_ns
         },
     );
     0
+}
+
+/// The running syscall has replaced the process's image, so that nothing can be read of the activation that made it: it is
+/// the one that the runtime put on the thread last.
+#[inline(never)]
+pub fn image_replaced(thread: *mut Thread) -> u32 {
+    // SAFETY: this thread's own entry.
+    let state = unsafe { &mut *thread };
+    let activation = announced(state);
+    if activation == 0 {
+        return 0;
+    }
+    let entry_handler = match open_of(state, activation) {
+        // SAFETY: a pointer into a map value.
+        Some(open) => unsafe { (*open).entry_handler },
+        None => 0,
+    };
+    syscall(thread, entry_handler, 0, DOES_NOT_RETURN, 0)
 }
 
 /// As a duration: there is none.

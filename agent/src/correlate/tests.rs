@@ -844,17 +844,59 @@ fn the_first_call_has_the_phases_and_the_next_is_warm() {
     assert_eq!(losses, []);
 }
 
-#[test]
-fn where_an_older_call_may_have_been_the_first_none_is_said_to_be() {
+/// Two calls that run at once, of which the younger is the first that is known to have entered the module; then the older
+/// turns out to have entered `entry`, before or after the younger ends.
+fn two_at_once(entry: Option<FunctionId>, is_older_known_first: bool) -> (Vec<Trace>, Vec<Loss>) {
     let (older, younger) = (WORKER_STACK, WORKER_STACK + 0x1000_0000);
-    let (traces, losses) = run([
+    let other = EventKind::Function {
+        id: 9,
+        module: "other".to_owned(),
+        hash: "77aa01".to_owned(),
+        index: 0,
+        name: "start".to_owned(),
+    };
+    let leave = EventKind::ActivationSwap {
+        old: Some(older),
+        new: 0,
+        stack_pointer: below(older),
+        entry,
+    };
+    let younger_ends_ns = if is_older_known_first { 70 } else { 55 };
+    let mut events = vec![
+        (10, 1, other),
         (20, 1, published(0x1000)),
         (40, 1, swap(0, older, below(older))),
         (45, 2, swap(0, younger, below(younger))),
         (50, 2, first_call(younger, 0x1000)),
-        (50, 2, swap(younger, 0, below(younger))),
-        (60, 1, swap(older, 0, below(older))),
-    ]);
-    assert!(traces.iter().all(|trace| trace.starts == Starts::default()));
-    assert_eq!(losses[0].reason, "cold_start_unassigned");
+        (60, 1, leave),
+        (younger_ends_ns, 2, swap(younger, 0, below(younger))),
+    ];
+    events.sort_by_key(|(at_ns, _, _)| *at_ns);
+    run(events)
+}
+
+/// When the invocations with a cold start began.
+fn cold(traces: &[Trace]) -> Vec<u64> {
+    let cold = traces.iter().filter(|trace| !trace.starts.cold.is_empty());
+    cold.map(|trace| trace.root.start_ns).collect()
+}
+
+#[test]
+fn of_calls_that_run_at_once_the_one_that_began_first_is_the_first_of_its_module() {
+    for is_older_known_first in [true, false] {
+        let (traces, losses) = two_at_once(Some(0), is_older_known_first);
+        assert_eq!((cold(&traces), losses), (vec![40], vec![]));
+    }
+    let (traces, losses) = two_at_once(Some(9), true);
+    assert_eq!((cold(&traces), losses), (vec![45], vec![]));
+}
+
+#[test]
+fn where_nothing_tells_which_call_was_the_first_none_is_said_to_be() {
+    // What the older one entered stays unknown; or it was something else, and the younger has been told of already.
+    for (entry, is_older_known_first) in [(None, true), (None, false), (Some(9), false)] {
+        let (traces, losses) = two_at_once(entry, is_older_known_first);
+        assert_eq!(cold(&traces), [0; 0]);
+        assert_eq!(losses[0].reason, "cold_start_unassigned");
+    }
 }

@@ -9,7 +9,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use wasmscope_common::{
     AggregateKey, AggregateStats, BUCKET_COUNT, COMPONENT_CALL, DETAIL_OTHER, ENDED_BY_FAILED_CALL, ENDED_IN_CALL,
-    KIND_HOST_CALL, KIND_INVOCATION, KIND_SYSCALL, OpenActivation,
+    ENDED_UNSEEN, KIND_HOST_CALL, KIND_INVOCATION, KIND_SYSCALL, OpenActivation,
 };
 
 use super::Pipeline;
@@ -525,7 +525,7 @@ fn classes(key: &AggregateKey, stats: &AggregateStats) -> [u64; CLASSES] {
     match key.kind {
         _ if key.detail == DETAIL_OTHER => [stats.count, 0, 0],
         KIND_INVOCATION => match key.detail & !u32::from(COMPONENT_CALL) {
-            ENDED_BY_FAILED_CALL => [stats.count, 0, 0],
+            ENDED_BY_FAILED_CALL | ENDED_UNSEEN => [stats.count, 0, 0],
             ENDED_IN_CALL => [stats.marked, 0, rest],
             _ => [stats.failed + stats.marked, 0, rest],
         },
@@ -544,6 +544,7 @@ fn words(key: &AggregateKey, is_exit: bool, tells_failures: bool) -> [String; CL
         _ if key.detail == DETAIL_OTHER => ["other", "", ""],
         KIND_INVOCATION => match key.detail & !u32::from(COMPONENT_CALL) {
             ENDED_BY_FAILED_CALL | ENDED_IN_CALL => [by_host, "", fine],
+            ENDED_UNSEEN => ["unfinished", "", ""],
             _ => ["trap", "", fine],
         },
         KIND_HOST_CALL => ["host_error", "unknown", "ok"],

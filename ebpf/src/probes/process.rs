@@ -2,12 +2,13 @@
 
 use aya_ebpf::{bindings::BPF_ANY, macros::raw_tracepoint, programs::RawTracePointContext};
 use wasmscope_common::{
-    Counter, DOES_NOT_RETURN, EMIT_SYSCALLS, KEEP_TLS_ON_EXEC, MAX_COPIES, Observed, ProcessEvent, RecordKind, Syscall,
-    WATCH_NEW_WASM,
+    AGGREGATE_SYSCALLS, Counter, DOES_NOT_RETURN, EMIT_SYSCALLS, KEEP_TLS_ON_EXEC, MAX_COPIES, Observed, ProcessEvent,
+    RecordKind, Syscall,
 };
 
 use crate::{
-    maps::{OBSERVED, PROCESSES, TASK_MM_OFFSET, TASK_TGID_OFFSET, THREADS, WATCH_FLAGS, count, global},
+    aggregate,
+    maps::{OBSERVED, PROCESSES, TASK_MM_OFFSET, TASK_TGID_OFFSET, THREADS, count, global},
     output::{Wake, emit, emit_with_frames, header},
     thread::NOTHING_KNOWN,
     user::read_kernel,
@@ -50,7 +51,7 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
             observed.code_epoch += 1;
             head.task = observed.code_epoch as u32;
         }
-    } else if global(&WATCH_FLAGS) & WATCH_NEW_WASM == 0 {
+    } else {
         return 0;
     }
     #[cfg(feature = "log")]
@@ -74,7 +75,13 @@ fn replaced(tid: u32) {
     };
     // SAFETY: the entry of the thread that is running, under the id that it had.
     let thread = unsafe { &mut *thread };
-    if thread.entered_ns == 0 || thread.flags & EMIT_SYSCALLS == 0 {
+    if thread.entered_ns == 0 {
+        return;
+    }
+    if thread.flags & AGGREGATE_SYSCALLS != 0 {
+        aggregate::image_replaced(thread);
+    }
+    if thread.flags & EMIT_SYSCALLS == 0 {
         return;
     }
     let mut head = header(RecordKind::Syscall);
@@ -97,6 +104,7 @@ fn replaced(tid: u32) {
     emit_with_frames(record, core::mem::offset_of!(Syscall, frames), 0);
 }
 
+/// A thread ends; the last of a process ends that.
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub fn process_exit(_ctx: RawTracePointContext) -> i32 {
     let head = header(RecordKind::ThreadExit);

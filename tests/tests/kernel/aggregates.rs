@@ -152,3 +152,18 @@ fn aggregates_are_exact_while_the_ring_loses_events() {
     assert!(lost.get("ring_full").copied().unwrap_or(0) > 0, "{lost:?}");
     assert_counts(&samples, &counted, "flood");
 }
+
+#[test]
+fn syscalls_that_do_not_return_are_counted_as_they_are_traced() {
+    let Some(_kernel) = Kernel::acquire() else { return };
+    let Some(python) = environment::python() else { return };
+    for (scenario, syscall) in [("exec-mid-call", "execve"), ("exit-mid-call", "exit_group")] {
+        let arguments = ["--scenario", scenario];
+        let (samples, lines, _) = traced(python, &arguments, &["--kernel-metrics", "--format", "json"]);
+        let traced = Captured::parse(&lines).counts().syscalls();
+        let counted = sums(&samples, "wasm_syscalls_total", "syscall");
+        assert_eq!(traced.get(syscall), Some(&1), "{scenario}: {traced:?}");
+        assert_eq!(counted.get(syscall), Some(&1), "{scenario}: {counted:?}");
+        assert_eq!(counted_syscalls(&samples), traced, "{scenario}");
+    }
+}
