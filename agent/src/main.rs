@@ -2,10 +2,10 @@
 
 use std::process::ExitCode;
 
-/// Traces are made on one thread and freed on others, in waves: an allocator that gives back what it does not need keeps the
-/// agent's memory near what it holds, where the C library's keeps the sum of the largest waves of every thread.
+/// Traces come in waves, are made on one thread and freed on others: the C library's allocator keeps the sum of the largest
+/// waves of every thread, this one gives back what has not been used for a second (see `.cargo/config.toml`).
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     wasmscope::cli::run()

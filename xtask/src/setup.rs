@@ -55,7 +55,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> 
 
 /// A compiler and a linker that were seen to build an eBPF program together; installs them where they are missing.
 pub(crate) fn ensure_ebpf(workspace: &Workspace) -> Result<Toolchain> {
-    ensure_protoc()?;
+    ensure_build_tools()?;
     if let Some(pinned) = Toolchain::read_pinned(&workspace.target) {
         return Ok(pinned);
     }
@@ -98,10 +98,18 @@ pub(crate) fn ensure_ebpf(workspace: &Workspace) -> Result<Toolchain> {
     Ok(toolchain)
 }
 
-/// The bindings of the container runtime interface are generated when they are built.
-fn ensure_protoc() -> Result<()> {
+/// What building the agent takes beside a compiler: the bindings of the container runtime interface are generated, and the
+/// allocator has a makefile.
+fn ensure_build_tools() -> Result<()> {
+    let mut missing = Vec::new();
     if !has_protoc() {
-        apt::install(&[PROTOC_PACKAGE]).context("protoc is needed to build the agent")?;
+        missing.push(PROTOC_PACKAGE);
+    }
+    if on_path("make").is_empty() {
+        missing.push("make");
+    }
+    if !missing.is_empty() {
+        apt::install(&missing).with_context(|| format!("{} is needed to build the agent", missing.join(" and ")))?;
     }
     Ok(())
 }
