@@ -7,7 +7,7 @@ use aya::{
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf},
     programs::{ProgramError, RawTracePoint},
 };
-use wasmscope_common::{Counter, Observed, ProbeHits, ProcessConfig, THREAD_BYTES, ThreadHead};
+use wasmscope_common::{AGGREGATE_CALLS, Counter, Observed, ProbeHits, ProcessConfig, THREAD_BYTES, ThreadHead};
 use zerocopy::FromBytes as _;
 
 use super::{
@@ -316,6 +316,9 @@ impl Kernel {
         };
         if config.flags == flags {
             return Ok(());
+        }
+        if (config.flags ^ flags) & AGGREGATE_CALLS != 0 {
+            config.call_gaps = config.call_gaps.wrapping_add(1);
         }
         config.flags = flags;
         self.watch(pid, config)

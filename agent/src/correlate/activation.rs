@@ -152,6 +152,8 @@ pub(super) fn outcome(activation: &Activation, coverage: Coverage, unwinding: bo
                 Outcome::HostError
             }
         }
+        // A host call that failed may not have been seen.
+        None if unwinding && activation.may_miss_calls() => Outcome::Unknown,
         None if unwinding => Outcome::Trap {
             code: RAISED_BY_RUNTIME.to_owned(),
         },

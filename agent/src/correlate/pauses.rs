@@ -2,7 +2,7 @@
 //! is known of requests is forgotten while syscalls are not seen, and traces say when it was.
 
 use super::{Activation, Correlator, ProcessState};
-use crate::span::{Bound, Outcome, Pause, ProbeKind, Span};
+use crate::span::{Bound, Outcome, Pause, ProbeKind, Span, SpanKind};
 
 /// Pauses kept of one trace; the last of them covers all that follow.
 const MAX_PAUSES: usize = 256;
@@ -114,6 +114,15 @@ impl Activation {
         let pause = pauses.find(|pause| pause.probe == ProbeKind::HostCall && pause.end_ns > call.start_ns)?;
         let children = call.children.iter().map(|child| child.end_ns);
         Some(children.fold(pause.start_ns.max(call.start_ns), u64::max))
+    }
+
+    /// Whether host calls were paused after the last one that was seen began.
+    pub(super) fn may_miss_calls(&self) -> bool {
+        let is_call = |child: &&Span| matches!(child.kind, SpanKind::HostCall { .. });
+        let last = self.span.children.iter().rev().find(is_call);
+        let since_ns = last.map_or(self.span.start_ns, |call| call.start_ns);
+        let mut pauses = self.pauses.iter();
+        pauses.any(|pause| pause.probe == ProbeKind::HostCall && pause.end_ns > since_ns)
     }
 
     /// Ends the open call if its end will not be seen; nothing is in it any more.

@@ -16,6 +16,7 @@ mod discovery;
 mod drain;
 mod export;
 mod governor;
+mod governor_levels;
 mod grow;
 mod growth;
 mod helper_threads;

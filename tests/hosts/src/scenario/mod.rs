@@ -12,6 +12,7 @@ mod grow;
 mod hostile;
 mod interruptions;
 mod nested;
+mod phases;
 mod spin;
 mod stall;
 mod steady;
@@ -90,6 +91,7 @@ pub const SCENARIOS: &[Scenario] = &[
     crossings::ENTER,
     crossings::LEAVE,
     crossings::BURST,
+    phases::SCENARIO,
     nested::SCENARIO,
     traps::SCENARIO,
     hostile::SCENARIO,
