@@ -142,6 +142,8 @@ pub(super) fn outcome(activation: &Activation, coverage: Coverage, unwinding: bo
         activation
             .open_call
             .as_ref()
+            // It may have ended unseen.
+            .filter(|call| activation.silenced_ns(call).is_none())
             .map(|call| FailedCall { import: call.import() })
     });
     match failed {

@@ -13,7 +13,7 @@ use wasmscope_tests::workload::{Numbers, Workload};
 use crate::agent::Node;
 
 /// Of each kind, in what is measured.
-const MEASURED: u64 = 300;
+const MEASURED: u64 = 100;
 /// In each step of what is too much; one trace of them has all its spans.
 const TOO_MUCH: u64 = 3_000;
 /// The levels, by what is paused at them.
@@ -35,6 +35,14 @@ struct Told {
 }
 
 impl Told {
+    fn ready() -> Self {
+        Self {
+            workload: Workload::ready(&["--scenario", "phases"]),
+            lines: 0,
+            sum: Seen::default(),
+        }
+    }
+
     fn tell(&mut self, what: &str, count: u64) {
         self.workload.0.send(&format!("{what} {count}"));
         self.lines += 1;
@@ -108,11 +116,11 @@ impl Watcher<'_> {
 
     /// Lets the program do too much of something until that is not looked at any more.
     fn push(&self, told: &mut Told, what: &str, level: usize) {
-        self.configure(true, 5, 3_600_000);
+        self.configure(true, 2, 3_600_000);
         let begun = Instant::now();
         while self.level() != level {
             assert!(begun.elapsed() < DEADLINE, "{what} goes on: level {}", self.level());
-            for _ in 0..20 {
+            for _ in 0..5 {
                 told.tell(what, TOO_MUCH);
             }
         }
@@ -129,11 +137,19 @@ impl Watcher<'_> {
     }
 }
 
-fn difference(after: &Numbers, before: &Numbers) -> Numbers {
-    let differences = after
-        .iter()
-        .map(|(name, count)| (name.clone(), count - before.get(name).unwrap_or(&0)));
-    differences.filter(|(_, count)| *count > 0).collect()
+/// What came between.
+fn difference(after: &Seen, before: &Seen) -> Seen {
+    let between = |after: &Numbers, before: &Numbers| {
+        let all = after
+            .iter()
+            .map(|(name, count)| (name.clone(), count - before.get(name).unwrap_or(&0)));
+        all.filter(|(_, count)| *count > 0).collect()
+    };
+    Seen {
+        invocations: between(&after.invocations, &before.invocations),
+        host_calls: between(&after.host_calls, &before.host_calls),
+        writes: after.writes - before.writes,
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -141,11 +157,7 @@ async fn at_each_level_what_is_probed_is_exact_and_what_is_not_is_said_to_be_pau
     let Some(_kernel) = Kernel::acquire() else { return };
     let Some(python) = environment::python() else { return };
     let receiver = Receiver::start(Answer::Accept).unwrap();
-    let mut told = Told {
-        workload: Workload::ready(&["--scenario", "phases"]),
-        lines: 0,
-        sum: Seen::default(),
-    };
+    let (mut told, mut neighbour) = (Told::ready(), Told::ready());
     let watcher = Watcher {
         node: Node::start(&[
             ("OTEL_EXPORTER_OTLP_ENDPOINT", &receiver.endpoint()),
@@ -159,6 +171,7 @@ async fn at_each_level_what_is_probed_is_exact_and_what_is_not_is_said_to_be_pau
     };
     watcher.configure(true, 100, 3_600_000);
     told.workload.0.send_line();
+    neighbour.workload.0.send_line();
 
     // Everything.
     told.measure();
@@ -191,59 +204,84 @@ async fn at_each_level_what_is_probed_is_exact_and_what_is_not_is_said_to_be_pau
     assert_eq!(seen.invocations["run"] + 1, sum.invocations["run"]);
     assert_eq!(seen.host_calls, quiet.host_calls);
 
-    // Nothing.
+    // Nothing. The neighbour says when what was counted before has been read.
     watcher.push(&mut told, "write", 3);
-    let before = watcher.seen();
+    neighbour.tell("leave", 1);
+    let before = watcher.wait_for("the neighbour", |now| {
+        now.invocations["leave"] == seen.invocations["leave"] + 1
+    });
+    assert_eq!(before.invocations["enter"], seen.invocations["enter"]);
+    assert_eq!(before.host_calls["host.add"], seen.host_calls["host.add"] + 1);
+    assert!(before.writes < told.sum.writes);
     told.measure();
-    assert_eq!(watcher.seen(), before);
-    assert_eq!(
-        (&before.invocations, &before.host_calls),
-        (&seen.invocations, &seen.host_calls)
-    );
-    assert!(before.writes < told.sum.writes - MEASURED);
+    neighbour.tell("leave", 1);
+    let after = watcher.wait_for("the neighbour", |now| {
+        now.invocations["leave"] == before.invocations["leave"] + 1
+    });
+    let one_call = Seen {
+        invocations: Numbers::from([("leave".to_owned(), 1)]),
+        host_calls: Numbers::from([("host.add".to_owned(), 1)]),
+        writes: 0,
+    };
+    assert_eq!(difference(&after, &before), one_call);
 
     // Everything again, as that is what the configuration says.
     watcher.configure(false, 5, 3_600_000);
     watcher.wait_for_level(0);
-    let added = |seen: &Seen| {
-        (
-            difference(&seen.invocations, &before.invocations),
-            difference(&seen.host_calls, &before.host_calls),
-            seen.writes - before.writes,
-        )
-    };
     told.measure();
-    watcher.wait_for("everything again", |seen| {
-        added(seen) == (all.invocations.clone(), all.host_calls.clone(), all.writes)
-    });
+    watcher.wait_for("everything again", |seen| difference(seen, &after) == all);
 
     // A pause ends by itself when there is no reason for it any more.
-    watcher.configure(true, 5, 200);
+    let (sum, again) = (told.sum.clone(), watcher.seen());
+    watcher.configure(true, 2, 200);
     let begun = Instant::now();
-    let paused = || {
-        let samples = watcher.node.scrape(python);
-        sums(&samples, "wasmscope_site_paused_seconds_total", "probe")
-    };
     while watcher.level() == 0 {
         assert!(begun.elapsed() < DEADLINE, "nothing is paused");
-        for _ in 0..20 {
+        for _ in 0..5 {
             told.tell("leave", TOO_MUCH);
         }
     }
     watcher.configure(true, 100, 200);
     watcher.wait_for_level(0);
-    told.tell("write", 1);
-    let seen = watcher.seen();
-    told.measure();
-    watcher.wait_for("after calm", |after| {
-        difference(&after.host_calls, &seen.host_calls) == all.host_calls && after.writes == seen.writes + MEASURED
+    let only_leaves = difference(&told.sum, &sum);
+    let calm = watcher.wait_for("after calm", |seen| {
+        difference(seen, &again).invocations == only_leaves.invocations
     });
-    for probe in PROBES {
-        assert!(paused().contains_key(probe), "{:?}", paused());
-    }
+    assert!(difference(&calm, &again).host_calls["host.add"] < only_leaves.host_calls["host.add"]);
+    told.measure();
+    watcher.wait_for("after calm", |seen| difference(seen, &calm) == all);
+    let samples = watcher.node.scrape(python);
+    let paused = sums(&samples, "wasmscope_site_paused_seconds_total", "probe");
+    assert_eq!(
+        paused.keys().map(String::as_str).collect::<Vec<_>>(),
+        ["activation", "host_call", "syscall"]
+    );
 
-    drop(told.workload.0.finish().succeeded());
+    for told in [told, neighbour] {
+        drop(told.workload.0.finish().succeeded());
+    }
+    let last = watcher.seen().invocations;
     watcher.node.agent.signal(rustix::process::Signal::TERM);
-    let finished = watcher.node.agent.finish().succeeded();
-    assert!(!finished.stderr_text().is_empty());
+    watcher.node.agent.finish().succeeded();
+
+    // Traces tell of as many invocations as the metrics, and of the pauses in them.
+    let roots: Vec<_> = receiver
+        .spans()
+        .into_iter()
+        .filter(|span| span.parent_span_id.is_empty())
+        .collect();
+    for export in ["enter", "leave"] {
+        let name = format!("crossings {export}");
+        let count = roots.iter().filter(|span| span.name == name).count() as u64;
+        assert_eq!(count, last[export], "{name}");
+    }
+    let said = |name: &str, probe: &str| {
+        let key = format!("wasmscope.paused.{probe}_ns");
+        let named = roots.iter().filter(|span| span.name == name);
+        let said = named.filter(|span| span.attributes.iter().any(|attribute| attribute.key == key));
+        said.count() as u64
+    };
+    assert!(said("crossings enter", "host_call") >= 2 * MEASURED);
+    assert_ne!(said("crossings leave", "host_call"), 0);
+    assert_ne!(said("writes run", "activation"), 0);
 }

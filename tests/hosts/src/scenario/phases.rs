@@ -1,5 +1,7 @@
 //! `phases`: what it is told to do, line by line, so that a test decides when which boundary is crossed how often.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context as _, bail};
 use wasmtime::Module;
 
@@ -25,6 +27,16 @@ pub(super) const SCENARIO: Scenario = Scenario {
     max_tasks: 1,
 };
 
+/// Work of the host's own before and after what a line asks for, so that the latter is not all that the process does.
+const BURN: Duration = Duration::from_millis(20);
+
+fn burn() {
+    let begun = Instant::now();
+    while begun.elapsed() < BURN {
+        std::hint::spin_loop();
+    }
+}
+
 fn task<'a>(session: &'a mut Session, _: &'a Options) -> TaskFuture<'a> {
     Box::pin(async move {
         loop {
@@ -34,6 +46,7 @@ fn task<'a>(session: &'a mut Session, _: &'a Options) -> TaskFuture<'a> {
             }
             let (what, count) = line.trim().split_once(' ').context("a line is a word and a number")?;
             let count: u32 = count.parse()?;
+            burn();
             match what {
                 "enter" => {
                     for _ in 0..count {
@@ -48,6 +61,7 @@ fn task<'a>(session: &'a mut Session, _: &'a Options) -> TaskFuture<'a> {
                 }
                 _ => bail!("{what} is not known"),
             }
+            burn();
             println!("done");
         }
     })
