@@ -9,6 +9,7 @@ mod helpers;
 mod holdings;
 mod in_flight;
 mod learning;
+mod looking;
 mod marks;
 mod reattach;
 mod requests;
