@@ -325,12 +325,13 @@ impl Kernel {
     }
 
     /// How many entries the tables have that follow processes and threads.
-    pub fn entries(&self) -> [(&'static str, usize); 4] {
+    pub fn entries(&self) -> [(&'static str, usize); 5] {
         [
             ("bpf_processes", self.processes.keys().count()),
             ("bpf_threads", self.threads.keys().count()),
             ("bpf_undecided", self.undecided.keys().count()),
             ("bpf_hits", self.hits.keys().count()),
+            ("bpf_rows", self.aggregates.keys().len()),
         ]
     }
 

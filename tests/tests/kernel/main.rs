@@ -32,6 +32,7 @@ mod parents;
 mod pods;
 mod python;
 mod replay;
+mod rows;
 mod scrape;
 mod soak;
 mod stripped;

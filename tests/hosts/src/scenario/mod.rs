@@ -13,6 +13,7 @@ mod hostile;
 mod interruptions;
 mod nested;
 mod phases;
+mod sites;
 mod spin;
 mod stall;
 mod steady;
@@ -95,6 +96,7 @@ pub const SCENARIOS: &[Scenario] = &[
     nested::SCENARIO,
     traps::SCENARIO,
     hostile::SCENARIO,
+    sites::SCENARIO,
     spin::SCENARIO,
     steady::SCENARIO,
     writes::SCENARIO,
