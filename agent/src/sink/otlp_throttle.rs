@@ -162,7 +162,7 @@ mod tests {
     fn seconds_and_dates_are_understood_and_nonsense_is_not() {
         let now: jiff::Timestamp = "2026-11-23T05:00:00Z".parse().unwrap();
         let wait = |text| retry_after(text, now);
-        assert_eq!(wait(" 120 "), Some(Duration::from_secs(120)));
+        assert_eq!(wait(" 120 "), Some(Duration::from_mins(2)));
         assert_eq!(wait("Mon, 23 Nov 2026 05:01:30 GMT"), Some(Duration::from_secs(90)));
         for nonsense in [
             "",

@@ -49,7 +49,7 @@ fn an_end_that_changes_its_class_is_handed_out_once_and_classes_are_right_in_the
 fn what_may_have_ended_unseen_is_not_guessed() {
     let invocation = AggregateKey {
         kind: KIND_INVOCATION,
-        detail: ENDED_UNSEEN,
+        detail: ENDED_UNSURE,
         ..AggregateKey::default()
     };
     // Two traps that signals told of, three other failures.
