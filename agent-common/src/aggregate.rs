@@ -32,6 +32,10 @@ pub const ENDED_BY_FAILED_CALL: u32 = 1;
 pub const ENDED_IN_CALL: u32 = 2;
 /// As above, of one whose end was missed: another one has begun in its place.
 pub const ENDED_UNSEEN: u32 = 3;
+/// As above, of one whose last host call may not have been seen. (4 is the flag [`crate::COMPONENT_CALL`].)
+pub const ENDED_UNSURE: u32 = 8;
+/// Flag of [`AggregateKey::detail`] of a host call: it was open when they ceased to be counted, so its end is not known.
+pub const CALL_UNFINISHED: u32 = 1 << 16;
 
 /// What is counted in one row.
 #[derive(
@@ -45,7 +49,7 @@ pub struct AggregateKey {
     pub epoch: u32,
     /// `KIND_*`.
     pub kind: u32,
-    /// Of an invocation `ENDED_*`, of a host call [`crate::COMPONENT_CALL`] or 0, of a syscall its number.
+    /// Of an invocation `ENDED_*`, of a host call [`crate::COMPONENT_CALL`] and [`CALL_UNFINISHED`], of a syscall its number.
     pub detail: u32,
     /// Trap handler address of the activation: the export. 0 of a host call. This and the other addresses of code are 0 as
     /// well if they lie where no guest code is known to be.
@@ -116,8 +120,8 @@ pub struct OpenActivation {
     pub call_failed: u32,
     /// 1 if a signal of a trap was delivered.
     pub trapped: u32,
-    /// Unused, zero.
-    pub reserved: u32,
+    /// [`crate::ProcessConfig::call_gaps`] when its last host call began, or it did.
+    pub call_gaps: u32,
 }
 
 /// The bucket of a duration. Bounds are powers of the fourth root of two, in seconds, each included in the bucket below

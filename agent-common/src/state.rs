@@ -12,8 +12,10 @@ pub const EMIT_ACTIVATIONS: u32 = 4;
 pub const AGGREGATE_SYSCALLS: u32 = 16;
 /// Emit [`crate::HttpRequest`], [`crate::RecordKind::RequestEnd`] and [`crate::RecordKind::Multiplexes`] records.
 pub const EMIT_REQUESTS: u32 = 32;
-/// Count invocations and host calls there.
+/// Count host calls there.
 pub const AGGREGATE_CALLS: u32 = 64;
+/// Count invocations there.
+pub const AGGREGATE_INVOCATIONS: u32 = 128;
 /// Flag of a child that is about to replace its image by one that the agent has looked at: its TLS fields are of that image
 /// already. Good for one exec.
 pub const KEEP_TLS_ON_EXEC: u32 = 8;
@@ -100,8 +102,10 @@ pub struct ProcessConfig {
     /// Bytes from the thread pointer to the number of the asynchronous task that the thread runs, always negative; 0: not
     /// known.
     pub task_offset: i32,
+    /// Changes whenever host calls begin or cease to be counted: one that was open then may have ended unseen.
+    pub call_gaps: u32,
     /// Unused, zero.
-    pub reserved: u64,
+    pub reserved: u32,
     /// The copies of the runtime.
     pub copies: [RuntimeCopy; MAX_COPIES],
 }

@@ -9,6 +9,7 @@ mod helpers;
 mod holdings;
 mod in_flight;
 mod learning;
+mod looking;
 mod marks;
 mod reattach;
 mod requests;
@@ -24,7 +25,8 @@ use std::{
 };
 
 use wasmscope_common::{
-    AGGREGATE_CALLS, AGGREGATE_SYSCALLS, Counter, EMIT_ACTIVATIONS, EMIT_HOST_CALLS, EMIT_REQUESTS, EMIT_SYSCALLS,
+    AGGREGATE_CALLS, AGGREGATE_INVOCATIONS, AGGREGATE_SYSCALLS, Counter, EMIT_ACTIVATIONS, EMIT_HOST_CALLS,
+    EMIT_REQUESTS, EMIT_SYSCALLS,
 };
 
 pub use self::{
@@ -82,7 +84,7 @@ pub enum Detail {
 impl Detail {
     fn flags(self) -> u32 {
         match self {
-            Self::MetricsOnly => AGGREGATE_SYSCALLS | AGGREGATE_CALLS,
+            Self::MetricsOnly => AGGREGATE_SYSCALLS | AGGREGATE_INVOCATIONS | AGGREGATE_CALLS,
             Self::Node => EMIT_SYSCALLS,
             Self::Boundary => EMIT_SYSCALLS | EMIT_HOST_CALLS | EMIT_ACTIVATIONS | EMIT_REQUESTS,
             Self::BoundaryAndMetrics => Self::Boundary.flags() | Self::MetricsOnly.flags(),

@@ -9,9 +9,9 @@ use aya_ebpf::{
     helpers::bpf_ktime_get_ns,
 };
 use wasmscope_common::{
-    AggregateKey, AggregateStats, BUCKET_COUNT, COMPONENT_CALL, Counter, DETAIL_OTHER, ENDED_BY_FAILED_CALL,
-    ENDED_BY_ITSELF, ENDED_IN_CALL, ENDED_UNSEEN, KIND_HOST_CALL, KIND_INVOCATION, KIND_NONE, KIND_SYSCALL,
-    OpenActivation, OpenKey, PARENT_UNKNOWN, bucket_of,
+    AGGREGATE_CALLS, AggregateKey, AggregateStats, BUCKET_COUNT, CALL_UNFINISHED, COMPONENT_CALL, Counter,
+    DETAIL_OTHER, ENDED_BY_FAILED_CALL, ENDED_BY_ITSELF, ENDED_IN_CALL, ENDED_UNSEEN, ENDED_UNSURE, KIND_HOST_CALL,
+    KIND_INVOCATION, KIND_NONE, KIND_SYSCALL, OpenActivation, OpenKey, PARENT_UNKNOWN, bucket_of,
 };
 
 use crate::{
@@ -37,7 +37,7 @@ static NOT_SEEN: OpenActivation = OpenActivation {
     call_detail: 0,
     call_failed: 0,
     trapped: 0,
-    reserved: 0,
+    call_gaps: 0,
 };
 
 #[inline(always)]
@@ -214,7 +214,12 @@ pub fn swapped(thread: *mut Thread, own: u64, new: u64, stack_pointer: u64, entr
             }
             None if !begins && lies_in_frame(own, stack_pointer) => {
                 // It began before the probes were there.
-                invocation_key(thread, ENDED_BY_ITSELF, entry);
+                let detail = if counts_calls(thread) {
+                    ENDED_BY_ITSELF
+                } else {
+                    ENDED_UNSURE
+                };
+                invocation_key(thread, detail, entry);
                 add_to_row(
                     &mut thread.ended,
                     Added {
@@ -255,6 +260,7 @@ fn begin(thread: &mut Thread, key: &OpenKey, parent: u64) {
         // SAFETY: a pointer into a map value; the activation is on this thread.
         let open = unsafe { &mut *open };
         open.parent = parent;
+        open.call_gaps = thread.call_gaps;
         open.start_ns = now();
     }
 }
@@ -294,9 +300,12 @@ fn close(thread: &mut Thread, open: &mut OpenActivation) {
     if in_call {
         close_call(thread, open, end_ns, false, true);
     }
+    let saw_calls = counts_calls(thread) && open.call_gaps == thread.call_gaps;
     invocation_key(thread, ENDED_BY_ITSELF, open.entry_handler);
     let trapped = open.trapped != 0;
-    if !trapped && (in_call || open.call_failed != 0) {
+    if !saw_calls {
+        thread.ended.detail = ENDED_UNSURE;
+    } else if !trapped && (in_call || open.call_failed != 0) {
         thread.ended.detail = if in_call { ENDED_IN_CALL } else { ENDED_BY_FAILED_CALL };
         thread.ended.call_site = in_code(thread, open.call_site);
         thread.ended.callee = open.callee;
@@ -403,6 +412,7 @@ pub fn call_began(thread: *mut Thread, activation: u64, callee: u64, frame: u64,
     open.callee = callee;
     open.call_detail = detail;
     open.call_failed = 0;
+    open.call_gaps = thread.call_gaps;
     0
 }
 
@@ -418,13 +428,26 @@ fn call_key(thread: &mut Thread, detail: u32, call_site: u64, callee: u64) {
     thread.ended.callee = if detail == 0 { callee } else { in_code(thread, callee) };
 }
 
+/// Whether host calls are counted now, and not only invocations.
+#[inline(always)]
+fn counts_calls(thread: &Thread) -> bool {
+    thread.flags & AGGREGATE_CALLS != 0
+}
+
+/// A host call ends. Of one that was open when they ceased to be counted, only that it began is known.
 #[inline(always)]
 fn close_call(thread: &mut Thread, open: &OpenActivation, end_ns: u64, failed: bool, marked: bool) {
     call_key(thread, open.call_detail, open.call_site, open.callee);
+    let duration_ns = if open.call_gaps == thread.call_gaps {
+        Some(end_ns - open.call_start_ns)
+    } else {
+        thread.ended.detail |= CALL_UNFINISHED;
+        None
+    };
     add_to_row(
         &mut thread.ended,
         Added {
-            duration_ns: Some(end_ns - open.call_start_ns),
+            duration_ns,
             failed,
             marked,
             bytes: 0,
@@ -453,7 +476,8 @@ pub fn call_ended(thread: *mut Thread, frame: u64, succeeded: u64) -> u32 {
     }
     close_call(thread, open, now(), succeeded == 0, false);
     open.call_start_ns = 0;
-    open.call_failed = u32::from(succeeded == 0);
+    // If there was a gap, it may be another one from the same place, which began unseen.
+    open.call_failed = u32::from(succeeded == 0 && open.call_gaps == thread.call_gaps);
     0
 }
 

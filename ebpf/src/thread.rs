@@ -69,8 +69,8 @@ pub struct Thread {
     pub multiplexes: u32,
     /// Low half of [`Observed::code_epoch`].
     pub epoch: u32,
-    /// Unused, zero.
-    pub padding: u32,
+    /// As in the config.
+    pub call_gaps: u32,
     /// Lowest address of guest code, as far as agent or programs know of any.
     pub code_start: u64,
     /// End of it; 0 if there is none.
@@ -162,7 +162,7 @@ static NEW_THREAD: Thread = Thread {
     trapped: 0,
     multiplexes: 0,
     epoch: 0,
-    padding: 0,
+    call_gaps: 0,
     code_start: 0,
     code_end: 0,
     ended: AggregateKey {
@@ -238,6 +238,7 @@ pub fn current(config: &ProcessConfig) -> Option<*mut Thread> {
     let known = state.pid == pid
         && state.generation == config.generation
         && state.flags == config.flags
+        && state.call_gaps == config.call_gaps
         && state.calibrations == config.calibrations;
     let is_same_process = state.pid == pid;
     if !is_same_process {
@@ -248,6 +249,7 @@ pub fn current(config: &ProcessConfig) -> Option<*mut Thread> {
         state.generation = config.generation;
         state.calibrations = config.calibrations;
         state.flags = config.flags;
+        state.call_gaps = config.call_gaps;
         state.other_copies = config.other_copies;
         state.pid = pid;
         state.entered_ns = 0;

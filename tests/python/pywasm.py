@@ -9,10 +9,12 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import json
+import mmap
 import os
 import re
 import select
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -290,8 +292,54 @@ def prepare(options):
     return runtimes
 
 
+def run_workers(options, runtimes, total):
+    """Lets forked processes do what each task does, adds what they count to `total`, and returns what lets them end."""
+    held, let_go = os.pipe()
+    reports = []
+    for number in range(options.fork):
+        report, writer = os.pipe()
+        if os.fork() == 0:
+            # Whatever happens, the child is not to go on as its parent would.
+            try:
+                os.close(let_go)
+                counts = Counts()
+                Task(runtimes[number % len(runtimes)], options, counts).run()
+                os.write(writer, json.dumps(counts.report()).encode())
+                os.close(writer)
+                os.read(held, 1)
+            finally:
+                os._exit(0)
+        os.close(writer)
+        reports.append(report)
+    os.close(held)
+    for report in reports:
+        with os.fdopen(report) as file:
+            done = json.load(file)
+        counts = Counts()
+        counts.invocations.update(done["invocations"])
+        counts.host_calls.update(done["host_calls"])
+        counts.traps.update(done["traps"])
+        counts.syscalls = {name: Counter(syscalls) for name, syscalls in done["syscalls_by_host_call"].items()}
+        total.add(counts)
+    return let_go
+
+
+def map_decoys(count):
+    """Maps so many files, executable and called as libraries of a runtime are; returns the mappings."""
+    mappings = []
+    with tempfile.TemporaryDirectory() as directory:
+        for number in range(count):
+            path = os.path.join(directory, f"libwasmtime-{number}.so")
+            with open(path, "wb+") as file:
+                file.write(b"\x7fELF" + bytes(4092))
+                file.flush()
+                mappings.append(mmap.mmap(file.fileno(), 4096, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC))
+    return mappings
+
+
 def run(options):
     """Runs all tasks, each on a thread of its own, and returns the report."""
+    decoys = map_decoys(options.decoys)
     runtimes = prepare(options)
     per_task = [Counts() for _ in range(options.tasks)]
     failures = []
@@ -323,8 +371,10 @@ def run(options):
         raise failures[0]
 
     total = Counts()
+    options.let_go = run_workers(options, runtimes, total) if options.fork else None
     for counts in per_task:
         total.add(counts)
+    del decoys
     return {"scenario": "pywasm", "mode": "sync", "elapsed_ns": elapsed, **total.report()}
 
 
@@ -357,6 +407,10 @@ def main():
                         help="before running, run an uncounted guest in each library until there is a line on stdin")
     parser.add_argument("--nest", action="store_true",
                         help="let each task's host.add call a guest in the next library")
+    parser.add_argument("--decoys", type=at_least(0), default=0,
+                        help="files that are mapped as libraries of a runtime would be, before anything is loaded")
+    parser.add_argument("--fork", type=at_least(0), default=0,
+                        help="after that, processes that do the same, and end when this one does")
     parser.add_argument("--quick", action="store_true", help="before each invocation, one that calls nothing")
     parser.add_argument("--hold", action="store_true", help="after printing, wait for a line or the end of stdin")
     parser.add_argument("--output", default="/dev/null", help="file that host.write writes to (default: /dev/null)")
@@ -369,6 +423,10 @@ def main():
     print(json.dumps(report), flush=True)
     if options.hold:
         os.read(0, 1)
+    if options.let_go is not None:
+        os.close(options.let_go)
+        for _ in range(options.fork):
+            os.wait()
     return 0
 
 

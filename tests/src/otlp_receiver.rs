@@ -4,11 +4,12 @@ use std::convert::Infallible;
 use std::io::Read;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -43,6 +44,8 @@ pub enum Answer {
     Refuse,
     /// Refuses it for now (HTTP 503, gRPC `UNAVAILABLE`).
     Unavailable,
+    /// Refuses it for so many seconds (HTTP 429 with `Retry-After`, gRPC `RESOURCE_EXHAUSTED` with `RetryInfo`).
+    Throttle(u8),
     /// Never answers.
     Hang,
 }
@@ -72,6 +75,8 @@ pub struct ReceivedMetrics {
 /// A request with traces, as it came, whatever the answer was.
 #[derive(Clone, Debug)]
 pub struct Received {
+    /// When.
+    pub at: Instant,
     /// How.
     pub transport: Transport,
     /// HTTP headers, or gRPC metadata.
@@ -250,6 +255,7 @@ async fn handle_http(request: Request<Incoming>, shared: &Shared) -> Response<Fu
     match shared.take(Transport::Http, head.headers, request).await {
         Answer::Refuse => respond(StatusCode::BAD_REQUEST, Bytes::new()),
         Answer::Unavailable => respond(StatusCode::SERVICE_UNAVAILABLE, Bytes::new()),
+        Answer::Throttle(seconds) => throttle(seconds),
         answer => respond(StatusCode::OK, success(answer).encode_to_vec().into()),
     }
 }
@@ -262,6 +268,7 @@ async fn handle_http_metrics(request: Request<Incoming>, shared: &Shared) -> Res
     match shared.take_metrics(Transport::Http, head.headers, request).await {
         Answer::Refuse => respond(StatusCode::BAD_REQUEST, Bytes::new()),
         Answer::Unavailable => respond(StatusCode::SERVICE_UNAVAILABLE, Bytes::new()),
+        Answer::Throttle(seconds) => throttle(seconds),
         answer => respond(StatusCode::OK, metrics_success(answer).encode_to_vec().into()),
     }
 }
@@ -276,6 +283,29 @@ async fn decode<T: Message + Default>(headers: &HeaderMap, body: Incoming) -> Op
         plain.extend_from_slice(&body);
     }
     T::decode(&*plain).ok()
+}
+
+fn throttle(seconds: u8) -> Response<Full<Bytes>> {
+    let mut response = respond(StatusCode::TOO_MANY_REQUESTS, Bytes::new());
+    response.headers_mut().insert(RETRY_AFTER, u16::from(seconds).into());
+    response
+}
+
+/// The same as a status of gRPC: `google.rpc.Status` with one detail.
+fn throttle_status(seconds: u8) -> tonic::Status {
+    let message = |number: u8, content: &[u8]| {
+        let length = u8::try_from(content.len()).expect("it is short");
+        [&[number << 3 | 2, length], content].concat()
+    };
+    let delay = message(1, &[8, seconds & 0x7f]);
+    let any = [
+        message(1, b"type.googleapis.com/google.rpc.RetryInfo"),
+        message(2, &delay),
+    ]
+    .concat();
+    let code = tonic::Code::ResourceExhausted;
+    let details = [vec![8, code as u8], message(3, &any)].concat();
+    tonic::Status::with_details(code, "later", details.into())
 }
 
 fn respond(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
@@ -336,6 +366,7 @@ impl Shared {
         let answer = *self.answer.lock().unwrap_or_else(PoisonError::into_inner);
         self.received.send_modify(|received| {
             received.push(Received {
+                at: Instant::now(),
                 transport,
                 headers,
                 request,
@@ -361,6 +392,7 @@ impl TraceService for GrpcService {
         match self.0.take(Transport::Grpc, headers, request.into_inner()).await {
             Answer::Refuse => Err(tonic::Status::invalid_argument("refused")),
             Answer::Unavailable => Err(tonic::Status::unavailable("later")),
+            Answer::Throttle(seconds) => Err(throttle_status(seconds)),
             answer => Ok(tonic::Response::new(success(answer))),
         }
     }
@@ -380,6 +412,7 @@ impl MetricsService for GrpcService {
         {
             Answer::Refuse => Err(tonic::Status::invalid_argument("refused")),
             Answer::Unavailable => Err(tonic::Status::unavailable("later")),
+            Answer::Throttle(seconds) => Err(throttle_status(seconds)),
             answer => Ok(tonic::Response::new(metrics_success(answer))),
         }
     }

@@ -64,8 +64,15 @@ impl Running {
 
     /// Sends it one line.
     pub fn send_line(&mut self) {
+        self.send("go");
+    }
+
+    /// Sends it this line.
+    pub fn send(&mut self, line: &str) {
         let stdin = self.stdin.as_mut().expect("its input is open");
-        stdin.write_all(b"go\n").expect("it reads its input");
+        stdin
+            .write_all(format!("{line}\n").as_bytes())
+            .expect("it reads its input");
     }
 
     /// Ends its input.

@@ -464,3 +464,62 @@ async fn a_file_of_otlp_json_holds_what_the_wire_carries() {
         support::describe(&receiver.received()[0].request)
     );
 }
+
+#[tokio::test]
+async fn a_collector_that_says_when_to_come_back_is_left_alone_until_then_and_gets_what_it_refused() {
+    const SECONDS: u8 = 3;
+    for protocol in PROTOCOLS {
+        let receiver = Receiver::start(Answer::Throttle(SECONDS)).unwrap();
+        let mut config = config(&receiver.endpoint(), protocol);
+        // Shorter than what it asks for, by far.
+        config.target.timeout_ms = 500;
+        config.queue_capacity = 4;
+        let exporter = Exporter::start(&config, ANCHOR).unwrap();
+        exporter.offer(Arc::new(sample_trace(1)));
+        receiver.wait_for(|received| !received.is_empty()).await;
+        receiver.answer(Answer::Accept);
+        for number in 2..12 {
+            exporter.offer(Arc::new(sample_trace(number)));
+        }
+        let counts = exporter.shutdown(LONG).await;
+        assert_eq!(
+            counts,
+            ExportCounts {
+                offered: 11,
+                exported: 5,
+                lost_queue_full: 6,
+                ..ExportCounts::default()
+            },
+            "{protocol:?}"
+        );
+        let received = receiver.received();
+        let waited = received[1].at.duration_since(received[0].at);
+        assert!(
+            waited >= Duration::from_secs(SECONDS.into()),
+            "{protocol:?}: {waited:?}"
+        );
+        assert_eq!(received[0].request, received[1].request, "{protocol:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_wait_that_is_longer_than_the_time_for_stopping_costs_exactly_what_waits() {
+    for protocol in PROTOCOLS {
+        let receiver = Receiver::start(Answer::Throttle(100)).unwrap();
+        let exporter = Exporter::start(&config(&receiver.endpoint(), protocol), ANCHOR).unwrap();
+        exporter.offer(Arc::new(sample_trace(1)));
+        receiver.wait_for(|received| !received.is_empty()).await;
+        exporter.offer(Arc::new(sample_trace(2)));
+        let counts = exporter.shutdown(Duration::from_secs(1)).await;
+        assert_eq!(
+            counts,
+            ExportCounts {
+                offered: 2,
+                lost_shutdown: 2,
+                ..ExportCounts::default()
+            },
+            "{protocol:?}"
+        );
+        assert_eq!(receiver.received().len(), 1, "{protocol:?}");
+    }
+}

@@ -7,7 +7,7 @@ use aya::{
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf},
     programs::{ProgramError, RawTracePoint},
 };
-use wasmscope_common::{Counter, Observed, ProbeHits, ProcessConfig, THREAD_BYTES, ThreadHead};
+use wasmscope_common::{AGGREGATE_CALLS, Counter, Observed, ProbeHits, ProcessConfig, THREAD_BYTES, ThreadHead};
 use zerocopy::FromBytes as _;
 
 use super::{
@@ -317,17 +317,21 @@ impl Kernel {
         if config.flags == flags {
             return Ok(());
         }
+        if (config.flags ^ flags) & AGGREGATE_CALLS != 0 {
+            config.call_gaps = config.call_gaps.wrapping_add(1);
+        }
         config.flags = flags;
         self.watch(pid, config)
     }
 
     /// How many entries the tables have that follow processes and threads.
-    pub fn entries(&self) -> [(&'static str, usize); 4] {
+    pub fn entries(&self) -> [(&'static str, usize); 5] {
         [
             ("bpf_processes", self.processes.keys().count()),
             ("bpf_threads", self.threads.keys().count()),
             ("bpf_undecided", self.undecided.keys().count()),
             ("bpf_hits", self.hits.keys().count()),
+            ("bpf_rows", self.aggregates.keys().len()),
         ]
     }
 

@@ -116,7 +116,11 @@ fn processes() {
         };
         found += 1;
         let views: Vec<_> = hosts
-            .of_process(pid, &mappings)
+            .of_process(
+                pid,
+                &mappings,
+                &mut crate::process::looks::Looks::default().at_libraries(),
+            )
             .iter()
             .map(|host| {
                 let tier = if host.plan.coverage.activations {

@@ -142,6 +142,8 @@ pub(super) fn outcome(activation: &Activation, coverage: Coverage, unwinding: bo
         activation
             .open_call
             .as_ref()
+            // It may have ended unseen.
+            .filter(|call| activation.silenced_ns(call).is_none())
             .map(|call| FailedCall { import: call.import() })
     });
     match failed {
@@ -152,6 +154,8 @@ pub(super) fn outcome(activation: &Activation, coverage: Coverage, unwinding: bo
                 Outcome::HostError
             }
         }
+        // A host call that failed may not have been seen.
+        None if unwinding && activation.may_miss_calls() => Outcome::Unknown,
         None if unwinding => Outcome::Trap {
             code: RAISED_BY_RUNTIME.to_owned(),
         },

@@ -2,7 +2,7 @@
 //! is known of requests is forgotten while syscalls are not seen, and traces say when it was.
 
 use super::{Activation, Correlator, ProcessState};
-use crate::span::{Bound, Outcome, Pause, ProbeKind, Span};
+use crate::span::{Bound, Outcome, Pause, ProbeKind, Span, SpanKind};
 
 /// Pauses kept of one trace; the last of them covers all that follow.
 const MAX_PAUSES: usize = 256;
@@ -116,6 +116,15 @@ impl Activation {
         Some(children.fold(pause.start_ns.max(call.start_ns), u64::max))
     }
 
+    /// Whether host calls were paused after the last one that was seen began.
+    pub(super) fn may_miss_calls(&self) -> bool {
+        let is_call = |child: &&Span| matches!(child.kind, SpanKind::HostCall { .. });
+        let last = self.span.children.iter().rev().find(is_call);
+        let since_ns = last.map_or(self.span.start_ns, |call| call.start_ns);
+        let mut pauses = self.pauses.iter();
+        pauses.any(|pause| pause.probe == ProbeKind::HostCall && pause.end_ns > since_ns)
+    }
+
     /// Ends the open call if its end will not be seen; nothing is in it any more.
     pub(super) fn close_muted(&mut self, at_ns: u64) {
         if !std::mem::take(&mut self.is_muted) {
@@ -158,6 +167,10 @@ mod tests {
 
     /// A process whose activation at 4096 runs from 10 on, and calls the host at 20.
     fn running() -> Correlator {
+        running_with(false)
+    }
+
+    fn running_with(unwinds: bool) -> Correlator {
         let mut correlator = Correlator::new();
         let process = Process {
             pid: 1,
@@ -172,7 +185,7 @@ mod tests {
             activations: true,
             host_calls: true,
             host_call_ends: true,
-            unwinds: false,
+            unwinds,
         };
         let process = process.into();
         push(&mut correlator, 0, EventKind::Process { process, coverage });
@@ -251,6 +264,40 @@ mod tests {
         let call = &trace.root.children[0];
         assert_eq!((call.end_ns, call.end_bound), (30, Bound::Open));
         assert_eq!(trace.pauses.len(), 1);
+    }
+
+    #[test]
+    fn a_failure_is_unknown_unless_a_host_call_was_seen_after_they_were_paused() {
+        // An end without a call, one in a call of before, one in a call of after.
+        for (call_at_ns, outcome) in [
+            (None, Outcome::Unknown),
+            (Some(25), Outcome::Unknown),
+            (Some(70), Outcome::HostError),
+        ] {
+            let mut correlator = running_with(true);
+            let end = |at_ns, correlator: &mut Correlator| {
+                let kind = EventKind::HostCallEnd {
+                    frame: 3000,
+                    succeeded: true,
+                };
+                push(correlator, at_ns, kind);
+            };
+            end(22, &mut correlator);
+            for at_ns in call_at_ns.into_iter().filter(|at_ns| *at_ns < 30) {
+                push(&mut correlator, at_ns, host_call());
+            }
+            push(&mut correlator, 30, EventKind::ProbesPaused { probes: host_calls() });
+            if call_at_ns.is_none() {
+                push(&mut correlator, 32, EventKind::ProbesSilent { probes: host_calls() });
+            }
+            if outcome == Outcome::HostError {
+                push(&mut correlator, 60, EventKind::ProbesResumed { probes: host_calls() });
+                push(&mut correlator, 70, host_call());
+            }
+            push(&mut correlator, 90, swap(4096, 0));
+            push(&mut correlator, 91, EventKind::Unwind);
+            assert_eq!(only(&mut correlator).root.outcome, outcome, "{call_at_ns:?}");
+        }
     }
 
     #[test]

@@ -8,8 +8,8 @@
 use std::{collections::HashMap, sync::Arc};
 
 use wasmscope_common::{
-    AggregateKey, AggregateStats, BUCKET_COUNT, COMPONENT_CALL, DETAIL_OTHER, ENDED_BY_FAILED_CALL, ENDED_IN_CALL,
-    ENDED_UNSEEN, KIND_HOST_CALL, KIND_INVOCATION, KIND_SYSCALL, OpenActivation,
+    AggregateKey, AggregateStats, BUCKET_COUNT, CALL_UNFINISHED, COMPONENT_CALL, DETAIL_OTHER, ENDED_BY_FAILED_CALL,
+    ENDED_IN_CALL, ENDED_UNSEEN, ENDED_UNSURE, KIND_HOST_CALL, KIND_INVOCATION, KIND_SYSCALL, OpenActivation,
 };
 
 use super::Pipeline;
@@ -527,8 +527,10 @@ fn classes(key: &AggregateKey, stats: &AggregateStats) -> [u64; CLASSES] {
         KIND_INVOCATION => match key.detail & !u32::from(COMPONENT_CALL) {
             ENDED_BY_FAILED_CALL | ENDED_UNSEEN => [stats.count, 0, 0],
             ENDED_IN_CALL => [stats.marked, 0, rest],
+            ENDED_UNSURE => [stats.failed, stats.marked, rest],
             _ => [stats.failed + stats.marked, 0, rest],
         },
+        KIND_HOST_CALL if key.detail & CALL_UNFINISHED != 0 => [stats.count, 0, 0],
         KIND_HOST_CALL => [stats.failed, stats.marked, rest],
         _ if key.call_site == 0 => [stats.marked, 0, rest],
         _ => [stats.count, 0, 0],
@@ -545,8 +547,10 @@ fn words(key: &AggregateKey, is_exit: bool, tells_failures: bool) -> [String; CL
         KIND_INVOCATION => match key.detail & !u32::from(COMPONENT_CALL) {
             ENDED_BY_FAILED_CALL | ENDED_IN_CALL => [by_host, "", fine],
             ENDED_UNSEEN => ["unfinished", "", ""],
+            ENDED_UNSURE => ["trap", "unknown", fine],
             _ => ["trap", "", fine],
         },
+        KIND_HOST_CALL if key.detail & CALL_UNFINISHED != 0 => ["unfinished", "", ""],
         KIND_HOST_CALL => ["host_error", "unknown", "ok"],
         _ if key.call_site == 0 => ["unfinished", "", "ok"],
         _ => {

@@ -6,7 +6,8 @@ use std::{
 };
 
 use wasmscope_common::{
-    AGGREGATE_CALLS, AGGREGATE_SYSCALLS, EMIT_ACTIVATIONS, EMIT_HOST_CALLS, EMIT_REQUESTS, EMIT_SYSCALLS,
+    AGGREGATE_CALLS, AGGREGATE_INVOCATIONS, AGGREGATE_SYSCALLS, EMIT_ACTIVATIONS, EMIT_HOST_CALLS, EMIT_REQUESTS,
+    EMIT_SYSCALLS,
 };
 
 use super::{Output, Pipeline, reattach::Retries};
@@ -188,9 +189,8 @@ impl Pipeline {
         let paused = level.paused().iter().fold(0, |flags, probe| {
             flags
                 | match probe {
-                    // What the kernel counts of calls needs both.
                     ProbeKind::HostCall => EMIT_HOST_CALLS | AGGREGATE_CALLS,
-                    ProbeKind::Activation => EMIT_ACTIVATIONS | AGGREGATE_CALLS,
+                    ProbeKind::Activation => EMIT_ACTIVATIONS | AGGREGATE_INVOCATIONS,
                     ProbeKind::Syscall => EMIT_SYSCALLS | EMIT_REQUESTS | AGGREGATE_SYSCALLS,
                 }
         });
@@ -305,6 +305,8 @@ impl Pipeline {
             for file in self.files_of(pid) {
                 self.resume_links(file);
             }
+            // What they have recorded by now is handled after this.
+            self.tell_pauses_of(pid, events);
         } else {
             tell(EventKind::ProbesPaused { probes: gone.clone() });
         }
@@ -312,8 +314,6 @@ impl Pipeline {
             self.lose("kernel", "process_table_full");
         }
         if gone.is_empty() {
-            // What they have recorded by now is handled after this.
-            self.tell_pauses_of(pid, events);
             events.push(Event {
                 at_ns: clock::monotonic_ns(),
                 pid,
@@ -323,8 +323,6 @@ impl Pipeline {
             self.describe(pid, events);
             return;
         }
-        // What is open may end unseen, and something else begin in its place: counted as what does not end.
-        self.collect_open(pid);
         if gone.contains(&ProbeKind::Activation)
             && let Some(watched) = self.processes.get_mut(&pid)
         {
@@ -419,13 +417,20 @@ impl Pipeline {
         if told.is_empty() {
             return;
         }
+        let mut told_of_activations = false;
         for (pid, probes, at_ns) in told {
+            let of_activations = probes.contains(&ProbeKind::Activation);
             events.push(Event {
                 at_ns,
                 pid,
                 tid: pid,
                 kind: EventKind::ProbesSilent { probes },
             });
+            told_of_activations |= of_activations;
+        }
+        if told_of_activations {
+            // What is open may end unseen, and something else begin in its place: counted as what does not end.
+            self.collect_open(pid);
         }
         self.describe(pid, events);
     }

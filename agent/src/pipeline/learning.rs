@@ -16,6 +16,7 @@ use wasmscope_common::{HOST_FUNCTIONS_SOUGHT, ImportTable};
 use super::{Pipeline, SharedHost, copies, watching::Watched};
 use crate::{
     bpf::{Breakpoint, MAX_BREAKPOINTS},
+    clock,
     event::{Coverage, Event},
     image::host::HostFunction,
     process::{hosts::FileId, maps},
@@ -242,8 +243,10 @@ impl Pipeline {
             let mut addresses = addresses.iter().take(MAX_IMPORTS);
             addresses.any(|address| !watched.known_functions.contains(address))
         });
-        let mappings = if is_news {
-            maps::executable_mappings(pid).unwrap_or_default()
+        let mappings = if is_news && watched.looks.maps.has_any(clock::monotonic_ns()) {
+            let (mappings, byte_count) = maps::sized_mappings(pid).unwrap_or_default();
+            watched.looks.maps.spend(byte_count);
+            mappings
         } else {
             Vec::new()
         };

@@ -97,8 +97,15 @@ impl Pipeline {
         let Some(watched) = self.processes.get_mut(&pid) else {
             return;
         };
-        if flags & MAY_BE_FILE != 0 && !is_socket(pid, request.descriptor) {
-            return;
+        let mut is_socket_for_sure = true;
+        if flags & MAY_BE_FILE != 0 {
+            is_socket_for_sure = watched.looks.links.has_any(clock::monotonic_ns());
+            if is_socket_for_sure {
+                watched.looks.links.spend(1);
+                if !is_socket(pid, request.descriptor) {
+                    return;
+                }
+            }
         }
         watched.requests.has_read = true;
         let glances = &mut watched.requests.glances;
@@ -114,11 +121,14 @@ impl Pipeline {
             return;
         }
         let multiplexes = *watched.requests.multiplexes.get_or_insert_with(|| multiplexes(pid));
-        let problem = if is_reliable {
+        let problem = if is_reliable && is_socket_for_sure {
             head.problem
         } else {
             Some(RequestProblem::RecordsLost)
         };
+        if !is_socket_for_sure {
+            self.lose("request", "descriptors_limit");
+        }
         if let Some(problem) = problem {
             self.lose("request", problem.as_str());
         }

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, io, ops::Range, path::Path};
 
-use wasmscope_common::{Counter, HOST_FUNCTIONS_SOUGHT, ImportTable, KEEP_TLS_ON_EXEC, MAX_COPIES, ProcessConfig};
+use wasmscope_common::{Counter, HOST_FUNCTIONS_SOUGHT, ImportTable, KEEP_TLS_ON_EXEC, ProcessConfig};
 
 use super::{Detail, FileLinks, Pipeline, SharedHost, cold::Loads, copies, requests, requests::Requests};
 use crate::{
@@ -13,6 +13,7 @@ use crate::{
     process::{
         describe,
         guests::{Added, Guests},
+        looks::Looks,
         maps::{self, ExecutableMapping},
         memory::ProcessMemory,
     },
@@ -22,6 +23,8 @@ use crate::{
 
 /// Processes watched at once; the programs' table has the same size.
 const MAX_PROCESSES: usize = 4096;
+/// Executable ranges known of a process; more are known only after its mappings were read again.
+const MAX_UNLISTED: usize = 100_000;
 
 /// A process that is being watched.
 pub(super) struct Watched {
@@ -43,6 +46,8 @@ pub(super) struct Watched {
     pub(super) requests: Requests,
     /// Of the kernel's count of undecided syscalls, those that have been decided about.
     settled_syscalls: u64,
+    /// What looking at it has cost.
+    pub(super) looks: Looks,
 }
 
 /// Why a process cannot be watched.
@@ -183,6 +188,7 @@ impl Pipeline {
             layout_error_count: 0,
             requests: Requests::default(),
             settled_syscalls: 0,
+            looks: Looks::default(),
         };
         // Before the code is looked at: what replaces it meanwhile announces itself.
         let epoch = self.kernel.code_epoch(pid);
@@ -271,36 +277,8 @@ impl Pipeline {
         });
     }
 
-    /// Looks which files with a runtime are mapped by now, and attaches to those that are new.
-    fn find_hosts(&mut self, pid: u32, mappings: &[ExecutableMapping]) {
-        for host in self.hosts.of_process(pid, mappings) {
-            let Some(watched) = self.processes.get(&pid) else {
-                return;
-            };
-            if watched.hosts.iter().any(|known| known.file_id == host.file_id) {
-                continue;
-            }
-            // More copies are not followed, so there is nothing to attach for.
-            let coverage = if watched.hosts.len() < MAX_COPIES {
-                self.attach(&host)
-            } else {
-                Coverage::default()
-            };
-            self.file_used(host.file_id);
-            let Some(watched) = self.processes.get_mut(&pid) else {
-                return;
-            };
-            watched.coverage = if watched.hosts.is_empty() {
-                coverage
-            } else {
-                copies::common_coverage(watched.coverage, coverage)
-            };
-            watched.hosts.push(host);
-        }
-    }
-
     /// Attaches a host's sites, once per file.
-    fn attach(&mut self, host: &SharedHost) -> Coverage {
+    pub(super) fn attach(&mut self, host: &SharedHost) -> Coverage {
         if !self.options.detail.has_probes() {
             return Coverage::default();
         }
@@ -414,7 +392,9 @@ impl Pipeline {
             self.take_on(pid, events);
             return;
         }
-        let mappings = maps::executable_mappings(pid).unwrap_or_default();
+        let mappings = self.mappings_now(pid);
+        let is_listed = mappings.is_some();
+        let mappings = mappings.unwrap_or_default();
         let file_name = mappings
             .iter()
             .find(|mapping| mapping.range.contains(&range.start))
@@ -428,7 +408,11 @@ impl Pipeline {
         let Some(watched) = self.processes.get_mut(&pid) else {
             return;
         };
-        watched.code = mappings.iter().map(|mapping| mapping.range.clone()).collect();
+        if is_listed {
+            watched.code = mappings.iter().map(|mapping| mapping.range.clone()).collect();
+        } else if watched.code.len() < MAX_UNLISTED {
+            watched.code.push(range.clone());
+        }
         // Container runtimes move a process into its cgroup after they have forked it.
         let place = cgroup::place_of(pid);
         if !place.is_unknown() {

@@ -11,7 +11,7 @@ use std::{
 
 use rustix::fs::{Mode, OFlags};
 
-use super::{maps::ExecutableMapping, memory::ProcessMemory};
+use super::{looks::LibraryLook, maps::ExecutableMapping, memory::ProcessMemory};
 use crate::{
     image::{
         HostImage, ReadAt as _,
@@ -133,21 +133,29 @@ pub struct Hosts {
 }
 
 impl Hosts {
-    /// The files with a runtime in them that a process runs: its executable and its libraries, each once.
-    pub fn of_process(&mut self, pid: u32, mappings: &[ExecutableMapping]) -> Vec<Arc<Host>> {
-        let executable = PathBuf::from(format!("/proc/{pid}/exe"));
-        let libraries = mappings
-            .iter()
-            .filter(|mapping| mapping.file.is_some())
-            .filter(|mapping| mapping.path.as_deref().is_some_and(may_be_library))
-            .map(|mapping| {
-                let range = &mapping.range;
-                // Opens the very file that is mapped, whatever its path leads to by now.
-                PathBuf::from(format!("/proc/{pid}/map_files/{:x}-{:x}", range.start, range.end))
-            });
+    /// The files with a runtime in them that a process runs: its executable and those of its libraries that `look` takes, each
+    /// once.
+    pub fn of_process(
+        &mut self,
+        pid: u32,
+        mappings: &[ExecutableMapping],
+        look: &mut LibraryLook<'_>,
+    ) -> Vec<Arc<Host>> {
         let mut hosts: Vec<Arc<Host>> = Vec::new();
-        for path in std::iter::once(executable).chain(libraries) {
-            if let Ok(Some(host)) = self.look_up(&path)
+        if let Ok(Some(host)) = self.look_up(&PathBuf::from(format!("/proc/{pid}/exe"))) {
+            hosts.push(host);
+        }
+        for mapping in mappings {
+            let Some(file) = &mapping.file else { continue };
+            if !mapping.path.as_deref().is_some_and(may_be_library) || !look.takes(file) {
+                continue;
+            }
+            let range = &mapping.range;
+            // Opens the very file that is mapped, whatever its path leads to by now.
+            let path = PathBuf::from(format!("/proc/{pid}/map_files/{:x}-{:x}", range.start, range.end));
+            let Ok(found) = self.look_up(&path) else { continue };
+            look.was_looked_at(file);
+            if let Some(host) = found
                 && hosts.iter().all(|known| known.file_id != host.file_id)
             {
                 hosts.push(host);

@@ -31,8 +31,15 @@ pub struct ExecutableMapping {
 
 /// Lists the executable mappings of a process.
 pub fn executable_mappings(pid: u32) -> io::Result<Vec<ExecutableMapping>> {
+    Ok(sized_mappings(pid)?.0)
+}
+
+/// As [`executable_mappings`], with the bytes that the list of all mappings has.
+pub fn sized_mappings(pid: u32) -> io::Result<(Vec<ExecutableMapping>, u64)> {
     let file = File::open(PathBuf::from(format!("/proc/{pid}/maps")))?;
-    parse(BufReader::new(file.take(MAX_MAPS_BYTES)))
+    let mut limited = file.take(MAX_MAPS_BYTES);
+    let mappings = parse(BufReader::new(&mut limited))?;
+    Ok((mappings, MAX_MAPS_BYTES - limited.limit()))
 }
 
 fn parse(reader: impl BufRead) -> io::Result<Vec<ExecutableMapping>> {

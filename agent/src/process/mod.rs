@@ -4,5 +4,6 @@
 pub mod describe;
 pub mod guests;
 pub mod hosts;
+pub mod looks;
 pub mod maps;
 pub mod memory;

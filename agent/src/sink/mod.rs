@@ -17,6 +17,7 @@ pub mod otlp_config;
 pub mod otlp_json;
 pub mod otlp_metrics;
 mod otlp_starts;
+mod otlp_throttle;
 pub mod otlp_transport;
 mod phases;
 mod place;

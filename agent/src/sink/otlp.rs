@@ -13,6 +13,8 @@
 //! Errors that the protocol calls retryable are retried with back-off until the request's timeout; then the request's traces are lost
 //! (`export_failed`), and requests follow each other with growing pauses until one succeeds. Meanwhile the queue fills and newer traces are
 //! lost (`queue_full`, `queue_bytes`). There is one ERROR log when that begins and one INFO log when it ends.
+//! A collector that says when to come back (`Retry-After`, `RetryInfo`) is sent nothing before, for at most ten minutes; the request that it refused so is
+//! sent again then, as often as it says so.
 //! A request that was under way when the time for shutting down ran out counts as lost (`shutdown`), although the collector may have taken it.
 
 use std::hash::{BuildHasher as _, RandomState};
@@ -28,9 +30,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::instrument::WithSubscriber as _;
-use tracing::{Dispatch, error, info};
+use tracing::{Dispatch, error, info, warn};
 
 use super::otlp_config::{CompressionConfig, TargetConfig, TracesConfig};
+use super::otlp_throttle::{LIBRARY_WAIT, Throttle};
 use super::otlp_transport::{self as transport, TransportError};
 use super::rejections::Rejections;
 use super::spans::Converter;
@@ -212,11 +215,12 @@ pub struct Exporter {
 impl Exporter {
     /// Starts the task, on the current tokio runtime. The collector need not be there yet.
     pub fn start(config: &ExporterConfig, anchor: ClockAnchor) -> Result<Self, StartError> {
-        let exporter = build(&config.target)?;
+        let throttle = Arc::new(Throttle::default());
+        let exporter = build(&config.target, &throttle)?;
         let (queue, receiver) = mpsc::channel(config.queue_capacity.max(1));
         let (stop, stopped) = watch::channel(None);
         let counters = Arc::new(Counters::default());
-        let rejections = Arc::new(Rejections::default());
+        let rejections = Arc::new(Rejections::new(Arc::clone(&throttle)));
         let worker = Worker {
             queue: receiver,
             stopped,
@@ -224,11 +228,13 @@ impl Exporter {
             watcher: Dispatch::new(Arc::clone(&rejections)),
             converter: Converter::from_env(anchor),
             exporter,
+            throttle,
             endpoint: transport::endpoint(&config.target).to_owned(),
             timeout: transport::timeout(&config.target) + TIMEOUT_SLACK,
             batch_delay: config.batch_delay,
             max_pause: config.max_pause,
             pause: None,
+            is_throttled: false,
         };
         let task = Mutex::new(Some(tokio::spawn(worker.run())));
         Ok(Self {
@@ -318,9 +324,11 @@ impl Exporter {
     }
 }
 
-fn build(target: &TargetConfig) -> Result<SpanExporter, StartError> {
+fn build(target: &TargetConfig, throttle: &Arc<Throttle>) -> Result<SpanExporter, StartError> {
     // Bounded by the timeout alone, as the specification asks.
     let retries = RetryPolicy::recommended().with_max_retries(usize::MAX);
+    // Where it would come back too early, it gives up instead.
+    let budget = transport::timeout(target).min(LIBRARY_WAIT);
     let compression = match target.compression {
         CompressionConfig::None => None,
         CompressionConfig::Gzip => Some(Compression::Gzip),
@@ -332,7 +340,7 @@ fn build(target: &TargetConfig) -> Result<SpanExporter, StartError> {
                 .with_tonic()
                 .with_channel(transport::channel(target)?)
                 .with_interceptor(transport::AddHeaders(transport::headers(target)?))
-                .with_timeout(transport::timeout(target))
+                .with_timeout(budget)
                 .with_retry_policy(retries);
             if let Some(compression) = compression {
                 builder = builder.with_compression(compression);
@@ -342,10 +350,10 @@ fn build(target: &TargetConfig) -> Result<SpanExporter, StartError> {
         Protocol::HttpProtobuf => {
             let mut builder = SpanExporter::builder()
                 .with_http()
-                .with_http_client(transport::Http::new(target)?)
+                .with_http_client(transport::Http::new(target, Arc::clone(throttle))?)
                 .with_endpoint(transport::url(target, "traces")?.to_string())
                 .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
-                .with_timeout(transport::timeout(target))
+                .with_timeout(budget)
                 .with_retry_policy(retries);
             if let Some(compression) = compression {
                 builder = builder.with_compression(compression);
@@ -381,12 +389,15 @@ struct Worker {
     watcher: Dispatch,
     converter: Converter,
     exporter: SpanExporter,
+    throttle: Arc<Throttle>,
     endpoint: String,
     timeout: Duration,
     batch_delay: Duration,
     max_pause: Duration,
     /// Pause before the next request; `None` while requests succeed.
     pause: Option<Duration>,
+    /// Whether the collector has asked for a wait since a request succeeded.
+    is_throttled: bool,
 }
 
 /// The spans of one request: traces of one process, for a request has one resource.
@@ -468,35 +479,71 @@ impl Worker {
 
     async fn send(&mut self, request: Request) {
         let trace_count = request.trace_count;
+        self.exporter.set_resource(&self.converter.resource(&request.process));
+        loop {
+            if !self.wait().await {
+                self.counters.shutdown.fetch_add(trace_count, Ordering::Relaxed);
+                return;
+            }
+            let export = self
+                .exporter
+                .export(request.spans.clone())
+                .with_subscriber(self.watcher.clone());
+            let result = tokio::select! {
+                biased;
+                result = tokio::time::timeout(self.timeout, export) => result,
+                () = time_is_over(&mut self.stopped) => {
+                    self.counters.shutdown.fetch_add(trace_count, Ordering::Relaxed);
+                    return;
+                }
+            };
+            match result {
+                Ok(Ok(())) => self.succeeded(trace_count),
+                Ok(Err(_)) if self.throttle.until().is_some() => {
+                    self.throttled();
+                    continue;
+                }
+                Ok(Err(error)) => self.failed(trace_count, &error.to_string()),
+                Err(_) => self.failed(trace_count, "no answer in time"),
+            }
+            return;
+        }
+    }
+
+    /// Waits until the next request can be sent; `false` if there is no time left for it.
+    async fn wait(&mut self) -> bool {
         if let Some(pause) = self.pause {
             tokio::select! {
                 () = tokio::time::sleep(jittered(pause)) => {}
                 () = stop_requested(&mut self.stopped) => {}
             }
         }
-        self.exporter.set_resource(&self.converter.resource(&request.process));
-        let export = self
-            .exporter
-            .export(request.spans)
-            .with_subscriber(self.watcher.clone());
-        let result = tokio::select! {
-            biased;
-            result = tokio::time::timeout(self.timeout, export) => result,
-            () = time_is_over(&mut self.stopped) => {
-                self.counters.shutdown.fetch_add(trace_count, Ordering::Relaxed);
-                return;
-            }
+        let Some(until) = self.throttle.until() else {
+            return true;
         };
-        match result {
-            Ok(Ok(())) => self.succeeded(trace_count),
-            Ok(Err(error)) => self.failed(trace_count, &error.to_string()),
-            Err(_) => self.failed(trace_count, "no answer in time"),
+        // Also when it is time to stop: who says when to come back is not asked before.
+        tokio::select! {
+            () = tokio::time::sleep_until(until) => true,
+            () = time_is_over(&mut self.stopped) => false,
+        }
+    }
+
+    fn throttled(&mut self) {
+        if !std::mem::replace(&mut self.is_throttled, true) {
+            let seconds = self
+                .throttle
+                .until()
+                .map_or(0, |until| until.saturating_duration_since(Instant::now()).as_secs());
+            warn!(
+                endpoint = self.endpoint,
+                seconds, "the collector asks for a wait; traces wait as long as there is room"
+            );
         }
     }
 
     fn succeeded(&mut self, trace_count: u64) {
         self.counters.exported.fetch_add(trace_count, Ordering::Relaxed);
-        if self.pause.take().is_some() {
+        if self.pause.take().is_some() | std::mem::take(&mut self.is_throttled) {
             info!(endpoint = self.endpoint, "traces are exported again");
         }
     }

@@ -29,6 +29,7 @@ use tracing::{error, info};
 use super::otlp::Protocol;
 use super::otlp_config::{CompressionConfig, OtlpMetricsConfig, TargetConfig};
 use super::otlp_starts::Starts;
+use super::otlp_throttle::Throttle;
 use super::otlp_transport::{self as transport, AddHeaders, Http, TransportError};
 use crate::clock::ClockAnchor;
 use crate::metrics::snapshot::{Family, Kind, Labels, Number, Snapshot, Value};
@@ -77,8 +78,10 @@ impl MetricsExporter {
     ) -> Result<Self, TransportError> {
         let counters = Arc::new(Counters::default());
         let (stop, stopped) = watch::channel(None);
+        let throttle = Arc::new(Throttle::default());
         let worker = Worker {
-            client: Client::new(&config.target)?,
+            client: Client::new(&config.target, &throttle)?,
+            throttle,
             endpoint: transport::endpoint(&config.target).to_owned(),
             timeout: transport::timeout(&config.target),
             interval: Duration::from_secs(config.interval_seconds),
@@ -135,6 +138,7 @@ impl MetricsExporter {
 
 struct Worker {
     client: Client,
+    throttle: Arc<Throttle>,
     endpoint: String,
     timeout: Duration,
     interval: Duration,
@@ -186,10 +190,9 @@ impl Worker {
             let sent = tokio::select! {
                 biased;
                 () = is_over => None,
-                sent = tokio::time::timeout(self.timeout, self.client.send(request)) => Some(sent),
+                sent = self.send(request, until) => Some(sent),
             };
             let taken = if let Some(sent) = sent {
-                let sent = sent.unwrap_or_else(|_| Err("no answer in time".to_owned()));
                 self.sent(point_count, sent)
             } else {
                 self.counters.shutdown.fetch_add(point_count, Ordering::Relaxed);
@@ -199,6 +202,17 @@ impl Worker {
             reading.lost += point_count - taken;
         }
         reading
+    }
+
+    /// Sends a request, unless the collector has asked for a wait: then the next reading tells all that this one would have told.
+    async fn send(&mut self, request: ExportMetricsServiceRequest, until: Option<Instant>) -> Result<u64, String> {
+        match (self.throttle.until(), until) {
+            (Some(wanted), Some(until)) if wanted < until => tokio::time::sleep_until(wanted).await,
+            (Some(_), _) => return Err("the collector has asked for a wait".to_owned()),
+            (None, _) => {}
+        }
+        let sent = tokio::time::timeout(self.timeout, self.client.send(request, &self.throttle)).await;
+        sent.unwrap_or_else(|_| Err("no answer in time".to_owned()))
     }
 
     fn request(&self, metrics: Vec<Metric>) -> ExportMetricsServiceRequest {
@@ -255,7 +269,7 @@ enum Client {
 }
 
 impl Client {
-    fn new(target: &TargetConfig) -> Result<Self, TransportError> {
+    fn new(target: &TargetConfig, throttle: &Arc<Throttle>) -> Result<Self, TransportError> {
         let is_gzip = target.compression == CompressionConfig::Gzip;
         match target.protocol {
             Protocol::Grpc => {
@@ -267,7 +281,7 @@ impl Client {
                 Ok(Self::Grpc(client))
             }
             Protocol::HttpProtobuf => Ok(Self::Http {
-                http: Box::new(Http::new(target)?),
+                http: Box::new(Http::new(target, Arc::clone(throttle))?),
                 url: transport::url(target, "metrics")?,
                 is_gzip,
             }),
@@ -275,12 +289,15 @@ impl Client {
     }
 
     /// How many data points the collector rejected, or why none arrived.
-    async fn send(&mut self, request: ExportMetricsServiceRequest) -> Result<u64, String> {
+    async fn send(&mut self, request: ExportMetricsServiceRequest, throttle: &Throttle) -> Result<u64, String> {
         let response = match self {
             Self::Grpc(client) => client
                 .export(request)
                 .await
-                .map_err(|status| format!("{}: {}", status.code(), status.message()))?
+                .map_err(|status| {
+                    throttle.note_status(&format!("{:?}", status.code()), status.details());
+                    format!("{}: {}", status.code(), status.message())
+                })?
                 .into_inner(),
             Self::Http { http, url, is_gzip } => {
                 let mut builder =

@@ -18,6 +18,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity
 
 use super::otlp::Protocol;
 use super::otlp_config::{TargetConfig, TlsConfig};
+use super::otlp_throttle::Throttle;
 
 /// Largest PEM file that is read, bytes.
 const MAX_PEM_BYTES: u64 = 4 << 20;
@@ -150,10 +151,12 @@ impl tonic::service::Interceptor for AddHeaders {
 pub(crate) struct Http {
     client: HyperClient<HttpsConnector<HttpConnector>>,
     headers: HeaderMap,
+    throttle: Arc<Throttle>,
 }
 
 impl Http {
-    pub(crate) fn new(target: &TargetConfig) -> Result<Self, TransportError> {
+    /// What the collector says of when to come back is noted in `throttle`.
+    pub(crate) fn new(target: &TargetConfig, throttle: Arc<Throttle>) -> Result<Self, TransportError> {
         let tls = if endpoint(target).starts_with("https:") {
             client_config(&target.tls)?
         } else {
@@ -170,6 +173,7 @@ impl Http {
         Ok(Self {
             client: HyperClient::new(connector, timeout(target), None),
             headers: headers(target)?,
+            throttle,
         })
     }
 }
@@ -177,11 +181,15 @@ impl Http {
 #[tonic::async_trait]
 impl HttpClient for Http {
     async fn send_bytes(&self, mut request: http::Request<Bytes>) -> Result<http::Response<Bytes>, HttpError> {
+        if let Some(until) = self.throttle.until() {
+            // The library may not have understood for how long.
+            tokio::time::sleep_until(until).await;
+        }
         request.headers_mut().extend(self.headers.clone());
-        self.client
-            .send_bytes(request)
-            .await
-            .map_err(|error| HttpError::from(chain(&*error)))
+        let answer = self.client.send_bytes(request).await;
+        let answer = answer.map_err(|error| HttpError::from(chain(&*error)))?;
+        self.throttle.note_answer(answer.status(), answer.headers());
+        Ok(answer)
     }
 }
 

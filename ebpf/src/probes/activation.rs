@@ -2,7 +2,8 @@
 
 use aya_ebpf::{macros::uprobe, programs::ProbeContext};
 use wasmscope_common::{
-    AGGREGATE_CALLS, ActivationSwap, EMIT_ACTIVATIONS, HIT_ACTIVATION, MAX_COPIES, RecordKind, SLOT_UNKNOWN, Unwind,
+    AGGREGATE_INVOCATIONS, ActivationSwap, EMIT_ACTIVATIONS, HIT_ACTIVATION, MAX_COPIES, RecordKind, SLOT_UNKNOWN,
+    Unwind,
 };
 
 use crate::{
@@ -25,7 +26,7 @@ pub fn activation_swap(ctx: ProbeContext) -> u32 {
     hit(HIT_ACTIVATION);
     // SAFETY: a pointer into a map value.
     let flags = unsafe { (*config).flags };
-    if flags & (EMIT_ACTIVATIONS | AGGREGATE_CALLS) == 0 {
+    if flags & (EMIT_ACTIVATIONS | AGGREGATE_INVOCATIONS) == 0 {
         return 0;
     }
     // SAFETY: as above.
@@ -60,7 +61,7 @@ pub fn activation_swap(ctx: ProbeContext) -> u32 {
             entry = entry_handler(state);
         }
     }
-    if flags & AGGREGATE_CALLS != 0 {
+    if flags & AGGREGATE_INVOCATIONS != 0 {
         // SAFETY: as above.
         let state = unsafe { &mut *thread };
         let known = if state.slot == 0 {
@@ -124,7 +125,7 @@ pub fn unwind(_ctx: ProbeContext) -> u32 {
     hit(HIT_ACTIVATION);
     // SAFETY: a pointer into a map value.
     let flags = unsafe { (*config).flags };
-    if flags & AGGREGATE_CALLS != 0
+    if flags & AGGREGATE_INVOCATIONS != 0
         // SAFETY: as above.
         && let Some(thread) = current(unsafe { &*config })
     {

@@ -310,6 +310,7 @@ fn code_published(ctx: &RawTracePointContext) {
                 layouts: [0; MAX_COPIES],
                 other_copies: 0,
                 task_offset: 0,
+                call_gaps: 0,
                 reserved: 0,
                 copies: [NOTHING_KNOWN; MAX_COPIES],
             };

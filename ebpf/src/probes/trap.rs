@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
-use wasmscope_common::{AGGREGATE_CALLS, Counter, EMIT_ACTIVATIONS, RecordKind, STACK_TRUNCATED, Trap};
+use wasmscope_common::{AGGREGATE_INVOCATIONS, Counter, EMIT_ACTIVATIONS, RecordKind, STACK_TRUNCATED, Trap};
 
 use crate::{
     activation::{NO_WINDOW, TRUNCATED, innermost, read_limits, top, walk},
@@ -30,7 +30,7 @@ pub fn signal_deliver(ctx: RawTracePointContext) -> i32 {
     let Some(config) = watched() else { return 0 };
     // SAFETY: a pointer into a map value.
     let flags = unsafe { (*config).flags };
-    if flags & (EMIT_ACTIVATIONS | AGGREGATE_CALLS) == 0 {
+    if flags & (EMIT_ACTIVATIONS | AGGREGATE_INVOCATIONS) == 0 {
         return 0;
     }
     // SAFETY: as above.
@@ -82,7 +82,7 @@ pub fn signal_deliver(ctx: RawTracePointContext) -> i32 {
     }
     // Activations are emitted, so the swap that ends this one is seen and takes the mark away.
     state.trapped = TRAPPED;
-    if flags & AGGREGATE_CALLS != 0 {
+    if flags & AGGREGATE_INVOCATIONS != 0 {
         aggregate::trapped(thread, activation);
         if flags & EMIT_ACTIVATIONS == 0 {
             return 0;

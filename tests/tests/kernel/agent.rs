@@ -9,7 +9,7 @@ use wasmscope_tests::environment::{self, Kernel};
 use wasmscope_tests::http;
 use wasmscope_tests::otlp_receiver::{Answer, Receiver};
 use wasmscope_tests::running::{DEADLINE, Running};
-use wasmscope_tests::samples::{self, sums};
+use wasmscope_tests::samples::{self, Sample, sums};
 use wasmscope_tests::workload::{Counts, FOREVER, Numbers, Workload};
 
 /// A running agent with a lock and a file of its own.
@@ -33,16 +33,34 @@ impl Node {
         }
     }
 
-    fn get(&self, path: &str) -> String {
+    pub(crate) fn get(&self, path: &str) -> String {
         http::get(&format!("http://{}{path}", self.address))
     }
 
     /// Sums of a family, by one label.
     fn sums(&self, python: &Path, name: &str, label: &str) -> Numbers {
+        sums(&self.scrape(python), name, label)
+    }
+
+    /// All metrics at one moment.
+    pub(crate) fn scrape(&self, python: &Path) -> Vec<Sample> {
         let file = self.directory.path().join("scrape.txt");
         let response = self.get("/metrics");
         std::fs::write(&file, response.split_once("\r\n\r\n").unwrap().1).unwrap();
-        sums(&samples::read(python, &file), name, label)
+        samples::read(python, &file)
+    }
+
+    /// Gives it another configuration file, and waits until it has taken it.
+    pub(crate) fn reload(&self, python: &Path, text: &str) {
+        let results = || self.sums(python, "wasmscope_config_reloads_total", "result");
+        let before = results();
+        std::fs::write(self.directory.path().join("agent.toml"), text).unwrap();
+        self.agent.signal(Signal::HUP);
+        let begun = std::time::Instant::now();
+        while results() == before {
+            assert!(begun.elapsed() < DEADLINE, "{text} is not taken");
+        }
+        assert_eq!(results().get("failure"), before.get("failure"), "{text}");
     }
 
     /// Waits until a sum of the metrics is `wanted`.
@@ -58,7 +76,7 @@ impl Node {
     }
 
     /// Times that a process has been looked at.
-    fn looks(&self, python: &Path) -> u64 {
+    pub(crate) fn looks(&self, python: &Path) -> u64 {
         let kinds = self.sums(python, "wasmscope_events_total", "kind");
         kinds.get("process").copied().unwrap_or(0)
     }

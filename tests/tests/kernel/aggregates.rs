@@ -54,7 +54,7 @@ fn traced(python: &std::path::Path, arguments: &[&str], options: &[&str]) -> (Ve
 }
 
 /// By export alone, as the metrics have it.
-fn by_export(invocations: &Numbers) -> Numbers {
+pub(crate) fn by_export(invocations: &Numbers) -> Numbers {
     let mut exports = Numbers::new();
     for (name, count) in invocations {
         let export = name.split_once('/').map_or(name.as_str(), |(_, export)| export);

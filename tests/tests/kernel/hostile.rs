@@ -112,3 +112,22 @@ fn hostile_names_break_no_output() {
         "a series was forged"
     );
 }
+
+#[test]
+fn thousands_of_files_called_as_libraries_are_not_all_opened_and_nothing_else_is_missed() {
+    let Some(_kernel) = Kernel::acquire() else { return };
+    let Some(python) = environment::python() else { return };
+    let arguments = ["--decoys", "5000", "--tasks", "3", "--calls", "20", "--repeat", "5"];
+    let workload = Workload::ready_python(python, "pywasm.py", &arguments);
+    let agent = Agent::json_of(&workload.pid());
+    let counted = workload.run();
+    let seen = agent.captured();
+    assert_eq!(seen.counts(), counted, "losses: {:?}", seen.capture.losses);
+    let losses: Vec<_> = seen
+        .capture
+        .losses
+        .iter()
+        .map(|loss| (loss.layer.as_str(), loss.reason.as_str()))
+        .collect();
+    assert_eq!(losses, [("symbols", "libraries_limit")]);
+}

@@ -46,6 +46,25 @@ fn an_end_that_changes_its_class_is_handed_out_once_and_classes_are_right_in_the
 }
 
 #[test]
+fn what_may_have_ended_unseen_is_not_guessed() {
+    let invocation = AggregateKey {
+        kind: KIND_INVOCATION,
+        detail: ENDED_UNSURE,
+        ..AggregateKey::default()
+    };
+    // Two traps that signals told of, three other failures.
+    assert_eq!(classes(&invocation, &stats(9, 2, 3)), [2, 3, 4]);
+    assert_eq!(words(&invocation, false, true), ["trap", "unknown", "ok"]);
+    let call = AggregateKey {
+        kind: KIND_HOST_CALL,
+        detail: CALL_UNFINISHED | u32::from(COMPONENT_CALL),
+        ..AggregateKey::default()
+    };
+    assert_eq!(classes(&call, &stats(4, 0, 4)), [4, 0, 0]);
+    assert_eq!(words(&call, false, true)[0], "unfinished");
+}
+
+#[test]
 fn what_a_process_has_no_rows_for_is_of_no_outcome_whatever_is_known_of_it() {
     for kind in [KIND_INVOCATION, KIND_HOST_CALL, KIND_SYSCALL] {
         let key = AggregateKey {

@@ -12,6 +12,8 @@ mod grow;
 mod hostile;
 mod interruptions;
 mod nested;
+mod phases;
+mod sites;
 mod spin;
 mod stall;
 mod steady;
@@ -90,9 +92,11 @@ pub const SCENARIOS: &[Scenario] = &[
     crossings::ENTER,
     crossings::LEAVE,
     crossings::BURST,
+    phases::SCENARIO,
     nested::SCENARIO,
     traps::SCENARIO,
     hostile::SCENARIO,
+    sites::SCENARIO,
     spin::SCENARIO,
     steady::SCENARIO,
     writes::SCENARIO,
