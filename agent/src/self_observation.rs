@@ -94,7 +94,8 @@ impl SelfObservation {
             .collect();
         let programs = || infos.iter().filter(|(object, _)| object.is_program);
         let maps = || infos.iter().filter(|(object, _)| !object.is_program);
-        if self.0.run_time.is_some() {
+        // Somebody else may have it measured: `sysctl kernel.bpf_stats_enabled=1`.
+        if self.0.run_time.is_some() || programs().any(|(_, info)| info.run_count > 0) {
             let mut family = family(
                 encoder,
                 "wasmscope_bpf_program_seconds",

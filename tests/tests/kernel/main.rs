@@ -26,6 +26,7 @@ mod linking;
 mod metrics;
 mod nested;
 mod node;
+mod panels;
 mod parents;
 mod pods;
 mod python;
