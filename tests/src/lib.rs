@@ -7,6 +7,8 @@ pub mod daemon_set;
 pub mod dashboards;
 pub mod environment;
 pub mod http;
+pub mod load;
+pub mod node_agent;
 pub mod otlp_receiver;
 pub mod prometheus;
 pub mod running;

@@ -6,6 +6,7 @@
 
 mod agent;
 mod aggregates;
+mod alerts;
 mod bootstrap;
 mod calls;
 mod cold_start;

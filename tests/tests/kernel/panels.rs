@@ -6,21 +6,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::Instant;
 
-use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::tempdir;
-use wasmscope_tests::agent::wasmscope;
 use wasmscope_tests::containerd::{Containerd, Pod};
 use wasmscope_tests::dashboards::{self, Target};
 use wasmscope_tests::environment::{self, Kernel};
 use wasmscope_tests::http::{self, Server};
+use wasmscope_tests::load::Load;
+use wasmscope_tests::node_agent::NodeAgent;
 use wasmscope_tests::prometheus::{Histograms, Prometheus, escaped, is_installed};
-use wasmscope_tests::running::{DEADLINE, Running};
-use wasmscope_tests::workload::Workload;
+use wasmscope_tests::running::DEADLINE;
 
 /// The pod that `kubernetes.prom` tells of.
 const EDGE: Pod<'_> = Pod {
@@ -71,71 +68,6 @@ const CONFIG: &str = "[governor]\nprocess_budget_percent = 40.0\nnode_budget_per
 const RATE_INTERVAL: &str = "4s";
 const SYSCTL: &str = "/proc/sys/kernel/bpf_stats_enabled";
 
-/// An agent on a loopback port.
-struct Deployed {
-    running: Running,
-    address: String,
-}
-
-impl Deployed {
-    fn start(directory: &Path, listen: &str, configure: impl FnOnce(&mut Command)) -> Self {
-        let mut command = wasmscope();
-        command
-            .args(["agent", "--listen", listen, "--set"])
-            .arg(format!("instance.lock_file={}", directory.join("lock").display()));
-        configure(&mut command);
-        let running = Running::start(command);
-        let line = running.stderr_line(|line| line.contains("serving HTTP"));
-        let address = line.rsplit_once("address=").unwrap().1.trim().to_owned();
-        running.stderr_line(|line| line.ends_with("ready"));
-        Self { running, address }
-    }
-
-    /// Processes that it has looked at so far.
-    fn looked_at(&self) -> u64 {
-        const COUNTER: &str = "wasmscope_events_total{kind=\"process\"} ";
-        let text = http::body(&format!("http://{}/metrics", self.address));
-        let line = text.lines().find_map(|line| line.strip_prefix(COUNTER));
-        line.map_or(0, |count| count.parse().unwrap())
-    }
-}
-
-/// A thread that works until this is dropped.
-struct Load {
-    is_over: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Load {
-    fn start(mut work: impl FnMut() + Send + 'static) -> Self {
-        let is_over = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&is_over);
-        let thread = std::thread::spawn(move || {
-            while !told.load(Ordering::Relaxed) {
-                work();
-            }
-        });
-        Self {
-            is_over,
-            thread: Some(thread),
-        }
-    }
-
-    /// Whether nothing of it has failed.
-    fn is_well(&self) -> bool {
-        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
-    }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        self.is_over.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
 /// The kernel measures how long programs run while this lives.
 struct RunTimes(String);
 
@@ -174,23 +106,6 @@ fn run_edge(containerd: &mut Containerd, directory: &Path) -> String {
     let edge = containerd.run(EDGE, "exec /edge-host --listen 127.0.0.1:0 --threads 2", &mounts);
     let line = containerd.line(&edge, |line| line.starts_with("listening on "));
     line["listening on ".len()..].trim().to_owned()
-}
-
-/// One round of what runs beside the demo's host: each works once the agent has looked at all of them.
-fn run_beside(agent: &Deployed) {
-    let before = agent.looked_at();
-    let mut all: Vec<_> = BESIDE.iter().map(|arguments| Workload::ready(arguments)).collect();
-    let begun = Instant::now();
-    while agent.looked_at() < before + all.len() as u64 {
-        assert!(begun.elapsed() < DEADLINE, "the agent does not look at what runs");
-    }
-    for workload in &mut all {
-        workload.0.send_line();
-    }
-    for workload in all {
-        // Whether they end well is the subject of other tests; of the one whose disk is full, not.
-        drop(workload.0.finish());
-    }
 }
 
 /// Exposition of a kubelet and of kube-state-metrics: all counters grow.
@@ -294,7 +209,7 @@ fn every_panel_variable_and_recorded_series_has_data_of_a_scraped_agent_under_lo
     let _run_times = RunTimes::measured();
     let config = directory.join("agent.toml");
     fs::write(&config, CONFIG).unwrap();
-    let agent = Deployed::start(directory, "127.0.0.1:0", |command| {
+    let agent = NodeAgent::start(directory, "127.0.0.1:0", |command| {
         command.arg("--config").arg(&config);
         command.args(["--set", &format!("kubernetes.cri_socket={}", containerd.socket())]);
         // Nobody listens there: what is exported is lost.
@@ -326,13 +241,13 @@ fn every_panel_variable_and_recorded_series_has_data_of_a_scraped_agent_under_lo
         }
     });
     let watching = Arc::clone(&agent);
-    let beside = Load::start(move || run_beside(&watching));
+    let beside = Load::start(move || watching.run(&BESIDE));
 
     let mut wanted = wanted(&prometheus, begun);
     assert!(wanted.len() > 100);
     while !wanted.is_empty() {
         wanted.retain(|_, has_data| !has_data());
-        assert!(requests.is_well() && beside.is_well(), "the load has failed");
+        assert!(requests.goes_on() && beside.goes_on(), "the load has failed");
         let missing: Vec<_> = wanted.keys().collect();
         assert!(
             begun.elapsed() < DEADLINE,
@@ -355,5 +270,4 @@ fn every_panel_variable_and_recorded_series_has_data_of_a_scraped_agent_under_lo
         assert_eq!(rule["health"], "ok", "{rule:#}");
     }
     drop((requests, beside));
-    agent.running.signal(Signal::TERM);
 }
