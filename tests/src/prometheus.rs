@@ -61,14 +61,30 @@ impl Prometheus {
 
     /// What a query answers for the last seconds, by the second: its series.
     pub fn query_range(&self, expression: &str, seconds: u64) -> Vec<Value> {
-        let end = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .expect("it is after 1970")
-            .as_secs_f64();
+        let end = self.now();
         let start = end - seconds as f64;
         let query = escaped(expression);
         let answer = self.get(&format!("query_range?query={query}&start={start}&end={end}&step=1"));
         series(&answer["result"], expression)
+    }
+
+    /// Exemplars of the last seconds of the series that a query asks for.
+    pub fn exemplars(&self, expression: &str, seconds: u64) -> Vec<Value> {
+        let end = self.now() + 1.0;
+        let start = end - seconds as f64;
+        let path = format!("query_exemplars?query={}&start={start}&end={end}", escaped(expression));
+        let mut all = self.get(&path);
+        let series = all.as_array_mut().expect("it answers with series");
+        let exemplars = series
+            .iter_mut()
+            .filter_map(|series| series["exemplars"].as_array_mut());
+        exemplars.flat_map(std::mem::take).collect()
+    }
+
+    /// Its clock, seconds since 1970.
+    fn now(&self) -> f64 {
+        let answer = self.get("query?query=time()");
+        answer["result"][0].as_f64().expect("time is a number")
     }
 
     /// The data of any part of the API, below `/api/v1/`; it fails unless that answers with success.

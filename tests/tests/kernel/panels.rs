@@ -139,23 +139,15 @@ fn has_data(prometheus: &Prometheus, target: &Target, seconds: u64) -> bool {
     if target.is_instant {
         return has_number(&prometheus.query(&query));
     }
-    has_number(&prometheus.query_range(&query, seconds)) && (!target.has_exemplars || has_exemplars(prometheus, &query))
+    has_number(&prometheus.query_range(&query, seconds))
+        && (!target.has_exemplars || links_to_traces(&prometheus.exemplars(&query, seconds)))
 }
 
-/// Whether at least one links to a trace.
-fn has_exemplars(prometheus: &Prometheus, query: &str) -> bool {
-    let now = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap();
-    let end = now.as_secs() + 1;
-    let path = format!("query_exemplars?query={}&start={}&end={end}", escaped(query), end - 120);
-    let series = prometheus.get(&path);
-    let mut exemplars = series
-        .as_array()
-        .unwrap()
+fn links_to_traces(exemplars: &[Value]) -> bool {
+    let ids = exemplars
         .iter()
-        .flat_map(|series| series["exemplars"].as_array().unwrap());
-    exemplars.any(|exemplar| exemplar["labels"]["trace_id"].as_str().is_some_and(|id| id.len() == 32))
+        .filter_map(|exemplar| exemplar["labels"]["trace_id"].as_str());
+    ids.map(str::len).any(|digits| digits == 32)
 }
 
 /// All that has to have data: its place, and how it is asked.
