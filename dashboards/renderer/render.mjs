@@ -14,7 +14,7 @@ const hasData = async (query) => {
   if (answer.status !== 'success') {
     throw new Error(`${query}: ${answer.error}`);
   }
-  return answer.data.result.length > 0;
+  return answer.data.result.some((one) => (one.values ?? []).some(([, value]) => Number.isFinite(Number(value))));
 };
 const script = await build({
   entryPoints: [join(import.meta.dirname, 'render.tsx')],

@@ -6,6 +6,9 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -38,8 +41,10 @@ const BESIDE: [&[&str]; 5] = [
     &["--scenario", "traps", "--calls", "2"],
     &["--calls", "5", "--output", "/dev/full"],
 ];
-/// How long one of them waits, for the agent to look at it, and then for the next.
+/// How long one of them waits for the agent to look at it.
 const PACE: Duration = Duration::from_secs(2);
+/// Between two requests: they are to be a service's, not a benchmark's.
+const BETWEEN_REQUESTS: Duration = Duration::from_millis(20);
 /// What kube-state-metrics and the kubelet say of a pod: here, of the one that everything is taken to be in. Counters grow by as much with each scrape.
 const OF_KUBERNETES: &str = "tests/fixtures/kubernetes.prom";
 const POD: &str = "namespace: shop, pod: edge-7d9f8c6b5-x2x4z, container: guest";
@@ -110,30 +115,12 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
             .arg("--enable-feature=exemplar-storage"),
     )?;
     let step = Step::start("load");
+    let load = Load::start(workspace, address);
     let end = Instant::now() + Duration::from_secs(options.seconds);
-    let mut beside: Option<(Running, Instant)> = None;
-    let mut next = BESIDE.iter().cycle();
     while Instant::now() < end {
         crate::interrupt::check()?;
-        for path in PATHS {
-            http::get(address, path)?;
-        }
-        beside = match beside {
-            Some((mut running, started)) if started.elapsed() >= PACE => {
-                running.send_line("go")?;
-                running.close_stdin();
-                running.wait(END_LIMIT)?;
-                None
-            }
-            None => {
-                let mut command = Command::new(workspace.release_binary("workload"));
-                command.args(next.next().copied().unwrap_or_default()).arg("--wait");
-                Some((Running::start_with_stdin(&mut command)?, Instant::now()))
-            }
-            waiting => waiting,
-        };
+        std::thread::sleep(PACE);
     }
-    drop(beside);
     step.done(&format!("{} s", options.seconds));
 
     let mut dashboards: Vec<PathBuf> = fs::read_dir(workspace.root.join("dashboards/grafana"))?
@@ -152,6 +139,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         |line| step.note(line),
     )?;
     step.done("done");
+    load.end()?;
     for running in [&mut agent, &mut prometheus, &mut host] {
         running.interrupt()?;
         running.wait(END_LIMIT)?;
@@ -162,6 +150,58 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     );
     println!("{}", pictures.trim());
     Ok(())
+}
+
+/// Requests and programs that go on while pictures are drawn.
+struct Load {
+    is_over: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<Result<()>>>,
+}
+
+impl Load {
+    fn start(workspace: &Workspace, edge: SocketAddr) -> Self {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let requests = repeat(&is_over, move || {
+            for path in PATHS {
+                http::get(edge, path)?;
+                std::thread::sleep(BETWEEN_REQUESTS);
+            }
+            Ok(())
+        });
+        let program = workspace.release_binary("workload");
+        let mut next = BESIDE.iter().cycle();
+        let programs = repeat(&is_over, move || {
+            let arguments = next.next().copied().unwrap_or_default();
+            let mut running = Running::start_with_stdin(Command::new(&program).args(arguments).arg("--wait"))?;
+            std::thread::sleep(PACE);
+            running.send_line("go")?;
+            running.close_stdin();
+            running.wait(END_LIMIT).map(drop)
+        });
+        Self {
+            is_over,
+            threads: vec![requests, programs],
+        }
+    }
+
+    /// Ends it; an error if it ended before.
+    fn end(self) -> Result<()> {
+        self.is_over.store(true, Ordering::Relaxed);
+        for thread in self.threads {
+            thread.join().ok().context("the load panicked")??;
+        }
+        Ok(())
+    }
+}
+
+fn repeat(is_over: &Arc<AtomicBool>, mut work: impl FnMut() -> Result<()> + Send + 'static) -> JoinHandle<Result<()>> {
+    let is_over = Arc::clone(is_over);
+    std::thread::spawn(move || {
+        while !is_over.load(Ordering::Relaxed) {
+            work()?;
+        }
+        Ok(())
+    })
 }
 
 /// The labels that a cluster's scrape would add, and those of a pod that the agent would add in a cluster.

@@ -124,7 +124,7 @@ fn of_kubernetes(scrape: u32) -> String {
 
 /// Whether there is a number in one of the series.
 fn has_number(series: &[Value]) -> bool {
-    let is_number = |sample: &Value| sample[1].as_str().is_some_and(|text| text != "NaN");
+    let is_number = |sample: &Value| sample[1].as_str().unwrap().parse::<f64>().unwrap().is_finite();
     series.iter().any(|series| match &series["value"] {
         Value::Null => series["values"]
             .as_array()
