@@ -157,13 +157,6 @@ function Inside({ panel, results, width, height }: any) {
     return <BigValue theme={theme} width={width} height={height} value={display} colorMode={BigValueColorMode.Value} graphMode={BigValueGraphMode.Area}
       sparkline={{ x: drawn[0].fields[0], y: field }} />;
   }
-  const items = drawn.map((frame) => ({ label: frame.name!, color: theme.visualization.getColorByName(theme.visualization.palette[(frame.fields[1].state!.seriesIndex ?? 0) % theme.visualization.palette.length]), yAxis: 1 }));
-  // Of letters 7 wide beside their colour, in as many lines as that takes.
-  const lines = items.reduce((at, { label }) => {
-    const item = label.length * 7 + 36;
-    return at.left + item > width ? { count: at.count + 1, left: item } : { count: at.count, left: at.left + item };
-  }, { count: 1, left: 0 });
-  const legendHeight = Math.min(7, lines.count) * 22 + 4;
   return (
     <TimeSeries frames={drawn} structureRev={1} timeRange={range} timeZone="utc" width={width} height={height} options={{} as any}
       legend={{ displayMode: LegendDisplayMode.List, placement: 'bottom', showLegend: true, calcs: [] } as any} />
