@@ -17,7 +17,7 @@ use prometheus_client::{
 };
 
 use crate::{
-    bpf::{self, KernelObject, RunTimeMeasurement},
+    bpf::{self, KernelObject, ObjectInfo, RunTimeMeasurement},
     pipeline::{GovernorReport, Pipeline, WorkloadKey},
     span::ProbeKind,
 };
@@ -26,6 +26,9 @@ use crate::{
 const PAGE_BYTES: u64 = 4096;
 /// Longest label value, characters.
 const MAX_LABEL_CHARS: usize = 128;
+
+/// Name of a program or map, whether it is a program, and what is said of it.
+type Described = (String, bool, ObjectInfo);
 
 /// Tells how much waits in a queue.
 type Depth = Box<dyn Fn() -> u64 + Send + Sync>;
@@ -36,6 +39,8 @@ pub struct SelfObservation(Arc<Inner>);
 
 struct Inner {
     objects: Vec<KernelObject>,
+    /// Told instead of what the kernel says, for the reference of metrics.
+    examples: Vec<Described>,
     governor: Option<Arc<Mutex<GovernorReport>>>,
     run_time: Option<RunTimeMeasurement>,
     queues: Mutex<BTreeMap<&'static str, Depth>>,
@@ -60,12 +65,44 @@ impl SelfObservation {
         });
         Self(Arc::new(Inner {
             objects: pipeline.take_kernel_objects(),
+            examples: Vec::new(),
             governor: pipeline.governor_report(),
             run_time,
             queues: Mutex::default(),
             lag_ns: AtomicU64::new(0),
             tables: Mutex::default(),
         }))
+    }
+
+    /// With one series in each family, for the reference.
+    pub(crate) fn example() -> Self {
+        let workload = WorkloadKey {
+            namespace: "unknown".to_owned(),
+            pod: "unknown".to_owned(),
+            container: "unknown".to_owned(),
+            process: "unknown".to_owned(),
+        };
+        let info = ObjectInfo {
+            run_count: 1,
+            ..ObjectInfo::default()
+        };
+        let report = GovernorReport {
+            ratios: BTreeMap::from([(workload.clone(), 0.0)]),
+            paused_ns: BTreeMap::from([((workload, ProbeKind::HostCall), 0)]),
+            coverage_counts: BTreeMap::from([("all", 0)]),
+            ..GovernorReport::default()
+        };
+        let example = Self(Arc::new(Inner {
+            objects: Vec::new(),
+            examples: vec![("unknown".to_owned(), true, info), ("unknown".to_owned(), false, info)],
+            governor: Some(Arc::new(Mutex::new(report))),
+            run_time: None,
+            queues: Mutex::default(),
+            lag_ns: AtomicU64::new(0),
+            tables: Mutex::new(vec![("unknown", 0)]),
+        }));
+        example.add_queue("unknown", || 0);
+        example
     }
 
     /// Also tells how much waits in a queue, under this name.
@@ -86,23 +123,23 @@ impl SelfObservation {
     }
 
     fn encode_objects(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let infos: Vec<_> = self
-            .0
-            .objects
-            .iter()
-            .filter_map(|object| Some((object, object.info().ok()?)))
-            .collect();
-        let programs = || infos.iter().filter(|(object, _)| object.is_program);
-        let maps = || infos.iter().filter(|(object, _)| !object.is_program);
-        if self.0.run_time.is_some() {
+        let known = self.0.objects.iter().filter_map(|object| {
+            let info = object.info().ok()?;
+            Some((object.name.clone(), object.is_program, info))
+        });
+        let infos: Vec<Described> = known.chain(self.0.examples.iter().cloned()).collect();
+        let programs = || infos.iter().filter(|(_, is_program, _)| *is_program);
+        let maps = || infos.iter().filter(|(_, is_program, _)| !is_program);
+        // Somebody else may have it measured: `sysctl kernel.bpf_stats_enabled=1`.
+        if self.0.run_time.is_some() || programs().any(|(_, _, info)| info.run_count > 0) {
             let mut family = family(
                 encoder,
                 "wasmscope_bpf_program_seconds",
                 "Time that each program ran while that was measured",
                 MetricType::Counter,
             )?;
-            for (object, info) in programs() {
-                count(&mut family, &[("program", &object.name)], info.run_time_ns as f64 / 1e9)?;
+            for (name, _, info) in programs() {
+                count(&mut family, &[("program", name)], info.run_time_ns as f64 / 1e9)?;
             }
             let mut family = self::family(
                 encoder,
@@ -110,8 +147,8 @@ impl SelfObservation {
                 "Runs of each program while its time was measured",
                 MetricType::Counter,
             )?;
-            for (object, info) in programs() {
-                count(&mut family, &[("program", &object.name)], info.run_count as f64)?;
+            for (name, _, info) in programs() {
+                count(&mut family, &[("program", name)], info.run_count as f64)?;
             }
         }
         let mut family = self::family(
@@ -120,8 +157,8 @@ impl SelfObservation {
             "Memory that each map takes",
             MetricType::Gauge,
         )?;
-        for (object, info) in maps() {
-            gauge(&mut family, &[("map", &object.name)], info.bytes as f64)?;
+        for (name, _, info) in maps() {
+            gauge(&mut family, &[("map", name)], info.bytes as f64)?;
         }
         let mut family = self::family(
             encoder,
@@ -129,8 +166,8 @@ impl SelfObservation {
             "Entries that each map has room for; of the ring, bytes",
             MetricType::Gauge,
         )?;
-        for (object, info) in maps() {
-            gauge(&mut family, &[("map", &object.name)], info.max_entries as f64)?;
+        for (name, _, info) in maps() {
+            gauge(&mut family, &[("map", name)], info.max_entries as f64)?;
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ const hasData = async (query) => {
   if (answer.status !== 'success') {
     throw new Error(`${query}: ${answer.error}`);
   }
-  return answer.data.result.length > 0;
+  return answer.data.result.some((one) => (one.values ?? []).some(([, value]) => Number.isFinite(Number(value))));
 };
 const script = await build({
   entryPoints: [join(import.meta.dirname, 'render.tsx')],
@@ -39,7 +39,7 @@ for (const path of dashboards) {
   writeFileSync(page, `<!doctype html><meta charset="utf-8"><style>${text('.css')}</style><body><div id="root"></div><script>${constants}</script><script>${text('.js').replaceAll('</script', '<\\/script')}</script>`);
   execFileSync(chromium, [
     '--headless', '--no-sandbox', '--disable-gpu', '--hide-scrollbars', '--allow-file-access-from-files', '--disable-web-security', `--user-data-dir=${join(directory, 'profile')}`,
-    `--window-size=1552,${bottom * 38 + 60}`, '--virtual-time-budget=20000', `--screenshot=${join(directory, `${name}.png`)}`, `file://${page}`,
+    `--window-size=1552,${bottom * 38 + 60}`, '--virtual-time-budget=60000', `--screenshot=${join(directory, `${name}.png`)}`, `file://${page}`,
   ], { stdio: ['ignore', 'ignore', 'pipe'] });
   console.log(join(directory, `${name}.png`));
 }

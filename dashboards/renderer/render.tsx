@@ -65,14 +65,17 @@ function frames(panel: any, results: any[][]): DataFrame[] {
 }
 
 function tableFrame(panel: any, results: any[][]): DataFrame {
+  // As Grafana's `merge`: rows are one row if they agree in the columns that all queries have.
+  const shared = results.filter((series) => series.length > 0).map((series) => Object.keys(series[0].metric)).reduce((all, names) => all.filter((name) => names.includes(name)));
   const rename = panel.transformations.find((one: any) => one.id === 'organize').options;
   const single = results.length === 1;
   const rows = new Map<string, { labels: Record<string, string>; values: (number | null)[] }>();
   results.forEach((series, index) =>
     series.forEach((one: any) => {
       const { __name__, ...labels } = one.metric;
-      const key = JSON.stringify(Object.entries(labels).sort());
-      const row = rows.get(key) ?? { labels, values: results.map(() => null) };
+      const key = JSON.stringify(shared.map((name) => labels[name]));
+      const row = rows.get(key) ?? { labels: {}, values: results.map(() => null) };
+      row.labels = { ...row.labels, ...labels };
       row.values[index] = number(one.value[1]);
       rows.set(key, row);
     })
@@ -83,9 +86,10 @@ function tableFrame(panel: any, results: any[][]): DataFrame {
   const frame = toDataFrame({
     fields: [
       ...names.map((name) => ({ name: rename.renameByName[name] ?? name, type: FieldType.string, values: sorted.map((row) => row.labels[name] ?? '') })),
-      ...results.map((_, index) => {
-        const name = rename.renameByName[single ? 'Value' : `Value #${String.fromCharCode(65 + index)}`];
-        return { name, type: FieldType.number, values: sorted.map((row) => row.values[index]), config: { unit: unit(name) } };
+      ...results.flatMap((_, index) => {
+        const value = single ? 'Value' : `Value #${String.fromCharCode(65 + index)}`;
+        const name = rename.renameByName[value];
+        return rename.excludeByName[value] ? [] : { name, type: FieldType.number, values: sorted.map((row) => row.values[index]), config: { unit: unit(name) } };
       }),
     ],
   });
@@ -153,8 +157,6 @@ function Inside({ panel, results, width, height }: any) {
     return <BigValue theme={theme} width={width} height={height} value={display} colorMode={BigValueColorMode.Value} graphMode={BigValueGraphMode.Area}
       sparkline={{ x: drawn[0].fields[0], y: field }} />;
   }
-  const items = drawn.map((frame) => ({ label: frame.name!, color: theme.visualization.getColorByName(theme.visualization.palette[(frame.fields[1].state!.seriesIndex ?? 0) % theme.visualization.palette.length]), yAxis: 1 }));
-  const legendHeight = Math.min(4, Math.ceil(items.length / 2)) * 20 + 4;
   return (
     <TimeSeries frames={drawn} structureRev={1} timeRange={range} timeZone="utc" width={width} height={height} options={{} as any}
       legend={{ displayMode: LegendDisplayMode.List, placement: 'bottom', showLegend: true, calcs: [] } as any} />

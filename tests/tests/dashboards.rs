@@ -4,17 +4,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use promql_parser::label::MatchOp;
 use promql_parser::parser::{self, Expr, LabelModifier};
-use serde_json::Value;
 use wasmscope::metrics::reference;
-use wasmscope_tests::environment::{self, left_out};
+use wasmscope_tests::dashboards::{self, annotations, dashboards, directory, files, panels, rules, targets};
+use wasmscope_tests::environment::left_out;
 
-/// Of kube-state-metrics, cAdvisor, Prometheus, and of the agent where its families are not made by `wasmscope::metrics`, with the labels that queries may use.
-const OTHERS: [(&str, &[&str]); 24] = [
+/// Of kube-state-metrics, of cAdvisor and of Prometheus, with the labels that queries may use.
+const OTHERS: [(&str, &[&str]); 9] = [
     ("ALERTS", &["alertname", "alertstate", "cluster"]),
     ("container_cpu_cfs_periods_total", POD),
     ("container_cpu_cfs_throttled_periods_total", POD),
@@ -30,106 +29,20 @@ const OTHERS: [(&str, &[&str]); 24] = [
     ),
     ("kube_pod_status_ready", &["cluster", "namespace", "pod", "condition"]),
     ("up", &["job"]),
-    ("process_cpu_seconds_total", &["job"]),
-    ("process_open_fds", &["job"]),
-    ("process_resident_memory_bytes", &["job"]),
-    ("wasmscope_bpf_map_bytes", &[]),
-    ("wasmscope_bpf_program_seconds_total", &["program"]),
-    ("wasmscope_build_info", &[]),
-    ("wasmscope_config_reloads_total", &[]),
-    ("wasmscope_overhead_ratio", &[]),
-    ("wasmscope_probe_cost_seconds", &[]),
-    ("wasmscope_recorder_bytes", &[]),
-    ("wasmscope_recorder_dropped_total", &[]),
-    ("wasmscope_recorder_traces", &[]),
-    ("wasmscope_site_paused_seconds_total", &[]),
-    ("wasmscope_traces_sampled_total", &["decision"]),
-    ("wasmscope_watched_processes", &[]),
 ];
 const POD: &[&str] = &["cluster", "namespace", "pod", "container"];
 /// Labels that the scrape adds to every series, and those of pods, which what runs in none does not have.
 const OF_THE_SCRAPE: [&str; 7] = ["cluster", "node", "instance", "job", "namespace", "pod", "container"];
-const MAX_FILE_BYTES: u64 = 512 << 10;
-
-fn directory() -> PathBuf {
-    environment::tests_directory().join("../dashboards")
-}
-
-fn files(under: &str, extension: &str) -> Vec<PathBuf> {
-    let mut files: Vec<_> = fs::read_dir(directory().join(under))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|found| found == extension))
-        .collect();
-    files.sort();
-    assert!(!files.is_empty(), "no {extension} in {under}");
-    files
-}
-
-fn dashboards() -> Vec<(String, Value)> {
-    let read = |path: &Path| {
-        assert!(
-            fs::metadata(path).unwrap().len() <= MAX_FILE_BYTES,
-            "{}",
-            path.display()
-        );
-        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-        let json = serde_json::from_slice(&fs::read(path).unwrap()).unwrap_or_else(|error| panic!("{name}: {error}"));
-        (name, json)
-    };
-    files("grafana", "json").iter().map(|path| read(path)).collect()
-}
-
-fn panels(dashboard: &Value) -> &Vec<Value> {
-    dashboard["panels"].as_array().unwrap()
-}
 
 /// Where a query stands, and the query.
 fn dashboard_queries() -> Vec<(String, String)> {
-    let mut queries = Vec::new();
-    for (name, dashboard) in dashboards() {
-        for panel in panels(&dashboard) {
-            for target in panel["targets"].as_array().into_iter().flatten() {
-                let title = panel["title"].as_str().unwrap();
-                queries.push((format!("{name}: {title}"), target["expr"].as_str().unwrap().to_owned()));
-            }
-        }
-        for annotation in dashboard["annotations"]["list"].as_array().unwrap() {
-            if let Some(expr) = annotation["expr"].as_str() {
-                queries.push((format!("{name}: annotation"), expr.to_owned()));
-            }
-        }
-    }
+    let mut queries: Vec<_> = targets()
+        .into_iter()
+        .map(|target| (target.place, target.query))
+        .collect();
+    queries.extend(annotations());
     assert!(queries.len() > 80, "only {} queries", queries.len());
     queries
-}
-
-/// The rules of a file: kind, name and query.
-fn rules(file: &str) -> Vec<(String, String, String)> {
-    let text = fs::read_to_string(directory().join("rules").join(file)).unwrap();
-    let mut rules: Vec<(String, String, String)> = Vec::new();
-    let mut in_query = false;
-    for line in text.lines() {
-        let word = line.trim_start();
-        if let Some((kind, name)) = word.strip_prefix("- ").and_then(|rest| rest.split_once(": "))
-            && matches!(kind, "alert" | "record")
-        {
-            rules.push((kind.to_owned(), name.to_owned(), String::new()));
-        } else if let Some(query) = word.strip_prefix("expr: ") {
-            in_query = query == "|";
-            if !in_query {
-                query.clone_into(&mut rules.last_mut().unwrap().2);
-            }
-        } else if in_query && line.starts_with("          ") {
-            let query = &mut rules.last_mut().unwrap().2;
-            query.push_str(word);
-            query.push('\n');
-        } else {
-            in_query = false;
-        }
-    }
-    assert!(rules.iter().all(|(_, _, query)| !query.is_empty()));
-    rules
 }
 
 fn alerts() -> Vec<String> {
@@ -146,14 +59,6 @@ fn all_queries() -> Vec<(String, String)> {
         );
     }
     queries
-}
-
-/// With a value for each variable.
-fn substituted(query: &str) -> String {
-    let query = query.replace("$__rate_interval", "5m");
-    ["cluster", "node", "namespace", "pod", "module"]
-        .iter()
-        .fold(query, |query, variable| query.replace(&format!("${variable}"), ".*"))
 }
 
 /// What a query asks for: metrics with the labels that it selects by, and the labels that it groups or joins by.
@@ -204,7 +109,8 @@ fn select(selector: &parser::VectorSelector, asked: &mut Asked) {
 }
 
 fn asked(place: &str, query: &str) -> Asked {
-    let expr = parser::parse(&substituted(query)).unwrap_or_else(|error| panic!("{place}: {error}\n{query}"));
+    let expr = parser::parse(&dashboards::substituted(query, "5m"))
+        .unwrap_or_else(|error| panic!("{place}: {error}\n{query}"));
     let mut asked = Asked::default();
     ask(&expr, &mut asked);
     asked
@@ -333,9 +239,6 @@ fn every_family_of_the_agent_is_in_a_panel() {
             "no panel shows {}",
             family.name
         );
-    }
-    for (name, _) in OTHERS.iter().filter(|(name, _)| name.starts_with("wasm")) {
-        assert!(shown.contains(*name), "no panel shows {name}");
     }
 }
 

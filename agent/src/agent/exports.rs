@@ -55,20 +55,25 @@ struct Retired {
     is_finishing: bool,
 }
 
+/// Of each decision none, which is told too.
+pub(super) fn no_decisions() -> Sampled {
+    let sampled = Sampled::default();
+    for decision in Decision::ALL {
+        drop(sampled.get_or_create(&DecisionLabel {
+            decision: decision.as_str(),
+        }));
+    }
+    sampled
+}
+
 impl Exports {
     /// Starts the exporter, if an endpoint is configured.
     pub(super) fn start(config: &TracesConfig, clock: ClockAnchor) -> Result<Self, StartError> {
-        let sampled = Sampled::default();
-        for decision in Decision::ALL {
-            drop(sampled.get_or_create(&DecisionLabel {
-                decision: decision.as_str(),
-            }));
-        }
         Ok(Self {
             clock,
             current: ArcSwapOption::new(start(config, clock)?),
             sampler: Mutex::new(Sampler::new(config.sampling.clone())),
-            sampled,
+            sampled: no_decisions(),
             config: Mutex::new(config.clone()),
             retired: Mutex::default(),
         })

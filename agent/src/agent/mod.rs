@@ -27,6 +27,7 @@ use self::counts::Counts;
 use self::drain::{Drain, Schedule, Tally, Transit};
 use self::exports::Exports;
 use self::own_metrics::OwnMetrics;
+pub(crate) use self::own_metrics::register_examples;
 use self::reload::Reloader;
 use self::stages::Stages;
 pub use self::{

@@ -6,7 +6,12 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use super::exports::Sampled;
+use super::exports::{Sampled, no_decisions};
+
+/// All of them with their series, for the reference of metrics.
+pub(crate) fn register_examples(registry: &mut Registry) {
+    OwnMetrics::register(registry, no_decisions());
+}
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Build {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use super::config::MetricsConfig;
 use super::labels::{
@@ -11,7 +12,10 @@ use super::labels::{
 };
 use super::owners::Owner;
 use super::{ColdStartPhase, Metrics};
+use crate::clock::ClockAnchor;
 use crate::inventory::InventoryCollector;
+use crate::recorder::{Recorder, RecorderCollector, RecorderConfig};
+use crate::self_observation::SelfObservation;
 use crate::span::{Place, Process};
 
 /// A family as a scrape shows it.
@@ -39,7 +43,7 @@ impl FamilyDescription {
     }
 }
 
-/// All families of [`Metrics`], by name.
+/// All families of an agent, by name.
 pub fn families() -> Vec<FamilyDescription> {
     parse(&with_a_series_each().encode())
 }
@@ -53,7 +57,11 @@ pub fn markdown() -> String {
          new label sets count as `other`, and `wasmscope_series_overflow_total` says how often. No label holds an id of an instance, a file descriptor, an\n\
          address or a path.\n\nDurations are histograms in seconds.\n",
     );
-    for (title, prefix) in [("Guests", "wasm_"), ("The agent itself", "wasmscope_")] {
+    for (title, prefix) in [
+        ("Guests", "wasm_"),
+        ("The agent itself", "wasmscope_"),
+        ("Its process", "process_"),
+    ] {
         let _ = write!(
             page,
             "\n## {title}\n\n| metric | kind | what | labels |\n|---|---|---|---|\n"
@@ -76,8 +84,12 @@ pub fn markdown() -> String {
 
 /// Families without series are not written, so each is given one. A new field of [`Metrics`] has to be added here: it would not compile otherwise.
 fn with_a_series_each() -> Metrics {
-    let metrics = Metrics::new();
+    let mut metrics = Metrics::new();
+    crate::agent::register_examples(metrics.registry_mut());
     metrics.add_collector(Box::new(InventoryCollector::example()));
+    metrics.add_collector(Box::new(SelfObservation::example()));
+    let recorder = Recorder::new(RecorderConfig::default(), ClockAnchor::now(), String::new());
+    metrics.add_collector(Box::new(RecorderCollector(Arc::new(recorder))));
     let export = ExportLabels {
         workload: Workload::new(&process(), &MetricsConfig::default()),
         module: Value::unknown(),
@@ -308,6 +320,11 @@ mod tests {
         assert_eq!(family("wasm_invocation_duration_seconds").kind, "histogram");
         assert_eq!(family("wasmscope_events_lost").labels, ["layer", "reason"]);
         assert_eq!(family("wasmscope_series_overflow").labels, ["family"]);
+        assert_eq!(family("wasmscope_recorder_dropped").labels, ["reason"]);
+        assert_eq!(family("wasmscope_table_entries").labels, ["table"]);
+        assert_eq!(family("wasmscope_queue_depth").labels, ["queue"]);
+        assert_eq!(family("wasmscope_bpf_program_seconds").labels, ["program"]);
+        assert_eq!(family("wasmscope_traces_sampled").labels, ["decision"]);
         assert!(
             families
                 .iter()

@@ -6,6 +6,7 @@
 
 mod agent;
 mod aggregates;
+mod alerts;
 mod bootstrap;
 mod calls;
 mod cold_start;
@@ -28,6 +29,7 @@ mod log;
 mod metrics;
 mod nested;
 mod node;
+mod panels;
 mod parents;
 mod pods;
 mod python;

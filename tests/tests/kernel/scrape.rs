@@ -1,30 +1,19 @@
 //! What a real Prometheus stores of an agent: native histograms from protobuf, counts equal to the workloads' own, and no series of processes that are gone.
 
-use std::fmt::Write as _;
-use std::net::TcpListener;
-use std::process::Command;
 use std::time::Instant;
 
 use tempfile::tempdir;
 use wasmscope_tests::agent::wasmscope;
 use wasmscope_tests::environment::{self, Kernel};
 use wasmscope_tests::http;
+use wasmscope_tests::prometheus::{Histograms, Prometheus};
 use wasmscope_tests::running::{DEADLINE, Running};
 use wasmscope_tests::samples::{self, sums};
 use wasmscope_tests::workload::{Counts, Numbers, Workload};
 
 /// Values by one label, as an instant query of Prometheus has them.
-fn query(prometheus: &str, expression: &str, label: &str) -> Numbers {
-    let escaped = expression.bytes().fold(String::new(), |mut escaped, byte| {
-        let _ = write!(escaped, "%{byte:02x}");
-        escaped
-    });
-    let response = http::get(&format!("http://{prometheus}/api/v1/query?query={escaped}"));
-    // Small answers are one chunk.
-    let body = &response[response.find('{').unwrap()..=response.rfind('}').unwrap()];
-    let answer: serde_json::Value = serde_json::from_str(body).unwrap();
-    assert_eq!(answer["status"], "success", "{body}");
-    let values = answer["data"]["result"].as_array().unwrap().iter().map(|series| {
+fn query(prometheus: &Prometheus, expression: &str, label: &str) -> Numbers {
+    let values = prometheus.query(expression).into_iter().map(|series| {
         let value: f64 = series["value"][1].as_str().unwrap().parse().unwrap();
         let name = series["metric"][label].as_str().unwrap_or_default().to_owned();
         (name, value as u64)
@@ -54,9 +43,6 @@ fn counted(workload: &mut Workload) -> Counts {
 fn prometheus_stores_native_histograms_of_what_workloads_counted_and_forgets_those_that_are_gone() {
     let Some(_kernel) = Kernel::acquire() else { return };
     let Some(python) = environment::python() else { return };
-    if let Err(error) = Command::new("prometheus").arg("--version").output() {
-        return environment::left_out(&format!("prometheus: {error}: apt-get install prometheus"));
-    }
     let directory = tempdir().unwrap();
     let mut leaving = Workload::ready(&["--calls", "20", "--repeat", "3", "--hold"]);
     let mut staying = Workload::ready(&["--scenario", "nested", "--calls", "5", "--repeat", "3", "--hold"]);
@@ -74,25 +60,12 @@ fn prometheus_stores_native_histograms_of_what_workloads_counted_and_forgets_tho
     let address = line.rsplit_once("address=").unwrap().1.trim().to_owned();
     agent.stderr_line(|line| line.ends_with("ready"));
 
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let prometheus = free.to_string();
-    let config = directory.path().join("prometheus.yaml");
-    std::fs::write(
-        &config,
-        format!("scrape_configs:\n- job_name: wasmscope\n  scrape_interval: 1s\n  static_configs:\n  - targets: ['{address}']\n"),
-    )
-    .unwrap();
-    let mut command = Command::new("prometheus");
-    command
-        .arg(format!("--config.file={}", config.display()))
-        .arg(format!(
-            "--storage.tsdb.path={}",
-            directory.path().join("data").display()
-        ))
-        .arg(format!("--web.listen-address={prometheus}"))
-        .arg("--enable-feature=native-histograms");
-    let stored = Running::start(command);
-    stored.stderr_line(|line| line.contains("Server is ready to receive web requests"));
+    let configuration = format!(
+        "scrape_configs:\n- job_name: wasmscope\n  scrape_interval: 1s\n  static_configs:\n  - targets: ['{address}']\n"
+    );
+    let Some(prometheus) = Prometheus::start(directory.path(), &configuration, Histograms::Native) else {
+        return;
+    };
 
     let samples = || {
         let file = directory.path().join("scrape.txt");

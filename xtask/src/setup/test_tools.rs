@@ -61,6 +61,8 @@ pub(crate) fn all(workspace: &Workspace) -> Vec<Tool> {
         },
         // Checks rules and runs their tests, and is scraped into by the tests of dashboards.
         Tool::Program("prometheus"),
+        // What alerts go through.
+        Tool::Program("prometheus-alertmanager"),
     ];
     let requirements = workspace.root.join("tests/python").join(REQUIREMENTS);
     if requirements.is_file() {
