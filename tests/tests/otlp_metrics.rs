@@ -233,3 +233,21 @@ async fn a_last_reading_that_nobody_takes_ends_at_the_deadline_and_counts() {
     assert!(last.taken == 0 && last.lost > 0, "{last:?}");
     assert_eq!(exporter.losses()[0].count, last.lost);
 }
+
+#[tokio::test]
+async fn readings_before_the_collector_wants_to_be_asked_again_are_counted_and_not_sent() {
+    for protocol in PROTOCOLS {
+        let receiver = Receiver::start(Answer::Throttle(100)).unwrap();
+        let config = OtlpMetricsConfig {
+            interval_seconds: 1,
+            ..config(&receiver.endpoint(), protocol)
+        };
+        let exporter = start(&config, &used());
+        wait_until(|| !exporter.losses().is_empty()).await;
+        let first = exporter.losses().remove(0).count;
+        wait_until(|| exporter.losses().remove(0).count >= 2 * first).await;
+        exporter.shutdown(Duration::from_millis(100)).await;
+        assert!(exporter.losses().remove(0).count >= 3 * first, "{protocol:?}");
+        assert_eq!(receiver.metrics().len(), 1, "{protocol:?}");
+    }
+}
