@@ -170,6 +170,79 @@ fn systemd_takes_the_unit() {
             assert!(output.status.success() && said.trim().is_empty(), "{said}");
         }
     }
+    // What is looked at, and what looking takes, keeps it above 2; a unit without any restriction has 9.6.
+    let output = Command::new("systemd-analyze")
+        .args(["security", "--offline=true", "--threshold=35"])
+        .arg(&path)
+        .output();
+    if let Ok(output) = output {
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{said}");
+    }
+}
+
+#[test]
+fn the_dockerfile_copies_what_is_built_and_keeps_out_what_is_not_needed() {
+    let dockerfile = fs::read_to_string(root().join("deploy/Dockerfile")).unwrap();
+    let (build, last) = dockerfile.rsplit_once("\nFROM ").unwrap();
+    assert!(
+        last.starts_with("gcr.io/distroless/"),
+        "no shell and no package manager"
+    );
+    for (word, value) in [
+        ("COPY --from=build ", "/wasmscope /usr/local/bin/wasmscope"),
+        ("ENTRYPOINT ", "[\"/usr/local/bin/wasmscope\"]"),
+        ("CMD ", "[\"agent\"]"),
+        ("USER ", "0:0"),
+        ("EXPOSE ", "9464"),
+    ] {
+        let found: Vec<_> = last.lines().filter_map(|line| line.strip_prefix(word)).collect();
+        assert_eq!(found, [value], "{word}");
+    }
+    assert!(build.contains(" target/release/wasmscope /wasmscope\n"));
+    // The compiler is the one that the workspace asks for.
+    let workspace = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let minimum = workspace.lines().find_map(|line| line.strip_prefix("rust-version = "));
+    let image = format!(
+        "FROM docker.io/library/rust:{}-bookworm AS build\n",
+        minimum.unwrap().trim_matches('"')
+    );
+    assert!(build.contains(&image), "{image}");
+    // Its commands are commands.
+    let help = |words: &[&str]| {
+        let output = Command::new(env!("CARGO"))
+            .args(words)
+            .current_dir(root())
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{words:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    };
+    for words in [
+        &["xtask", "setup"][..],
+        &["build", "--release", "--locked", "--package", "wasmscope", "--bins"],
+    ] {
+        assert!(build.contains(&format!("cargo {}", words.join(" "))), "{words:?}");
+        help(&[words, &["--help"]].concat());
+    }
+    let ignored = fs::read_to_string(root().join(".dockerignore")).unwrap();
+    let ignored: Vec<_> = ignored.lines().collect();
+    for name in [".git", "target", "**/target", "**/node_modules"] {
+        assert!(ignored.contains(&name), "{name}");
+    }
+    // What the binary includes while it is built is not kept out.
+    for path in [
+        "agent/build.rs",
+        "ebpf/Cargo.toml",
+        "ebpf/Cargo.lock",
+        "xtask/src/toolchain.rs",
+        ".cargo/config.toml",
+    ] {
+        assert!(root().join(path).is_file(), "{path}");
+    }
 }
 
 /// What a secret holds, where the chart takes a variable from one.
