@@ -70,7 +70,7 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HttpConfig {
-    /// Address and port; port 0 picks a free one. Default: 127.0.0.1:9464, this host only.
+    /// Where it listens; port 0 picks a free one. Default: 127.0.0.1:9464, this host only.
     pub listen: SocketAddr,
     /// The event loop counts as alive while its last turn is at most so old, seconds, 1 to 3600. Default: 30.
     pub liveness_seconds: u64,
@@ -82,7 +82,7 @@ pub struct HttpConfig {
 pub struct LogConfig {
     /// A level, or directives as in `RUST_LOG`. Default: info.
     pub filter: String,
-    /// Default: text. Changing it takes a restart.
+    /// How a line is written. Default: text. Changing it takes a restart.
     pub format: LogFormat,
 }
 
@@ -105,7 +105,7 @@ pub struct CaptureConfig {
     pub ring_mib: u32,
     /// 0: syscalls with their guest functions, no probe in the process; 1: every crossing. Default: 1.
     pub tier: u8,
-    /// Traces that may wait for the stages after the event loop, 1 to 1000000; more are lost and counted. Default: 8192.
+    /// Traces that may wait for the stages after the event loop, 1 to 1,000,000; more are lost and counted. Default: 8192.
     pub queue_traces: usize,
     /// How long a host binary stays probed that no process runs any more, seconds, 0 to 86400. Default: 300.
     pub file_grace_seconds: u64,

@@ -16,21 +16,21 @@ use crate::span::{SpanKind, Trace};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SamplingConfig {
-    /// Traces per second that are kept of each (namespace, pod, module, export); over 0. Default 10.
+    /// Traces per second that are kept of each (namespace, pod, module, export); over 0. Default: 10.
     pub traces_per_second: f64,
-    /// Traces that may be kept at once after a quiet time, of each key; at least 1. Default 20.
+    /// Traces that may be kept at once after a quiet time, of each key; at least 1. Default: 20.
     pub burst: f64,
-    /// Share of traces that are considered, by trace id, before the rate: 0 to 1. Default 1.
+    /// Share of traces that are considered, by trace id, before the rate: 0 to 1. Default: 1.
     pub ratio: f64,
-    /// Follow the decision of the caller where a `traceparent` was seen. Default true.
+    /// Follow the decision of the caller where a `traceparent` was seen. Default: true.
     pub parent_based: bool,
-    /// Traces per second that callers have sampled and that are kept of each pod; over 0. Its burst is two seconds' worth. Default 100.
+    /// Traces per second that callers have sampled and that are kept of each pod; over 0. Its burst is two seconds' worth. Default: 100.
     pub parent_per_second: f64,
-    /// Keep failed traces that ratio or rate would drop, within the failure budget. Default true.
+    /// Keep failed traces that ratio or rate would drop, within the failure budget. Default: true.
     pub keep_failed: bool,
-    /// Failed traces per second kept on the whole node beyond ratio and rate; over 0. Its burst is ten seconds' worth. Default 50.
+    /// Failed traces per second kept on the whole node beyond ratio and rate; over 0. Its burst is ten seconds' worth. Default: 50.
     pub failed_per_second: f64,
-    /// Keys remembered, and pods, 1 to 1,000,000 each; further ones share the key `other` until an old one has been idle long enough to be full. Default 4,096.
+    /// Keys remembered, and pods, 1 to 1,000,000 each; further ones share the key `other` until an old one has been idle long enough to be full. Default: 4,096.
     pub max_keys: usize,
 }
 

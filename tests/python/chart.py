@@ -4,6 +4,7 @@ chart.py text CHART VALUES...   the manifests as they would be applied, with the
 chart.py golden CHART VALUES... the same without what is only copied (dashboards, rules), in one order
 chart.py validate FILE...       strict validation of manifests
 chart.py json FILE              its manifests as a list
+chart.py table FILE             what a values file says of each value, as a table
 """
 
 import json
@@ -62,6 +63,37 @@ def golden(text):
     return yaml.safe_dump_all(documents, sort_keys=False, width=160)
 
 
+def table(path):
+    """Every value with its default and the comment above it; a mapping without values is one."""
+    comment, parents, rows = [], [], []
+    lines = open(path).read().splitlines()
+    for number, line in enumerate(lines):
+        text = line.strip()
+        if text.startswith("#"):
+            comment.append(text.lstrip("# "))
+        if not text:
+            comment = []
+        if not text or text.startswith(("#", "- ")):
+            continue
+        depth = (len(line) - len(line.lstrip())) // 2
+        key, _, value = text.partition(":")
+        parents[depth:] = [key]
+        below = [other for other in lines[number + 1 :] if other.strip() and not other.strip().startswith("#")]
+        indent = len(below[0]) - len(below[0].lstrip()) if below else 0
+        # What stands above a group of values says what the group is.
+        is_group = not value.strip() and indent > depth * 2 and not below[0].strip().startswith("- ")
+        if is_group:
+            if comment:
+                rows.append((".".join(parents), "", " ".join(comment)))
+        else:
+            default = yaml.safe_load("\n".join([text] + below[:1])) if not value.strip() else yaml.safe_load(text)
+            default = json.dumps(default[key]) if not isinstance(default[key], str) else default[key]
+            rows.append((".".join(parents), f"`{default}`" if default else "", " ".join(comment)))
+        comment = []
+    for row in rows:
+        print("| `%s` | %s | %s |" % tuple(cell.replace("|", "\\|") for cell in row))
+
+
 def main():
     what, *arguments = sys.argv[1:]
     if what == "validate":
@@ -72,6 +104,9 @@ def main():
     if what == "json":
         with open(arguments[0]) as file:
             json.dump([document for document in yaml.safe_load_all(file) if document], sys.stdout)
+        return
+    if what == "table":
+        table(arguments[0])
         return
     chart, *values = arguments
     text = render(chart, values)

@@ -6,6 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use serde_json::Value;
+use wasmscope::config::{Config, Sources};
 use wasmscope_tests::environment::{self, left_out};
 
 /// As `wasmscope check` looks for them.
@@ -168,4 +170,200 @@ fn systemd_takes_the_unit() {
             assert!(output.status.success() && said.trim().is_empty(), "{said}");
         }
     }
+    // What is looked at, and what looking takes, keeps it above 2; a unit without any restriction has 9.6.
+    let output = Command::new("systemd-analyze")
+        .args(["security", "--offline=true", "--threshold=35"])
+        .arg(&path)
+        .output();
+    if let Ok(output) = output {
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{said}");
+    }
+}
+
+#[test]
+fn the_dockerfile_copies_what_is_built_and_keeps_out_what_is_not_needed() {
+    let dockerfile = fs::read_to_string(root().join("deploy/Dockerfile")).unwrap();
+    let (build, last) = dockerfile.rsplit_once("\nFROM ").unwrap();
+    assert!(
+        last.starts_with("gcr.io/distroless/"),
+        "no shell and no package manager"
+    );
+    for (word, value) in [
+        ("COPY --from=build ", "/wasmscope /usr/local/bin/wasmscope"),
+        ("ENTRYPOINT ", "[\"/usr/local/bin/wasmscope\"]"),
+        ("CMD ", "[\"agent\"]"),
+        ("USER ", "0:0"),
+        ("EXPOSE ", "9464"),
+    ] {
+        let found: Vec<_> = last.lines().filter_map(|line| line.strip_prefix(word)).collect();
+        assert_eq!(found, [value], "{word}");
+    }
+    assert!(build.contains(" target/release/wasmscope /wasmscope\n"));
+    // The compiler is the one that the workspace asks for.
+    let workspace = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let minimum = workspace.lines().find_map(|line| line.strip_prefix("rust-version = "));
+    let image = format!(
+        "FROM docker.io/library/rust:{}-bookworm AS build\n",
+        minimum.unwrap().trim_matches('"')
+    );
+    assert!(build.contains(&image), "{image}");
+    // Its commands are commands.
+    let help = |words: &[&str]| {
+        let output = Command::new(env!("CARGO"))
+            .args(words)
+            .current_dir(root())
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{words:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    };
+    for words in [
+        &["xtask", "setup"][..],
+        &["build", "--release", "--locked", "--package", "wasmscope", "--bins"],
+    ] {
+        assert!(build.contains(&format!("cargo {}", words.join(" "))), "{words:?}");
+        help(&[words, &["--help"]].concat());
+    }
+    let ignored = fs::read_to_string(root().join(".dockerignore")).unwrap();
+    let ignored: Vec<_> = ignored.lines().collect();
+    for name in [".git", "target", "**/target", "**/node_modules"] {
+        assert!(ignored.contains(&name), "{name}");
+    }
+    // What the binary includes while it is built is not kept out.
+    for path in [
+        "agent/build.rs",
+        "ebpf/Cargo.toml",
+        "ebpf/Cargo.lock",
+        "xtask/src/toolchain.rs",
+        ".cargo/config.toml",
+    ] {
+        assert!(root().join(path).is_file(), "{path}");
+    }
+}
+
+/// What a secret holds, where the chart takes a variable from one.
+const SECRET: &str = "authorization=Bearer%20s3cret";
+
+/// The agent's container and its pod's specification, out of a chart rendered with `values`, and the configuration file.
+fn deployed(values: &[PathBuf]) -> Option<(Value, String)> {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("manifests.yaml");
+    fs::write(&path, rendered("text", values)?).unwrap();
+    let output = chart(&["json"], &[path])?;
+    let documents: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let of_kind = |kind: &str| documents.iter().find(|document| document["kind"] == kind).unwrap();
+    let file = of_kind("ConfigMap")["data"]["config.toml"].as_str().unwrap().to_owned();
+    Some((of_kind("DaemonSet")["spec"]["template"]["spec"].clone(), file))
+}
+
+fn variable(of: &Value) -> (String, String) {
+    let source = &of["valueFrom"];
+    let value = match source["fieldRef"]["fieldPath"].as_str() {
+        Some("spec.nodeName") => "worker-3",
+        Some("status.hostIP") => "fd00::7",
+        Some(other) => panic!("{other} is not translated"),
+        None if source["secretKeyRef"].is_object() => SECRET,
+        None => of["value"].as_str().unwrap(),
+    };
+    (of["name"].as_str().unwrap().to_owned(), value.to_owned())
+}
+
+#[test]
+fn the_agent_takes_what_the_chart_makes_of_any_values_and_finds_what_it_needs_mounted() {
+    let fixtures = ["everything", "least", "old-kubelet", "tuned"].map(|name| vec![fixture(&format!("{name}.yaml"))]);
+    for values in [vec![]].into_iter().chain(fixtures) {
+        let Some((pod, file)) = deployed(&values) else { return };
+        let container = &pod["containers"][0];
+        let path = tempfile::NamedTempFile::new().unwrap();
+        fs::write(path.path(), file).unwrap();
+        let arguments: Vec<_> = container["args"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|word| word.as_str().unwrap())
+            .collect();
+        assert_eq!(arguments, ["agent", "--config", "/etc/wasmscope/config.toml"]);
+        let variables: Vec<_> = container["env"].as_array().unwrap().iter().map(variable).collect();
+        let output = Command::new(environment::agent())
+            .args(["agent", "--check-config", "--config"])
+            .arg(path.path())
+            .env_clear()
+            .envs(variables.clone())
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{values:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+
+        let sources = Sources {
+            file: Some(path.path().to_owned()),
+            // The chart's one is for the process that runs there.
+            variables: variables
+                .into_iter()
+                .filter(|(name, _)| name != "WASMSCOPE_KUBERNETES__KUBELET")
+                .collect(),
+            flags: Vec::new(),
+        };
+        let config = sources.load().unwrap().config;
+        assert_eq!(container["ports"][0]["containerPort"], config.http.listen.port());
+        assert!(
+            config.http.listen.ip().is_unspecified(),
+            "probes of the kubelet come from outside"
+        );
+        assert!(pod["terminationGracePeriodSeconds"].as_u64().unwrap() > config.shutdown.deadline_seconds);
+        let mounts = container["volumeMounts"].as_array().unwrap();
+        let is_mounted = |path: &Path, is_written: bool| {
+            mounts.iter().any(|mount| {
+                let here = path.starts_with(mount["mountPath"].as_str().unwrap());
+                here && is_written == (mount["readOnly"] != true)
+            })
+        };
+        assert!(is_mounted(&config.instance.lock_file, true));
+        assert!(is_mounted(Path::new("/etc/wasmscope/config.toml"), false));
+        if config.kubernetes.cri_socket != "off" {
+            assert!(
+                is_mounted(Path::new(&config.kubernetes.cri_socket), false),
+                "{values:?}"
+            );
+        }
+        if let Some(file) = &config.inventory.nfd_features_file {
+            assert!(is_mounted(file, true), "{values:?}");
+        }
+        let limit = container["resources"]["limits"]["memory"].as_str().unwrap();
+        let limit: usize = limit.trim_end_matches("Mi").parse().unwrap();
+        assert!(
+            budgets_mib(&config) * 2 < limit,
+            "{values:?}: memory that the configuration allows, and as much again"
+        );
+    }
+}
+
+/// Memory that the configuration sets aside, MiB.
+fn budgets_mib(config: &Config) -> usize {
+    (config.recorder.memory_mib + config.capture.ring_mib) as usize + config.traces.queue_mib
+}
+
+#[test]
+fn the_page_of_the_chart_has_every_value() {
+    const HEAD: &str = "# Wasmscope
+
+An agent on every node that sees what WebAssembly guests do. [docs/install.md](../../../docs/install.md) tells how to install it, what it is allowed to do and why;
+[docs/configuration.md](../../../docs/configuration.md) has every key of `config`.
+";
+    let Some(output) = chart(&["table", "deploy/helm/wasmscope/values.yaml"], &[]) else {
+        return;
+    };
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let table = String::from_utf8(output.stdout).unwrap();
+    let example = fs::read_to_string(fixture("tuned.yaml")).unwrap();
+    let page = format!(
+        "{HEAD}\n## Example\n\n```yaml\n{example}```\n\n## Values\n\n| value | default | |\n|---|---|---|\n{table}"
+    );
+    assert_current(&root().join("deploy/helm/wasmscope/README.md"), &page);
 }

@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::setup;
 use crate::workspace::Workspace;
 
-/// Write docs/metrics.md, deploy/manifests and the goldens of the chart anew; the tests that compare them do it.
+/// Write docs/configuration.md, docs/metrics.md, deploy/manifests and the goldens of the chart anew; the tests that compare them do it.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {}
 

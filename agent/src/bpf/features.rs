@@ -40,31 +40,31 @@ const CAPABILITIES: [(&str, CapabilitySet, &str, Severity); 5] = [
     (
         "CAP_BPF",
         CapabilitySet::BPF,
-        "loads programs and maps: run as root or `setcap cap_bpf+ep`",
+        "loads programs and maps: without it nothing starts; run as root or `setcap cap_bpf+ep`",
         Severity::Blocking,
     ),
     (
         "CAP_PERFMON",
         CapabilitySet::PERFMON,
-        "attaches programs: run as root or `setcap cap_perfmon+ep`",
+        "loads and attaches tracing programs: without it nothing starts; run as root or `setcap cap_perfmon+ep`",
         Severity::Blocking,
     ),
     (
         "CAP_SYS_PTRACE",
         CapabilitySet::SYS_PTRACE,
-        "reads the names in other users' processes: without it their guests stay unnamed",
+        "looks at processes of other users or with other capabilities: without it those are not seen",
         Severity::Degraded,
     ),
     (
         "CAP_DAC_READ_SEARCH",
         CapabilitySet::DAC_READ_SEARCH,
-        "reads host binaries that only their owner may read: without it those get no probes",
+        "opens memory and binaries that only their owner may open: without it processes of other users are not seen",
         Severity::Degraded,
     ),
     (
         "CAP_CHECKPOINT_RESTORE",
         CapabilitySet::CHECKPOINT_RESTORE,
-        "opens mapped libraries (libwasmtime.so) in containers: without it those get no probes",
+        "opens mapped libraries (libwasmtime.so): without it guests of hosts that use one are not seen",
         Severity::Degraded,
     ),
 ];

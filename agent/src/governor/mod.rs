@@ -13,19 +13,18 @@ use crate::span::ProbeKind;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct GovernorConfig {
-    /// Whether probes are paused at all. Default: yes.
+    /// Whether probes are paused at all. Default: true.
     pub enabled: bool,
     /// Most that probes may take of the CPU time that a process uses, percent; above 0, at most 100. Default: 2.
     pub process_budget_percent: f64,
     /// Most that the probes in all processes may take of all CPUs, percent; above 0, at most 100. Default: 1.
     pub node_budget_percent: f64,
-    /// How often costs are looked at, milliseconds; 100 to 60,000. Default: 1,000. What has just been resumed is looked at ten
-    /// times as often.
+    /// How often costs are looked at, milliseconds, 100 to 60,000. What has just been resumed is looked at ten times as often. Default: 1,000.
     pub interval_ms: u64,
-    /// How long the first pause is, milliseconds; 100 to `max_backoff_ms`. Each pause that follows a resumption which was too
+    /// How long the first pause is, milliseconds, from 100 to `max_backoff_ms`. Each pause that follows a resumption which was too
     /// much is twice as long. Default: 2,000.
     pub min_backoff_ms: u64,
-    /// How long a pause is at most, milliseconds; up to 3,600,000. Default: 300,000.
+    /// How long a pause is at most, milliseconds, `min_backoff_ms` to 3,600,000. Default: 300,000.
     pub max_backoff_ms: u64,
 }
 

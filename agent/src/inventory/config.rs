@@ -8,20 +8,20 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct InventoryConfig {
-    /// How often it is renewed, seconds, 1 to 3600. Default 5.
+    /// How often it is renewed, seconds, 1 to 3600. Default: 5.
     pub interval_seconds: u64,
-    /// A module is warm for so long after its last invocation, seconds, 1 to 86400. Default 300.
+    /// A module is warm for so long after its last invocation, seconds, 1 to 86400. Default: 300.
     pub warm_seconds: u64,
-    /// Modules told apart, those of most processes first, 1 to 10000; the others are counted together. Default 500.
+    /// Modules told apart, those of most processes first, 1 to 10000; the others are counted together. Default: 500.
     pub max_modules: usize,
     /// File that is written for the *local* source of Node Feature Discovery, such as
     /// `/etc/kubernetes/node-feature-discovery/features.d/wasmscope`. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nfd_features_file: Option<PathBuf>,
-    /// Modules that become labels of the node, 0 to 200. Default 50.
+    /// Modules that become labels of the node, 0 to 200. Default: 50.
     pub nfd_max_modules: usize,
     /// What is in the file counts for so long after it was written, seconds, 60 to 86400: as long as the labels of an agent that was killed
-    /// stay. It is written again when half of that is over. Default 600.
+    /// stay. It is written again when half of that is over. Default: 600.
     pub nfd_expiry_seconds: u64,
 }
 

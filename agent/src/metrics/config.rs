@@ -8,19 +8,19 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MetricsConfig {
-    /// Series of one family of counters, those of `other` aside: 1 to 100,000; 2,000 by default.
+    /// Series of one family of counters, those of `other` aside: 1 to 100,000. Default: 2,000.
     pub max_counter_series: usize,
-    /// Series of one family of histograms, those of `other` aside: 1 to 100,000; 500 by default.
+    /// Series of one family of histograms, those of `other` aside: 1 to 100,000. Default: 500.
     pub max_histogram_series: usize,
-    /// Seconds that series outlive the last process they are of: 0 to 86,400; 300 by default.
+    /// Seconds that series outlive the last process they are of: 0 to 86,400. Default: 300.
     pub expiry_seconds: u64,
-    /// Buckets of histograms with fixed bounds, one an octave; on by default. Histograms that the kernel does not count always have them.
+    /// Buckets of histograms with fixed bounds, one an octave. Histograms that the kernel does not count always have them. Default: true.
     pub classic_histograms: bool,
-    /// Native histograms of what the kernel counts, where a scraper takes them (protobuf); on by default.
+    /// Native histograms of what the kernel counts, where a scraper takes them (protobuf). Default: true.
     pub native_histograms: bool,
-    /// Label `process`, the command; on by default.
+    /// Label `process`, the command. Default: true.
     pub process_label: bool,
-    /// Labels of pods that become labels of series, as `label_…`; none by default.
+    /// Labels of pods that become labels of series, as `label_…`; at most 32. Default: none.
     pub pod_labels: Vec<String>,
 }
 

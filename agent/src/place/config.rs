@@ -9,26 +9,26 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct KubernetesConfig {
-    /// Name of this node; by default from the environment variable `NODE_NAME`. Without it the API server is not asked.
+    /// Name of this node. Without it the API server is not asked. Default: none.
     pub node_name: String,
-    /// Socket of the container runtime: `auto` (the usual ones below `host_root`), `off`, or a path.
+    /// Socket of the container runtime: `auto` (the usual ones below `host_root`), `off`, or a path. Default: auto.
     pub cri_socket: String,
     /// The kubelet: `off`, `auto` (port 10250 of the address in the environment variable `HOST_IP`), `https://NODE:10250` or `http://NODE:10255` (the
-    /// read-only port). An IPv6 address is in brackets.
+    /// read-only port). An IPv6 address is in brackets. Default: off.
     pub kubelet: String,
     /// CA of the kubelet's serving certificate.
     pub kubelet_ca_file: PathBuf,
-    /// Take any certificate from the kubelet; the account's token is then shown to whoever answers. `false` by default.
+    /// Take any certificate from the kubelet; the account's token is then shown to whoever answers. Default: false.
     pub kubelet_insecure_skip_verify: bool,
     /// Token of the service account, for the kubelet.
     pub token_file: PathBuf,
-    /// The API server: `auto` (when in a pod with a service account and `node_name` is known), `on` (or fail), `off`.
+    /// The API server: `auto` (when in a pod with a service account and `node_name` is known), `on` (or fail), `off`. Default: auto.
     pub api_server: String,
-    /// Where the host's root is mounted: `/`, or `/host` in a container.
+    /// Where the host's root is mounted: `/`, or where a container has it. Default: /.
     pub host_root: PathBuf,
-    /// Longest time, milliseconds, that a trace waits for the names of its pod; 0 to 60,000, 5,000 by default.
+    /// Longest time, milliseconds, that a trace waits for the names of its pod; 0 to 60,000. Default: 5,000.
     pub hold_ms: u64,
-    /// Most traces that wait; 1 to 100,000, 1,000 by default.
+    /// Most traces that wait; 1 to 100,000. Default: 1,000.
     pub max_held: usize,
 }
 

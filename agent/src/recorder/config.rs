@@ -6,19 +6,19 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RecorderConfig {
-    /// Most memory that kept traces take, MiB, 1 to 4096. Their index and the names in it are part of that. Default 32.
+    /// Most memory that kept traces take, MiB, 1 to 4096. Their index and the names in it are part of that. Default: 32.
     pub memory_mib: u32,
-    /// How long a trace may be kept, seconds, 8 to 86400. It goes between this and an eighth more after it was kept. Default 900.
+    /// How long a trace may be kept, seconds, 8 to 86400. It goes between this and an eighth more after it was kept. Default: 900.
     pub window_seconds: u32,
-    /// How many of the slowest of each (pod or process, module, export) are kept, 0 to 256. Default 8.
+    /// How many of the slowest of each (pod or process, module, export) are kept, 0 to 256. Default: 8.
     pub slowest_per_key: u32,
-    /// How many failed ones are kept beside those, 0 to 256. Default 8.
+    /// How many failed ones are kept beside those, 0 to 256. Default: 8.
     pub failed_per_key: u32,
-    /// How many are kept at random beside those, each from a stretch of the window of its own, 0 to 256. Default 4.
+    /// How many are kept at random beside those, each from a stretch of the window of its own, 0 to 256. Default: 4.
     pub random_per_key: u32,
-    /// Largest trace kept, KiB of its compact form, 16 to 65536; about ten thousand calls fit 512. Default 1024.
+    /// Largest trace kept, KiB of its compact form, 16 to 65536; about ten thousand calls fit 512. Default: 1024.
     pub max_trace_kib: u32,
-    /// How many (pod or process, module, export) are told apart at once, 16 to 65536. Default 4096.
+    /// How many (pod or process, module, export) are told apart at once, 16 to 65536. Default: 4096.
     pub max_keys: u32,
 }
 

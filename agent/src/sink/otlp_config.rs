@@ -35,17 +35,17 @@ pub struct TlsConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TargetConfig {
-    /// Base URL of the collector, `http://` or `https://`; HTTP adds the signal's path. Nothing is sent without. Default none.
+    /// Base URL of the collector, `http://` or `https://`; HTTP adds the signal's path. Nothing is sent without. Default: none.
     pub endpoint: Option<String>,
-    /// The endpoint is the whole URL for HTTP, path and all, as in `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`. Default false.
+    /// The endpoint is the whole URL for HTTP, path and all, as in `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`. Default: false.
     pub endpoint_is_complete: bool,
-    /// `grpc` or `http/protobuf`, the default.
+    /// How bodies travel. Default: http/protobuf.
     pub protocol: Protocol,
-    /// Sent with each request; for gRPC as metadata. Default none.
+    /// Sent with each request; for gRPC as metadata. Default: none.
     pub headers: BTreeMap<String, String>,
-    /// `none`, the default, or `gzip`.
+    /// How bodies are packed. Default: none.
     pub compression: CompressionConfig,
-    /// For a request with all its retries, milliseconds, 1 to 600,000. Default 10,000.
+    /// For a request with all its retries, milliseconds, 1 to 600,000. Default: 10,000.
     pub timeout_ms: u64,
     /// For `https://`.
     pub tls: TlsConfig,
@@ -69,13 +69,13 @@ impl Default for TargetConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TracesConfig {
-    /// `[traces.target]`: where to.
+    /// Where to.
     pub target: TargetConfig,
-    /// Traces that may wait, 1 to 1,000,000. Default 1,024.
+    /// Traces that may wait, 1 to 1,000,000. Default: 1,024.
     pub queue_traces: usize,
-    /// Estimated memory of the traces that wait or are under way, MiB, 1 to 4,096. Default 64.
+    /// Estimated memory of the traces that wait or are under way, MiB, 1 to 4,096. Default: 64.
     pub queue_mib: usize,
-    /// `[traces.sampling]`: which.
+    /// Which of them.
     pub sampling: SamplingConfig,
 }
 
@@ -94,9 +94,9 @@ impl Default for TracesConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OtlpMetricsConfig {
-    /// `[otlp_metrics.target]`: where to.
+    /// Where to.
     pub target: TargetConfig,
-    /// Between two readings, seconds, 1 to 3,600. Default 30.
+    /// Between two readings, seconds, 1 to 3,600. Default: 30.
     pub interval_seconds: u64,
 }
 

@@ -9,6 +9,7 @@ mod aggregates;
 mod alerts;
 mod bootstrap;
 mod calls;
+mod capabilities;
 mod cold_start;
 mod command_line;
 mod components;
