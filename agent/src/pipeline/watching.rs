@@ -398,11 +398,7 @@ impl Pipeline {
             self.kernel.unwatch(pid);
             self.settle_undecided(pid);
             self.kernel.forget_undecided(pid);
-            if let Some(watched) = self.processes.remove(&pid) {
-                for host in &watched.hosts {
-                    self.file_left(host.file_id);
-                }
-            }
+            self.remove_process(pid);
             self.collect_aggregate(pid, None);
             self.seek_host_functions();
             self.lose("symbols", "process_gone");
@@ -484,7 +480,7 @@ impl Pipeline {
         self.stop_governing(pid);
         self.forget_swaps(pid, None);
         self.collect_aggregate(pid, Some(next_epoch));
-        self.processes.remove(&pid);
+        self.remove_process(pid);
         // Nothing that was found out about the image before holds for this one.
         if let Some(known) = self.kernel.config(pid)
             && !self.is_finishing
@@ -557,10 +553,7 @@ impl Pipeline {
         self.settle_undecided(pid);
         self.kernel.forget_undecided(pid);
         self.collect_aggregate(pid, None);
-        if let Some(watched) = self.processes.remove(&pid) {
-            for host in &watched.hosts {
-                self.file_left(host.file_id);
-            }
+        if self.remove_process(pid) {
             self.seek_host_functions();
             events.push(Event {
                 at_ns,
