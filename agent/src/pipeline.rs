@@ -41,7 +41,7 @@ use self::{
     watching::Watched,
 };
 use crate::{
-    bpf::{Kernel, KernelObject, LoadError, LoadOptions, Ring, SiteLinks, SiteProgram},
+    bpf::{CounterValues, Kernel, KernelObject, LoadError, LoadOptions, Ring, SiteLinks, SiteProgram},
     clock,
     correlate::{Correlator, SETTLE_NS},
     decode::{Record, decode},
@@ -212,8 +212,9 @@ impl Pipeline {
         if undecodable > 0 {
             *self.losses.entry(("decode", "malformed")).or_default() += undecodable;
         }
-        self.forget_loads_if_lost(undecodable);
-        self.forget_requests_if_lost(undecodable, &mut output.events);
+        let counters = self.kernel.counters();
+        self.forget_loads_if_lost(&counters, undecodable);
+        self.forget_requests_if_lost(&counters, undecodable, &mut output.events);
         let is_drained = records.len() < RECORDS_PER_TURN;
         for record in records {
             self.handle(&record, &mut output.events);
@@ -224,7 +225,13 @@ impl Pipeline {
         }
         self.rotate_breakpoints();
         self.let_go(&mut output.events);
-        self.count_losses(&mut output);
+        // What is lost while records are handled is counted next time, unless there may be none.
+        let counters = if self.is_finishing {
+            self.kernel.counters()
+        } else {
+            counters
+        };
+        self.count_losses(&counters, &mut output);
         self.correlate(&mut output);
         output
     }
@@ -327,8 +334,7 @@ impl Pipeline {
     }
 
     /// Marks that were lost may have been those that give a pointer another meaning.
-    fn forget_loads_if_lost(&mut self, undecodable: u64) {
-        let counters = self.kernel.counters();
+    fn forget_loads_if_lost(&mut self, counters: &CounterValues, undecodable: u64) {
         let is_more = |counter: Counter| {
             let before = self.counted.get(counter.name()).copied().unwrap_or(0);
             counters.get(counter) > before
@@ -342,9 +348,9 @@ impl Pipeline {
 
     /// Turns what the programs and this task have lost since the last turn into events, so that traces which were open
     /// at the time know.
-    fn count_losses(&mut self, output: &mut Output) {
+    fn count_losses(&mut self, counters: &CounterValues, output: &mut Output) {
         let mut losses = Vec::new();
-        for (counter, value) in self.kernel.counters().iter() {
+        for (counter, value) in counters.iter() {
             let before = self.counted.insert(counter.name(), value).unwrap_or(0);
             if counter.is_loss() && value > before {
                 let layer = if counter == Counter::RingFull { "ring" } else { "kernel" };

@@ -35,6 +35,9 @@ const TRACEPOINTS: [(&str, &str); 6] = [
 /// Entries of the table of processes, as the programs define it.
 const MAX_PROCESSES: usize = 4096;
 
+/// Threads of one process that are sought in the table of threads.
+const MAX_THREADS: usize = 65_536;
+
 /// Flag of an update: only if there is no entry yet.
 const BPF_NOEXIST: u64 = 1;
 
@@ -244,8 +247,20 @@ impl Kernel {
 
     /// Ends what the programs know of the agent's own threads, which live on when they are not watched any more.
     pub(super) fn forget_own_threads(&mut self) {
-        let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-        for tid in tasks.filter_map(|task| task.file_name().to_str()?.parse().ok()) {
+        self.forget_threads(std::process::id());
+    }
+
+    /// Ends what the programs know of the threads of a process that is not watched any more. They would keep it until the
+    /// threads end.
+    pub fn forget_threads(&mut self, pid: u32) {
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        for tid in tasks
+            .take(MAX_THREADS)
+            .filter_map(|task| task.file_name().to_str()?.parse().ok())
+        {
             // Most were never met.
             let _ = self.threads.remove(&tid);
         }

@@ -292,6 +292,8 @@ impl Pipeline {
             // What it reads and opens meanwhile is not seen.
             watched.requests.forget();
         }
+        // What it swaps meanwhile is not seen.
+        self.forget_swaps(pid, None);
         let mut tell = |kind| {
             events.push(Event {
                 at_ns: clock::monotonic_ns(),

@@ -11,6 +11,7 @@ use wasmscope_common::{CONTINUES, Counter, MAY_BE_FILE, RecordHeader, THREAD_MUL
 
 use super::Pipeline;
 use crate::{
+    bpf::CounterValues,
     clock,
     decode::SeenRequest,
     event::{Event, EventKind},
@@ -60,18 +61,33 @@ pub(super) struct Reliance {
     unreliable_turns: u32,
 }
 
+impl Reliance {
+    /// Notes what is missing by now, before the records of a turn are handled.
+    fn note(&mut self, lost_count: u64, undecodable: u64) {
+        self.unreliable_turns = self.unreliable_turns.saturating_sub(1);
+        if lost_count > self.lost_count || undecodable > 0 {
+            self.lost_count = lost_count;
+            self.unreliable_turns = UNRELIABLE_TURNS;
+        }
+    }
+
+    /// Nothing is missing between the records that are being handled.
+    pub(super) fn are_reliable(&self) -> bool {
+        self.unreliable_turns == 0
+    }
+}
+
 impl Pipeline {
     /// At the start of a turn, before its records are handled.
-    pub(super) fn forget_requests_if_lost(&mut self, undecodable: u64, events: &mut Vec<Event>) {
-        let counters = self.kernel.counters();
+    pub(super) fn forget_requests_if_lost(
+        &mut self,
+        counters: &CounterValues,
+        undecodable: u64,
+        events: &mut Vec<Event>,
+    ) {
         let lost_count = counters.get(Counter::RingFull) + counters.get(Counter::ThreadTableFull);
-        let reliance = &mut self.requests;
-        reliance.unreliable_turns = reliance.unreliable_turns.saturating_sub(1);
-        if lost_count > reliance.lost_count || undecodable > 0 {
-            reliance.lost_count = lost_count;
-            reliance.unreliable_turns = UNRELIABLE_TURNS;
-        }
-        if reliance.unreliable_turns == 0 {
+        self.requests.note(lost_count, undecodable);
+        if self.requests.are_reliable() {
             return;
         }
         let readers = self
@@ -93,7 +109,7 @@ impl Pipeline {
         let RecordHeader {
             pid, tid, at_ns, flags, ..
         } = request.header;
-        let is_reliable = self.requests.unreliable_turns == 0;
+        let is_reliable = self.requests.are_reliable();
         let Some(watched) = self.processes.get_mut(&pid) else {
             return;
         };
@@ -287,6 +303,25 @@ mod tests {
             .unwrap();
         assert!(multiplexes(std::process::id()));
         assert!(multiplexes(u32::MAX / 4));
+    }
+
+    #[test]
+    fn records_are_not_relied_on_in_the_turn_of_a_loss_and_the_next() {
+        let mut reliance = Reliance::default();
+        for (lost_count, undecodable, is_reliable) in [
+            (0, 0, true),
+            (3, 0, false),
+            (3, 0, false),
+            (3, 0, true),
+            (3, 1, false),
+            (3, 0, false),
+            (4, 0, false),
+            (4, 0, false),
+            (4, 0, true),
+        ] {
+            reliance.note(lost_count, undecodable);
+            assert_eq!(reliance.are_reliable(), is_reliable, "{lost_count} {undecodable}");
+        }
     }
 
     #[test]

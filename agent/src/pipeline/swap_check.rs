@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use wasmscope_common::{ActivationSwap, Counter, SLOT_UNKNOWN};
+use wasmscope_common::{ActivationSwap, SLOT_UNKNOWN};
 
 use super::Pipeline;
 use crate::{bpf::SiteProgram, event::Event, process::hosts::FileId};
@@ -23,8 +23,6 @@ pub(super) struct SwapCheck {
     /// What the last swap left, by process and thread.
     left: HashMap<(u32, u32), u64>,
     is_distrusted: bool,
-    /// Records lost by the last swap.
-    lost_count: u64,
 }
 
 impl SwapCheck {
@@ -67,12 +65,15 @@ impl Pipeline {
         if check.is_distrusted {
             return false;
         }
-        let old = (swap.header.flags & SLOT_UNKNOWN == 0).then_some(swap.old);
-        let lost_count = self.kernel.counters().get(Counter::RingFull);
-        if std::mem::replace(&mut check.lost_count, lost_count) != lost_count {
+        if check.agreed_count >= ENOUGH {
+            return true;
+        }
+        if !self.requests.are_reliable() {
             // A swap whose record was lost explains everything.
             check.left.clear();
+            return true;
         }
+        let old = (swap.header.flags & SLOT_UNKNOWN == 0).then_some(swap.old);
         if check.agrees(pid, tid, old, swap.new) {
             return true;
         }

@@ -47,6 +47,23 @@ impl Pipeline {
         }
     }
 
+    /// Nothing more is wanted of a process. Its threads may live on.
+    pub(super) fn end_watch(&mut self, pid: u32) {
+        self.kernel.unwatch(pid);
+        self.kernel.forget_threads(pid);
+    }
+
+    /// Takes a process, or the image that it has had, out of the table; `false` if it was not there.
+    pub(super) fn remove_process(&mut self, pid: u32) -> bool {
+        let Some(watched) = self.processes.remove(&pid) else {
+            return false;
+        };
+        for host in &watched.hosts {
+            self.file_left(host.file_id);
+        }
+        true
+    }
+
     /// Lets go what has not been used for long enough.
     pub(super) fn let_go(&mut self, events: &mut Vec<Event>) {
         self.definitions.forget_unused(events);

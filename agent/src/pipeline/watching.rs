@@ -76,6 +76,16 @@ pub enum WatchError {
     TooMany,
 }
 
+impl WatchError {
+    /// Layer and reason of the loss that it is.
+    fn as_loss(&self) -> (&'static str, &'static str) {
+        match self {
+            Self::Inspect { .. } => ("symbols", "process_gone"),
+            Self::Table { .. } | Self::TooMany => ("kernel", "process_table_full"),
+        }
+    }
+}
+
 /// What is known of a process once it is watched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WatchReport {
@@ -167,7 +177,23 @@ impl Pipeline {
         self.processes.contains_key(&pid)
     }
 
+    /// Looks at a process and watches it, or leaves nothing of it behind and counts it as lost.
     fn add_process(&mut self, pid: u32, events: &mut Vec<Event>) -> Result<(), WatchError> {
+        let added = self.examine(pid, events);
+        if let Err(error) = &added {
+            self.end_watch(pid);
+            self.settle_undecided(pid);
+            self.kernel.forget_undecided(pid);
+            self.remove_process(pid);
+            self.collect_aggregate(pid, None);
+            self.seek_host_functions();
+            let (layer, reason) = error.as_loss();
+            self.lose(layer, reason);
+        }
+        added
+    }
+
+    fn examine(&mut self, pid: u32, events: &mut Vec<Event>) -> Result<(), WatchError> {
         if self.processes.len() >= MAX_PROCESSES {
             return Err(WatchError::TooMany);
         }
@@ -372,19 +398,8 @@ impl Pipeline {
         if self.is_finishing {
             return;
         }
-        if self.add_process(pid, events).is_err() {
-            self.kernel.unwatch(pid);
-            self.settle_undecided(pid);
-            self.kernel.forget_undecided(pid);
-            if let Some(watched) = self.processes.remove(&pid) {
-                for host in &watched.hosts {
-                    self.file_left(host.file_id);
-                }
-            }
-            self.collect_aggregate(pid, None);
-            self.seek_host_functions();
-            self.lose("symbols", "process_gone");
-        }
+        // What cannot be looked at has been counted.
+        let _ = self.add_process(pid, events);
     }
 
     pub(super) fn code_published(&mut self, pid: u32, range: Range<u64>, events: &mut Vec<Event>) {
@@ -468,7 +483,7 @@ impl Pipeline {
         self.stop_governing(pid);
         self.forget_swaps(pid, None);
         self.collect_aggregate(pid, Some(next_epoch));
-        self.processes.remove(&pid);
+        self.remove_process(pid);
         // Nothing that was found out about the image before holds for this one.
         if let Some(known) = self.kernel.config(pid)
             && !self.is_finishing
@@ -537,14 +552,11 @@ impl Pipeline {
         self.stop_governing(pid);
         self.forget_swaps(pid, None);
         // First, so that nothing is added any more.
-        self.kernel.unwatch(pid);
+        self.end_watch(pid);
         self.settle_undecided(pid);
         self.kernel.forget_undecided(pid);
         self.collect_aggregate(pid, None);
-        if let Some(watched) = self.processes.remove(&pid) {
-            for host in &watched.hosts {
-                self.file_left(host.file_id);
-            }
+        if self.remove_process(pid) {
             self.seek_host_functions();
             events.push(Event {
                 at_ns,

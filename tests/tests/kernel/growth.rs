@@ -108,6 +108,21 @@ fn nothing_is_kept_of_processes_and_builds_that_are_gone() {
             .and_then(|sample| sample.value);
         files.push(open.unwrap());
     }
+    // The last process of a build may become another program instead of ending.
+    let path = directory.path().join("replaced");
+    std::fs::copy(environment::test_host("workload"), &path).unwrap();
+    let mut host = Workload::ready_as(&path, &["--scenario", "exec-mid-call", "--threads", "3"]);
+    until("it is looked at", &|| {
+        let entries = sums(&scrape(), "wasmscope_table_entries", "table");
+        (entries.get("files") == Some(&1))
+            .then_some(())
+            .ok_or(format!("{entries:?}"))
+    });
+    host.0.send_line();
+    let counts = Counts::of(&host.0.finish().succeeded());
+    invoked += counts.invocations.values().sum::<u64>();
+    until("after it has become another", &is_empty);
+
     // What has been counted stays.
     until("counted", &|| {
         let seen: u64 = sums(&scrape(), "wasm_invocations_total", "export").values().sum();
