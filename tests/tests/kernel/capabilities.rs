@@ -19,11 +19,11 @@ const CALLS: &str = "25";
 /// `wasmscope trace` as root with all capabilities of the manifest but one, and no other.
 fn tracing_without(capability: Option<&str>, metrics: &Path) -> Command {
     let held = ALL.iter().filter(|name| Some(**name) != capability);
-    let bounding: String = held.map(|name| format!(",+{name}")).collect();
+    let bounding: Vec<_> = held.copied().collect();
     let agent = wasmscope();
     let mut command = Command::new("setpriv");
     command
-        .arg(format!("--bounding-set=-all{bounding}"))
+        .arg(format!("--bounding-set=-all,+{}", bounding.join(",+")))
         .args(["--inh-caps=-all", "--no-new-privs"])
         .arg(agent.get_program())
         .args(["trace", "--format", "json", "--metrics-file"])
