@@ -6,3 +6,4 @@ pub mod guests;
 pub mod hosts;
 pub mod maps;
 pub mod memory;
+pub mod reading;
