@@ -7,13 +7,16 @@ mod definitions;
 mod governing;
 mod helpers;
 mod holdings;
+mod images;
 mod in_flight;
 mod learning;
 mod looking;
 mod marks;
+mod places;
 mod reattach;
 mod requests;
 mod runtime_calls;
+mod subprocesses;
 mod swap_check;
 mod unused;
 mod watching;
@@ -37,8 +40,8 @@ pub use self::{
     watching::{WatchError, WatchReport, WatchedHost},
 };
 use self::{
-    definitions::Definitions, governing::Governing, learning::Learning, swap_check::SwapCheck, unused::Unused,
-    watching::Watched,
+    definitions::Definitions, governing::Governing, learning::Learning, places::Movers, subprocesses::Strays,
+    swap_check::SwapCheck, unused::Unused, watching::Watched,
 };
 use crate::{
     bpf::{CounterValues, Kernel, KernelObject, LoadError, LoadOptions, Ring, SiteLinks, SiteProgram},
@@ -123,6 +126,8 @@ pub struct Pipeline {
     processes: HashMap<u32, Watched>,
     /// Processes that may be about to be gone.
     departing: HashSet<u32>,
+    strays: Strays,
+    movers: Movers,
     learning: Learning,
     swap_checks: HashMap<FileId, SwapCheck>,
     unused: Unused,
@@ -133,6 +138,7 @@ pub struct Pipeline {
     total_losses: BTreeMap<(String, String), u64>,
     delivered_count: u64,
     trace_count: u64,
+    turn_count: u64,
     start_ns: u64,
     /// Up to when all records have been handled.
     drained_ns: u64,
@@ -162,6 +168,8 @@ impl Pipeline {
             links: HashMap::new(),
             processes: HashMap::new(),
             departing: HashSet::new(),
+            strays: Strays::default(),
+            movers: Movers::default(),
             learning: Learning::default(),
             swap_checks: HashMap::new(),
             unused: Unused::default(),
@@ -172,6 +180,7 @@ impl Pipeline {
             total_losses: BTreeMap::new(),
             delivered_count: 0,
             trace_count: 0,
+            turn_count: 0,
             start_ns: clock::monotonic_ns(),
             drained_ns: 0,
             is_finishing: false,
@@ -193,6 +202,7 @@ impl Pipeline {
     /// Handles what the kernel has produced.
     pub fn turn(&mut self) -> Output {
         let mut output = Output::default();
+        self.turn_count += 1;
         let mut records = std::mem::take(&mut self.backlog);
         let backlog = records.len();
         let mut undecodable = 0;
@@ -223,6 +233,9 @@ impl Pipeline {
             // All that they have left behind has been handled.
             self.bury(gone, &mut output.events);
         }
+        self.read_deferred(&mut output.events);
+        self.forget_strays();
+        self.tell_moved(&mut output.events);
         self.rotate_breakpoints();
         self.let_go(&mut output.events);
         // What is lost while records are handled is counted next time, unless there may be none.
@@ -403,6 +416,9 @@ impl Pipeline {
     fn handle(&mut self, record: &Record, events: &mut Vec<Event>) {
         let header = *record.header();
         let (pid, tid, at_ns) = (header.pid, header.tid, header.at_ns);
+        if self.is_stray(pid, record) {
+            return;
+        }
         let mut push = |kind| events.push(Event { at_ns, pid, tid, kind });
         match record {
             Record::CodePublished(published) => {
@@ -424,7 +440,7 @@ impl Pipeline {
             }
             Record::Fork(fork) => {
                 if let Ok(child) = u32::try_from(fork.argument) {
-                    self.process_forked(child, events);
+                    self.process_forked(pid, child, events);
                 }
             }
             Record::Calibrated(found) => tracing::debug!(pid, ?found, "activations found"),

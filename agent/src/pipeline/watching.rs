@@ -4,7 +4,9 @@ use std::{collections::HashSet, io, ops::Range, path::Path};
 
 use wasmscope_common::{Counter, HOST_FUNCTIONS_SOUGHT, ImportTable, KEEP_TLS_ON_EXEC, ProcessConfig};
 
-use super::{Detail, FileLinks, Pipeline, SharedHost, cold::Loads, copies, requests, requests::Requests};
+use super::{
+    Detail, FileLinks, Pipeline, SharedHost, cold::Loads, copies, images::Unscanned, requests, requests::Requests,
+};
 use crate::{
     bpf::{MapError, SiteProgram, UprobeSite},
     clock,
@@ -12,10 +14,11 @@ use crate::{
     place::cgroup,
     process::{
         describe,
-        guests::{Added, Guests},
+        guests::Guests,
         looks::Looks,
         maps::{self, ExecutableMapping},
         memory::ProcessMemory,
+        reading::Reading,
     },
     runtime::ProbePlan,
     span::{Place, Process},
@@ -26,6 +29,9 @@ const MAX_PROCESSES: usize = 4096;
 /// Executable ranges known of a process; more are known only after its mappings were read again.
 const MAX_UNLISTED: usize = 100_000;
 
+/// Name of the runtime of a process in which no file is known to have one.
+pub(super) const UNKNOWN_RUNTIME: &str = "unknown";
+
 /// A process that is being watched.
 pub(super) struct Watched {
     pub(super) memory: ProcessMemory,
@@ -35,7 +41,7 @@ pub(super) struct Watched {
     pub(super) loads: Loads,
     pub(super) facts: describe::ProcessFacts,
     /// As its cgroup says.
-    place: Place,
+    pub(super) place: Place,
     /// Executable ranges, to tell code from data.
     pub(super) code: Vec<Range<u64>>,
     pub(super) coverage: Coverage,
@@ -44,6 +50,7 @@ pub(super) struct Watched {
     /// Of the layouts that are not known, how many have been counted as lost.
     layout_error_count: usize,
     pub(super) requests: Requests,
+    pub(super) reading: Reading,
     /// Of the kernel's count of undecided syscalls, those that have been decided about.
     settled_syscalls: u64,
     /// What looking at it has cost.
@@ -213,13 +220,16 @@ impl Pipeline {
             known_functions: HashSet::new(),
             layout_error_count: 0,
             requests: Requests::default(),
+            reading: Reading::default(),
             settled_syscalls: 0,
             looks: Looks::default(),
         };
         // Before the code is looked at: what replaces it meanwhile announces itself.
         let epoch = self.kernel.code_epoch(pid);
         // Guests first: they are gone with the process, which may be short, while its host binary stays.
-        let lost = watched.scan(&mappings);
+        let turn = self.turn_count;
+        let mut missing = Unscanned::default();
+        watched.scan(&mappings, turn, &mut missing);
         self.processes.insert(pid, watched);
         self.epoch_begins(pid, epoch);
         self.find_hosts(pid, &mappings);
@@ -228,12 +238,10 @@ impl Pipeline {
         if let Ok(mappings) = maps::executable_mappings(pid)
             && let Some(watched) = self.processes.get_mut(&pid)
         {
-            watched.scan(&mappings);
+            watched.scan(&mappings, turn, &mut missing);
             self.configure(pid)?;
         }
-        for _ in 0..lost {
-            self.lose("symbols", "image_unreadable");
-        }
+        self.lose_images(missing);
         self.count_layout_errors(pid);
         self.describe(pid, events);
         requests::tell_environment(pid, events);
@@ -407,6 +415,10 @@ impl Pipeline {
             self.take_on(pid, events);
             return;
         }
+        let watched = self.processes.get(&pid);
+        if watched.is_some_and(|watched| watched.reading.is_read(&range, self.turn_count)) {
+            return;
+        }
         let mappings = self.mappings_now(pid);
         let is_listed = mappings.is_some();
         let mappings = mappings.unwrap_or_default();
@@ -433,22 +445,10 @@ impl Pipeline {
         if !place.is_unknown() {
             watched.place = place;
         }
-        let published = range.clone();
-        match watched.guests.add(&watched.memory, range, file_name) {
-            Ok(Added::Known | Added::New) => {}
-            Ok(Added::Replaced) => {
-                // The programs have announced callees of the code that was there before.
-                if let Some(mut config) = self.kernel.config(pid) {
-                    config.generation = config.generation.wrapping_add(1);
-                    let _ = self.kernel.watch(pid, config);
-                }
-            }
-            Err(_) => {
-                // Nor does what was there before hold any longer.
-                watched.guests.remove(&published);
-                self.lose("symbols", "image_unreadable");
-            }
-        }
+        let mut missing = Unscanned::default();
+        missing.count(watched.read(&range, file_name, self.turn_count));
+        self.lose_images(missing);
+        self.announce_again(pid);
         if self.configure(pid).is_err() {
             self.lose("kernel", "process_table_full");
         }
@@ -483,6 +483,12 @@ impl Pipeline {
         self.stop_governing(pid);
         self.forget_swaps(pid, None);
         self.collect_aggregate(pid, Some(next_epoch));
+        if self.is_bystander(pid) {
+            self.settle_undecided(pid);
+            self.remove_process(pid);
+            self.release(pid);
+            return;
+        }
         self.remove_process(pid);
         // Nothing that was found out about the image before holds for this one.
         if let Some(known) = self.kernel.config(pid)
@@ -500,10 +506,18 @@ impl Pipeline {
         self.take_on(pid, events);
     }
 
-    pub(super) fn process_forked(&mut self, child: u32, events: &mut Vec<Event>) {
-        if !self.processes.contains_key(&child) {
-            self.take_on(child, events);
+    pub(super) fn process_forked(&mut self, parent: u32, child: u32, events: &mut Vec<Event>) {
+        if self.processes.contains_key(&child) {
+            return;
         }
+        // Made before its parent was let go. One that shares a watched parent's guests, or has not been heard to replace
+        // them, stays.
+        if !self.processes.contains_key(&parent) && self.is_bystander(child) {
+            self.release(child);
+            return;
+        }
+        self.take_on(child, events);
+        self.may_move(child);
     }
 
     pub(super) fn thread_exited(&mut self, pid: u32, tid: u32) {
@@ -579,6 +593,7 @@ impl Pipeline {
         let is_code = |address: u64| code.iter().any(|range| range.contains(&address));
         // What cannot be learnt shows, and is counted, at the calls.
         watched.guests.learn_callee(table, is_code);
+        self.announce_again(pid);
     }
 
     pub(super) fn function(&mut self, pid: u32, address: u64, events: &mut Vec<Event>) -> Option<FunctionId> {
@@ -645,17 +660,15 @@ pub struct WatchedHost {
 }
 
 impl Watched {
-    /// Reads the code objects among `mappings`; returns how many could not be read.
-    fn scan(&mut self, mappings: &[ExecutableMapping]) -> usize {
+    /// Reads the code objects among `mappings` that are not held yet.
+    fn scan(&mut self, mappings: &[ExecutableMapping], turn: u64, missing: &mut Unscanned) {
         self.code = mappings.iter().map(|mapping| mapping.range.clone()).collect();
-        maps::code_objects(mappings, &self.memory)
-            .into_iter()
-            .filter(|mapping| {
-                self.guests
-                    .add(&self.memory, mapping.range.clone(), file_name(mapping))
-                    .is_err()
-            })
-            .count()
+        for mapping in maps::code_objects(mappings, &self.memory) {
+            if self.guests.holds(mapping.range.start) {
+                continue;
+            }
+            missing.count(self.read(&mapping.range, file_name(&mapping), turn));
+        }
     }
 
     /// The copy of the runtime whose host functions have to be learnt; of several, the first.
@@ -672,7 +685,7 @@ impl Watched {
             runtime_name: self
                 .hosts
                 .first()
-                .map_or("wasmtime", |host| host.plan.runtime_name)
+                .map_or(UNKNOWN_RUNTIME, |host| host.plan.runtime_name)
                 .to_owned(),
             runtime_version: (!versions.is_empty()).then(|| versions.join(", ")),
             limits,
