@@ -412,11 +412,15 @@ fn read_file(path: &Path) -> Result<Table, ConfigError> {
         source,
     };
     let mut text = String::new();
-    std::fs::File::open(path)
+    let read = std::fs::File::open(path)
         .map_err(cannot)?
-        .take(MAX_FILE_BYTES)
+        .take(MAX_FILE_BYTES + 1)
         .read_to_string(&mut text)
         .map_err(cannot)?;
+    if read as u64 > MAX_FILE_BYTES {
+        let words = format!("it has more than {MAX_FILE_BYTES} bytes");
+        return Err(cannot(std::io::Error::new(std::io::ErrorKind::FileTooLarge, words)));
+    }
     // The error's own words would show the line itself, and a secret that stands in it.
     let wrong = |error: toml::de::Error| {
         let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();

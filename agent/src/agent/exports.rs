@@ -55,6 +55,16 @@ struct Retired {
     is_finishing: bool,
 }
 
+impl Retired {
+    /// Lets one send what it has.
+    fn add(&mut self, old: Arc<Exporter>) {
+        self.exporters.push(Arc::clone(&old));
+        self.tasks.spawn(async move {
+            old.shutdown(RETIRING).await;
+        });
+    }
+}
+
 /// Of each decision none, which is told too.
 pub(super) fn no_decisions() -> Sampled {
     let sampled = Sampled::default();
@@ -133,9 +143,12 @@ impl Exports {
         let new = prepared.config;
         let mut config = lock(&self.config);
         if prepared.is_elsewhere {
+            // At once, for whoever adds up what both have counted.
+            let mut retired = lock(&self.retired);
             if let Some(old) = self.current.swap(prepared.exporter) {
-                self.retire(old);
+                retired.add(old);
             }
+            drop(retired);
             info!(exporting = self.is_exporting(), "where traces go has changed");
         }
         if config.sampling != new.sampling {
@@ -144,18 +157,10 @@ impl Exports {
         *config = new;
     }
 
-    fn retire(&self, old: Arc<Exporter>) {
-        let mut retired = lock(&self.retired);
-        retired.exporters.push(Arc::clone(&old));
-        retired.tasks.spawn(async move {
-            old.shutdown(RETIRING).await;
-        });
-    }
-
     /// Of all exporters that there have been.
     pub(super) fn counts(&self) -> ExportCounts {
-        let current = self.current.load().as_ref().map(|exporter| exporter.counts());
         let mut retired = lock(&self.retired);
+        let current = self.current.load().as_ref().map(|exporter| exporter.counts());
         while retired.tasks.try_join_next().is_some() {}
         if retired.tasks.is_empty() && !retired.is_finishing {
             let ended: Vec<_> = retired.exporters.drain(..).map(|exporter| exporter.counts()).collect();

@@ -53,7 +53,8 @@ impl InstanceLock {
             .write(true)
             .create(true)
             .truncate(false)
-            .mode(0o644)
+            // Whoever can open it can hold the lock.
+            .mode(0o600)
             .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
             .open(path)
             .map_err(cannot)?;

@@ -53,9 +53,9 @@ wasmscope agent
 /healthz   whether the event loop turns
 /readyz    whether everything is attached
 /ui        invocations that were kept, as a page
-/api/v1/inventory         runtimes and modules of this node, as JSON
 /api/v1/traces            the same, as JSON
 /api/v1/traces/slowest    one of them; ?format=mermaid draws it
+/api/v1/inventory         runtimes and modules of this node, as JSON
 ";
 
 /// How often the main loop looks after the agent, unless systemd wants to hear from it more often.
@@ -195,10 +195,15 @@ pub async fn run(loaded: Loaded, sources: Sources, logs: &Logs, set_filter: SetF
         tokio::select! {
             () = told_to_end(&mut interrupts, &mut terminations) => break,
             _ = hangups.recv() => {
-                notify::notify("RELOADING=1");
+                // A service that is still starting cannot reload.
+                if is_announced {
+                    notify::notify("RELOADING=1");
+                }
                 own.reloaded(reloader.reload(&stages));
                 budget.send_replace(reloader.current().governor.clone());
-                notify::notify("READY=1");
+                if is_announced {
+                    notify::notify("READY=1");
+                }
             }
             _ = tick.tick() => {
                 count_losses(metrics_exporter.as_ref(), &stages.metrics);

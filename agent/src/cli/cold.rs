@@ -72,7 +72,9 @@ impl ColdModules {
             }
             EventKind::ProcessGone => {
                 self.processes.remove(&event.pid);
-                self.gone.insert(event.pid);
+                if self.published_ns.keys().any(|(pid, _)| *pid == event.pid) {
+                    self.gone.insert(event.pid);
+                }
             }
             _ => {}
         }
