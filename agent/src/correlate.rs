@@ -31,6 +31,8 @@ use crate::{
 pub const SETTLE_NS: u64 = 100_000_000;
 /// Activations open at once in one process.
 pub const MAX_OPEN_ACTIVATIONS: usize = 65_536;
+/// Threads of one process of which it is known what they do.
+const MAX_THREADS: usize = 65_536;
 /// An activation record lies in the frame of the function that pushes and pops it: at most this far above the stack
 /// pointer when it is popped because wasm returned. A suspended fiber's record is popped from another stack.
 const MAX_FRAME_BYTES: u64 = 16 << 10;
@@ -72,6 +74,13 @@ struct ThreadState {
     task: u32,
     /// An activation that has just left; the next event of the thread tells whether it failed.
     ended: Option<(Activation, u64)>,
+}
+
+impl ThreadState {
+    /// Nothing is known of it that is not known of one that was never met.
+    fn is_idle(&self) -> bool {
+        self.stack.is_empty() && self.task == 0 && self.ended.is_none()
+    }
 }
 
 impl Correlator {
@@ -165,6 +174,16 @@ impl Correlator {
                     let done = complete(activation, at_ns, Bound::Exact, outcome);
                     place(&mut state.activations, &state.process, done, &mut self.finished);
                 }
+            }
+            // The end of a thread may not be heard of.
+            state.threads.retain(|_, thread| !thread.is_idle());
+            if state.threads.len() > MAX_THREADS {
+                let count = state.threads.len();
+                state
+                    .threads
+                    .retain(|_, thread| !thread.stack.is_empty() || thread.ended.is_some());
+                let lost_count = (count - state.threads.len()) as u64;
+                *self.losses.entry(("correlate", "thread_limit")).or_default() += lost_count;
             }
         }
     }

@@ -900,3 +900,25 @@ fn where_nothing_tells_which_call_was_the_first_none_is_said_to_be() {
         assert_eq!(losses[0].reason, "cold_start_unassigned");
     }
 }
+
+#[test]
+fn threads_whose_ends_are_not_heard_of_are_not_kept() {
+    let mut correlator = correlator();
+    let known = |correlator: &Correlator| correlator.processes[&PID].threads.len();
+    correlator.push(event(1, 1, swap(0, WORKER_STACK, below(WORKER_STACK))));
+    for tid in 2..1000 {
+        correlator.push(event(2, tid, syscall(0, 1)));
+    }
+    correlator.settle(3);
+    assert_eq!(known(&correlator), 1, "one is in a guest");
+    let task_count = u32::try_from(MAX_THREADS).unwrap() + 1;
+    for tid in 2..2 + task_count {
+        correlator.push(event(4, tid, EventKind::Task { task: tid }));
+    }
+    correlator.take_losses();
+    correlator.settle(5);
+    assert_eq!(known(&correlator), 1);
+    let losses = correlator.take_losses();
+    let lost: Vec<_> = losses.iter().map(|loss| (loss.reason.as_str(), loss.count)).collect();
+    assert_eq!(lost, [("thread_limit", u64::from(task_count))]);
+}
