@@ -11,9 +11,11 @@ mod in_flight;
 mod learning;
 mod looking;
 mod marks;
+mod places;
 mod reattach;
 mod requests;
 mod runtime_calls;
+mod subprocesses;
 mod swap_check;
 mod unused;
 mod watching;
@@ -37,7 +39,7 @@ pub use self::{
     watching::{WatchError, WatchReport, WatchedHost},
 };
 use self::{
-    definitions::Definitions, governing::Governing, learning::Learning, swap_check::SwapCheck, unused::Unused,
+    definitions::Definitions, governing::Governing, learning::Learning, places::Movers, subprocesses::Strays, swap_check::SwapCheck, unused::Unused,
     watching::Watched,
 };
 use crate::{
@@ -123,6 +125,8 @@ pub struct Pipeline {
     processes: HashMap<u32, Watched>,
     /// Processes that may be about to be gone.
     departing: HashSet<u32>,
+    strays: Strays,
+    movers: Movers,
     learning: Learning,
     swap_checks: HashMap<FileId, SwapCheck>,
     unused: Unused,
@@ -162,6 +166,8 @@ impl Pipeline {
             links: HashMap::new(),
             processes: HashMap::new(),
             departing: HashSet::new(),
+            strays: Strays::default(),
+            movers: Movers::default(),
             learning: Learning::default(),
             swap_checks: HashMap::new(),
             unused: Unused::default(),
@@ -223,6 +229,8 @@ impl Pipeline {
             // All that they have left behind has been handled.
             self.bury(gone, &mut output.events);
         }
+        self.forget_strays();
+        self.tell_moved(&mut output.events);
         self.rotate_breakpoints();
         self.let_go(&mut output.events);
         // What is lost while records are handled is counted next time, unless there may be none.
@@ -403,6 +411,9 @@ impl Pipeline {
     fn handle(&mut self, record: &Record, events: &mut Vec<Event>) {
         let header = *record.header();
         let (pid, tid, at_ns) = (header.pid, header.tid, header.at_ns);
+        if self.is_stray(pid, record) {
+            return;
+        }
         let mut push = |kind| events.push(Event { at_ns, pid, tid, kind });
         match record {
             Record::CodePublished(published) => {
@@ -424,7 +435,7 @@ impl Pipeline {
             }
             Record::Fork(fork) => {
                 if let Ok(child) = u32::try_from(fork.argument) {
-                    self.process_forked(child, events);
+                    self.process_forked(pid, child, events);
                 }
             }
             Record::Calibrated(found) => tracing::debug!(pid, ?found, "activations found"),

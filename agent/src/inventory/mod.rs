@@ -322,7 +322,8 @@ impl Inventory {
     fn look(&self, state: &mut State, holdings: impl Iterator<Item = Holding>, now: Instant) -> Snapshot {
         let warm = Duration::from_secs(self.config.warm_seconds);
         let mut gathered = Gathered::default();
-        for holding in holdings {
+        // A process that has no guests yet, or a copy of one that has, holds nothing.
+        for holding in holdings.filter(|holding| !holding.code.is_empty()) {
             gathered.processes += 1;
             gathered.runtimes(&holding);
             let known = state.processes.get_mut(&holding.pid);

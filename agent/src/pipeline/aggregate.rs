@@ -169,6 +169,7 @@ impl Pipeline {
     /// What the kernel has counted since the last call, processes that ended in the meantime included.
     pub fn collect_aggregates(&mut self) -> Vec<AggregateRow> {
         self.forget_keys();
+        self.place_movers();
         let mut strangers: HashMap<u32, bool> = HashMap::new();
         for (key, stats) in self.kernel.aggregates.rows() {
             if !self.is_finishing && !self.processes.contains_key(&key.pid) {

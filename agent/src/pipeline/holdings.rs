@@ -1,6 +1,6 @@
 //! What watched processes hold, for the inventory: runtimes with their versions, and code objects.
 
-use super::Pipeline;
+use super::{Pipeline, watching::UNKNOWN_RUNTIME};
 use crate::{process::guests::HeldCode, runtime::Embedding};
 
 /// What one process holds.
@@ -10,7 +10,7 @@ pub struct Holding {
     pub pid: u32,
     /// When it started, as in [`crate::span::Process`].
     pub start_ns: u64,
-    /// Value of `wasm.runtime.name`.
+    /// Value of `wasm.runtime.name`; `unknown` if no file is known to have a runtime.
     pub runtime_name: &'static str,
     /// Versions that its code objects were made by, each once; untrusted.
     pub versions: Vec<String>,
@@ -33,7 +33,10 @@ impl Pipeline {
         Some(Holding {
             pid,
             start_ns: watched.facts.start_ns,
-            runtime_name: watched.hosts.first().map_or("wasmtime", |host| host.plan.runtime_name),
+            runtime_name: watched
+                .hosts
+                .first()
+                .map_or(UNKNOWN_RUNTIME, |host| host.plan.runtime_name),
             versions: versions.into_iter().map(str::to_owned).collect(),
             files: watched
                 .hosts

@@ -26,6 +26,9 @@ const MAX_PROCESSES: usize = 4096;
 /// Executable ranges known of a process; more are known only after its mappings were read again.
 const MAX_UNLISTED: usize = 100_000;
 
+/// Name of the runtime of a process in which no file is known to have one.
+pub(super) const UNKNOWN_RUNTIME: &str = "unknown";
+
 /// A process that is being watched.
 pub(super) struct Watched {
     pub(super) memory: ProcessMemory,
@@ -35,7 +38,7 @@ pub(super) struct Watched {
     pub(super) loads: Loads,
     pub(super) facts: describe::ProcessFacts,
     /// As its cgroup says.
-    place: Place,
+    pub(super) place: Place,
     /// Executable ranges, to tell code from data.
     pub(super) code: Vec<Range<u64>>,
     pub(super) coverage: Coverage,
@@ -483,6 +486,12 @@ impl Pipeline {
         self.stop_governing(pid);
         self.forget_swaps(pid, None);
         self.collect_aggregate(pid, Some(next_epoch));
+        if self.is_bystander(pid) {
+            self.settle_undecided(pid);
+            self.remove_process(pid);
+            self.release(pid);
+            return;
+        }
         self.remove_process(pid);
         // Nothing that was found out about the image before holds for this one.
         if let Some(known) = self.kernel.config(pid)
@@ -500,10 +509,18 @@ impl Pipeline {
         self.take_on(pid, events);
     }
 
-    pub(super) fn process_forked(&mut self, child: u32, events: &mut Vec<Event>) {
-        if !self.processes.contains_key(&child) {
-            self.take_on(child, events);
+    pub(super) fn process_forked(&mut self, parent: u32, child: u32, events: &mut Vec<Event>) {
+        if self.processes.contains_key(&child) {
+            return;
         }
+        // Made before its parent was let go. One that shares a watched parent's guests, or has not been heard to replace
+        // them, stays.
+        if !self.processes.contains_key(&parent) && self.is_bystander(child) {
+            self.release(child);
+            return;
+        }
+        self.take_on(child, events);
+        self.may_move(child);
     }
 
     pub(super) fn thread_exited(&mut self, pid: u32, tid: u32) {
@@ -672,7 +689,7 @@ impl Watched {
             runtime_name: self
                 .hosts
                 .first()
-                .map_or("wasmtime", |host| host.plan.runtime_name)
+                .map_or(UNKNOWN_RUNTIME, |host| host.plan.runtime_name)
                 .to_owned(),
             runtime_version: (!versions.is_empty()).then(|| versions.join(", ")),
             limits,
