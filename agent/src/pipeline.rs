@@ -7,6 +7,7 @@ mod definitions;
 mod governing;
 mod helpers;
 mod holdings;
+mod images;
 mod in_flight;
 mod learning;
 mod looking;
@@ -39,8 +40,8 @@ pub use self::{
     watching::{WatchError, WatchReport, WatchedHost},
 };
 use self::{
-    definitions::Definitions, governing::Governing, learning::Learning, places::Movers, subprocesses::Strays, swap_check::SwapCheck, unused::Unused,
-    watching::Watched,
+    definitions::Definitions, governing::Governing, learning::Learning, places::Movers, subprocesses::Strays,
+    swap_check::SwapCheck, unused::Unused, watching::Watched,
 };
 use crate::{
     bpf::{CounterValues, Kernel, KernelObject, LoadError, LoadOptions, Ring, SiteLinks, SiteProgram},
@@ -137,6 +138,7 @@ pub struct Pipeline {
     total_losses: BTreeMap<(String, String), u64>,
     delivered_count: u64,
     trace_count: u64,
+    turn_count: u64,
     start_ns: u64,
     /// Up to when all records have been handled.
     drained_ns: u64,
@@ -178,6 +180,7 @@ impl Pipeline {
             total_losses: BTreeMap::new(),
             delivered_count: 0,
             trace_count: 0,
+            turn_count: 0,
             start_ns: clock::monotonic_ns(),
             drained_ns: 0,
             is_finishing: false,
@@ -199,6 +202,7 @@ impl Pipeline {
     /// Handles what the kernel has produced.
     pub fn turn(&mut self) -> Output {
         let mut output = Output::default();
+        self.turn_count += 1;
         let mut records = std::mem::take(&mut self.backlog);
         let backlog = records.len();
         let mut undecodable = 0;
@@ -229,6 +233,7 @@ impl Pipeline {
             // All that they have left behind has been handled.
             self.bury(gone, &mut output.events);
         }
+        self.read_deferred(&mut output.events);
         self.forget_strays();
         self.tell_moved(&mut output.events);
         self.rotate_breakpoints();

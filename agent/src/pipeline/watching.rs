@@ -4,7 +4,9 @@ use std::{collections::HashSet, io, ops::Range, path::Path};
 
 use wasmscope_common::{Counter, HOST_FUNCTIONS_SOUGHT, ImportTable, KEEP_TLS_ON_EXEC, ProcessConfig};
 
-use super::{Detail, FileLinks, Pipeline, SharedHost, cold::Loads, copies, requests, requests::Requests};
+use super::{
+    Detail, FileLinks, Pipeline, SharedHost, cold::Loads, copies, images::Unscanned, requests, requests::Requests,
+};
 use crate::{
     bpf::{MapError, SiteProgram, UprobeSite},
     clock,
@@ -12,10 +14,11 @@ use crate::{
     place::cgroup,
     process::{
         describe,
-        guests::{Added, Guests},
+        guests::Guests,
         looks::Looks,
         maps::{self, ExecutableMapping},
         memory::ProcessMemory,
+        reading::Reading,
     },
     runtime::ProbePlan,
     span::{Place, Process},
@@ -47,6 +50,7 @@ pub(super) struct Watched {
     /// Of the layouts that are not known, how many have been counted as lost.
     layout_error_count: usize,
     pub(super) requests: Requests,
+    pub(super) reading: Reading,
     /// Of the kernel's count of undecided syscalls, those that have been decided about.
     settled_syscalls: u64,
     /// What looking at it has cost.
@@ -216,13 +220,16 @@ impl Pipeline {
             known_functions: HashSet::new(),
             layout_error_count: 0,
             requests: Requests::default(),
+            reading: Reading::default(),
             settled_syscalls: 0,
             looks: Looks::default(),
         };
         // Before the code is looked at: what replaces it meanwhile announces itself.
         let epoch = self.kernel.code_epoch(pid);
         // Guests first: they are gone with the process, which may be short, while its host binary stays.
-        let lost = watched.scan(&mappings);
+        let turn = self.turn_count;
+        let mut missing = Unscanned::default();
+        watched.scan(&mappings, turn, &mut missing);
         self.processes.insert(pid, watched);
         self.epoch_begins(pid, epoch);
         self.find_hosts(pid, &mappings);
@@ -231,12 +238,10 @@ impl Pipeline {
         if let Ok(mappings) = maps::executable_mappings(pid)
             && let Some(watched) = self.processes.get_mut(&pid)
         {
-            watched.scan(&mappings);
+            watched.scan(&mappings, turn, &mut missing);
             self.configure(pid)?;
         }
-        for _ in 0..lost {
-            self.lose("symbols", "image_unreadable");
-        }
+        self.lose_images(missing);
         self.count_layout_errors(pid);
         self.describe(pid, events);
         requests::tell_environment(pid, events);
@@ -410,6 +415,10 @@ impl Pipeline {
             self.take_on(pid, events);
             return;
         }
+        let watched = self.processes.get(&pid);
+        if watched.is_some_and(|watched| watched.reading.is_read(&range, self.turn_count)) {
+            return;
+        }
         let mappings = self.mappings_now(pid);
         let is_listed = mappings.is_some();
         let mappings = mappings.unwrap_or_default();
@@ -436,22 +445,10 @@ impl Pipeline {
         if !place.is_unknown() {
             watched.place = place;
         }
-        let published = range.clone();
-        match watched.guests.add(&watched.memory, range, file_name) {
-            Ok(Added::Known | Added::New) => {}
-            Ok(Added::Replaced) => {
-                // The programs have announced callees of the code that was there before.
-                if let Some(mut config) = self.kernel.config(pid) {
-                    config.generation = config.generation.wrapping_add(1);
-                    let _ = self.kernel.watch(pid, config);
-                }
-            }
-            Err(_) => {
-                // Nor does what was there before hold any longer.
-                watched.guests.remove(&published);
-                self.lose("symbols", "image_unreadable");
-            }
-        }
+        let mut missing = Unscanned::default();
+        missing.count(watched.read(&range, file_name, self.turn_count));
+        self.lose_images(missing);
+        self.announce_again(pid);
         if self.configure(pid).is_err() {
             self.lose("kernel", "process_table_full");
         }
@@ -596,6 +593,7 @@ impl Pipeline {
         let is_code = |address: u64| code.iter().any(|range| range.contains(&address));
         // What cannot be learnt shows, and is counted, at the calls.
         watched.guests.learn_callee(table, is_code);
+        self.announce_again(pid);
     }
 
     pub(super) fn function(&mut self, pid: u32, address: u64, events: &mut Vec<Event>) -> Option<FunctionId> {
@@ -662,17 +660,15 @@ pub struct WatchedHost {
 }
 
 impl Watched {
-    /// Reads the code objects among `mappings`; returns how many could not be read.
-    fn scan(&mut self, mappings: &[ExecutableMapping]) -> usize {
+    /// Reads the code objects among `mappings` that are not held yet.
+    fn scan(&mut self, mappings: &[ExecutableMapping], turn: u64, missing: &mut Unscanned) {
         self.code = mappings.iter().map(|mapping| mapping.range.clone()).collect();
-        maps::code_objects(mappings, &self.memory)
-            .into_iter()
-            .filter(|mapping| {
-                self.guests
-                    .add(&self.memory, mapping.range.clone(), file_name(mapping))
-                    .is_err()
-            })
-            .count()
+        for mapping in maps::code_objects(mappings, &self.memory) {
+            if self.guests.holds(mapping.range.start) {
+                continue;
+            }
+            missing.count(self.read(&mapping.range, file_name(&mapping), turn));
+        }
     }
 
     /// The copy of the runtime whose host functions have to be learnt; of several, the first.

@@ -1,6 +1,7 @@
 //! The code objects of one process: from an address to the guest function it lies in, from a callee to the import.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, HashMap},
     io,
     ops::Range,
@@ -54,6 +55,10 @@ pub struct Guests {
     builtins: HashMap<u64, Option<Arc<str>>>,
     callees: HashMap<u64, CallSite>,
     callee_count: usize,
+    /// Callees were forgotten of which the programs take it that they are known.
+    are_callees_missing: bool,
+    /// Bytes read of the process's code objects.
+    read_bytes: u64,
     /// By return address in the trampoline.
     trampolines: HashMap<u64, Option<Arc<Import>>>,
 }
@@ -68,6 +73,7 @@ struct CallSite {
 struct At<'a> {
     memory: &'a ProcessMemory,
     base: u64,
+    read_bytes: Cell<u64>,
 }
 
 impl ReadAt for At<'_> {
@@ -76,7 +82,9 @@ impl ReadAt for At<'_> {
             .base
             .checked_add(offset)
             .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-        self.memory.read(address, buffer)
+        let count = self.memory.read(address, buffer)?;
+        self.read_bytes.set(self.read_bytes.get().saturating_add(count as u64));
+        Ok(count)
     }
 }
 
@@ -125,9 +133,17 @@ impl Guests {
             .start
             .checked_sub(PAGE_BYTES)
             .ok_or(ImageError::Malformed("text address"))?;
-        let reader = At { memory, base };
-        let object = CodeObject::read(&reader)?;
-        let hash = object.content_hash(&reader)?;
+        let reader = At {
+            memory,
+            base,
+            read_bytes: Cell::new(0),
+        };
+        let object = CodeObject::read(&reader).and_then(|object| {
+            let hash = object.content_hash(&reader)?;
+            Ok((object, hash))
+        });
+        self.read_bytes = self.read_bytes.saturating_add(reader.read_bytes.get());
+        let (object, hash) = object?;
         // The kernel's range is what was asked for; the object says what is its own.
         let end = text
             .start
@@ -204,9 +220,29 @@ impl Guests {
     fn forget_addresses(&mut self) {
         self.functions.clear();
         self.builtins.clear();
+        self.forget_callees();
+        self.trampolines.clear();
+    }
+
+    fn forget_callees(&mut self) {
+        self.are_callees_missing = true;
         self.callees.clear();
         self.callee_count = 0;
-        self.trampolines.clear();
+    }
+
+    /// Whether callees were forgotten since this was asked last: the programs have to announce them again.
+    pub fn take_missing_callees(&mut self) -> bool {
+        std::mem::take(&mut self.are_callees_missing)
+    }
+
+    /// Bytes read of code objects since this was asked last.
+    pub fn take_read_bytes(&mut self) -> u64 {
+        std::mem::take(&mut self.read_bytes)
+    }
+
+    /// Whether the code object whose text starts there has been read.
+    pub fn holds(&self, text_start: u64) -> bool {
+        self.objects.contains_key(&text_start)
     }
 
     fn held_bytes(&self) -> usize {
@@ -362,8 +398,7 @@ impl Guests {
             return false;
         };
         if self.callee_count >= MAX_CALLEES {
-            self.callees.clear();
-            self.callee_count = 0;
+            self.forget_callees();
         }
         self.callee_count += 1;
         let site = self.callees.entry(table.call_site).or_default();

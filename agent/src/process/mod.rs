@@ -7,3 +7,4 @@ pub mod hosts;
 pub mod looks;
 pub mod maps;
 pub mod memory;
+pub mod reading;
