@@ -174,7 +174,8 @@ mod tests {
             last_end = start + function.size;
             assert_eq!(table.function_at(&file, last_end - 1), Some(function));
             assert_eq!(table.function_from(&file, function.file_offset), Some(function));
-            assert_eq!(table.function_from(&file, function.file_offset + 1), None);
+            // Of one byte only, the next may begin there.
+            assert!(function.size == 1 || table.function_from(&file, function.file_offset + 1).is_none());
         }
     }
 

@@ -322,10 +322,12 @@ impl Inventory {
     fn look(&self, state: &mut State, holdings: impl Iterator<Item = Holding>, now: Instant) -> Snapshot {
         let warm = Duration::from_secs(self.config.warm_seconds);
         let mut gathered = Gathered::default();
-        // A process that has no guests yet, or a copy of one that has, holds nothing.
-        for holding in holdings.filter(|holding| !holding.code.is_empty()) {
-            gathered.processes += 1;
-            gathered.runtimes(&holding);
+        for holding in holdings {
+            // A process that has no guests yet, or was started by one that has, is none that runs wasm.
+            if !holding.code.is_empty() {
+                gathered.processes += 1;
+                gathered.runtimes(&holding);
+            }
             let known = state.processes.get_mut(&holding.pid);
             let known = known.filter(|known| known.start_ns == holding.start_ns);
             let hashes = gathered.modules(&holding, known.as_deref(), now, warm);

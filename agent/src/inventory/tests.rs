@@ -191,7 +191,8 @@ fn uses_count_for_the_process_that_made_them_and_go_with_it() {
     );
     assert_eq!(inventory.state.lock().unwrap().use_count, 1);
     // What is not held any more is forgotten.
-    look(&inventory, vec![holding(1, "48", Vec::new())]);
+    let seen = look(&inventory, vec![holding(1, "48", Vec::new())]);
+    assert_eq!((seen.processes, seen.runtimes.len()), (0, 0), "it runs none");
     assert_eq!(inventory.state.lock().unwrap().use_count, 0);
 }
 
@@ -247,7 +248,7 @@ fn past_the_cap_modules_are_counted_together_the_most_used_are_told() {
     let names: Vec<_> = seen.modules.iter().map(|row| row.module.as_str()).collect();
     assert_eq!(names, ["m3", "m4"]);
     assert_eq!(seen.other_module_processes, 3);
-    let versions = (0..100).map(|number| holding(number + 1, &format!("{number}"), Vec::new()));
+    let versions = (0..100).map(|number| holding(number + 1, &format!("{number}"), vec![code(0x1000, "a", "aa")]));
     let seen = look(&inventory, versions.collect());
     assert_eq!((seen.runtimes.len(), seen.other_runtime_processes), (MAX_RUNTIMES, 36));
 }
