@@ -93,11 +93,13 @@ impl Collector {
         }
         let (last, capture) = pipeline.finish();
         self.count(&last.events, &last.losses, &mut cold);
+        for trace in &last.traces {
+            cold.trace(trace, |count| self.counts.cold(count));
+        }
         self.counts.collect(pipeline, &self.metrics, true);
         let until = self.stop.borrow().map_or_else(Instant::now, |schedule| schedule.traces);
         for trace in last.traces {
             self.transit.made.fetch_add(1, Ordering::Relaxed);
-            cold.trace(&trace, &self.metrics);
             // What is left at the end may be more than fits, and there is nothing else to do now than to wait.
             let sent = tokio::time::timeout_at(until.into(), self.traces.send(trace)).await;
             if !matches!(sent, Ok(Ok(()))) {
@@ -111,7 +113,7 @@ impl Collector {
         self.count(&output.events, &output.losses, cold);
         for trace in output.traces {
             self.transit.made.fetch_add(1, Ordering::Relaxed);
-            cold.trace(&trace, &self.metrics);
+            cold.trace(&trace, |count| self.counts.cold(count));
             self.inventory.trace(&trace);
             if self.traces.try_send(trace).is_err() {
                 self.lose("queue_full");
@@ -122,7 +124,7 @@ impl Collector {
     fn count(&mut self, events: &[Event], losses: &[Loss], cold: &mut ColdModules) {
         for event in events {
             self.metrics.observe_events(event.kind.name(), 1);
-            cold.event(event, &self.metrics);
+            cold.event(event, |count| self.counts.cold(count));
             self.counts.event(event);
             self.inventory.event(event);
             match &event.kind {

@@ -105,11 +105,11 @@ impl Exports {
         self.current.load().is_some()
     }
 
-    /// Decides on a trace, and hands it over; never waits.
-    pub(super) fn offer(&self, trace: Arc<Trace>) {
+    /// Decides on a trace, and hands it over; never waits. `false` if sampling leaves it out.
+    pub(super) fn offer(&self, trace: Arc<Trace>) -> bool {
         let exporter = self.current.load();
         let Some(exporter) = &*exporter else {
-            return;
+            return true;
         };
         let decision = lock(&self.sampler).decide(&trace);
         self.sampled
@@ -120,6 +120,7 @@ impl Exports {
         if decision.is_kept() {
             exporter.offer(trace);
         }
+        decision.is_kept()
     }
 
     /// Makes what a new configuration needs: where traces go or wait is changed by a new exporter. Nothing has changed yet.

@@ -104,7 +104,9 @@ impl Stages {
     fn take(&self, trace: Arc<Trace>) {
         self.metrics.observe_trace(&trace);
         self.recorder.offer(&trace);
-        self.exports.offer(trace);
+        if self.exports.offer(Arc::clone(&trace)) {
+            self.metrics.exemplify(&trace);
+        }
         self.transit.through.fetch_add(1, Ordering::Relaxed);
     }
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,10 +17,37 @@ const MAX_PROCESSES: usize = 4096;
 /// Modules that may wait for their first call at once in a recording that does not say which calls are the first.
 const MAX_COLD_MODULES: usize = 4096;
 
+/// Something to be counted, with the process that it is counted for.
+#[derive(Debug)]
+pub(crate) struct ColdCount {
+    pub(crate) process: Arc<Process>,
+    module: Option<String>,
+    what: What,
+}
+
+#[derive(Debug)]
+enum What {
+    Instantiation,
+    ColdStart,
+    Phase(ColdStartPhase, Duration),
+}
+
+impl ColdCount {
+    /// Counts it.
+    pub(crate) fn observe(&self, metrics: &Metrics) {
+        let (process, module) = (&*self.process, self.module.as_deref());
+        match self.what {
+            What::Instantiation => metrics.observe_instantiation(process, module),
+            What::ColdStart => metrics.count_cold_start(process, module),
+            What::Phase(phase, duration) => metrics.observe_cold_start(process, module, phase, duration),
+        }
+    }
+}
+
 /// What the phases seen so far belong to.
 #[derive(Debug, Default)]
 pub(crate) struct ColdModules {
-    processes: HashMap<u32, (Process, Coverage)>,
+    processes: HashMap<u32, (Arc<Process>, Coverage)>,
     /// Where it is not told which calls are the first (a host without symbols, an old recording): by process and hash, when
     /// the module was published.
     published_ns: HashMap<(u32, String), u64>,
@@ -28,14 +56,16 @@ pub(crate) struct ColdModules {
 }
 
 impl ColdModules {
-    pub(crate) fn event(&mut self, event: &Event, metrics: &Metrics) {
+    /// Hands out what an event adds.
+    pub(crate) fn event(&mut self, event: &Event, mut give: impl FnMut(ColdCount)) {
         match &event.kind {
             EventKind::Process { process, coverage } => {
                 if self.gone.remove(&event.pid) {
                     self.published_ns.retain(|(pid, _), _| *pid != event.pid);
                 }
                 if self.processes.len() < MAX_PROCESSES || self.processes.contains_key(&event.pid) {
-                    self.processes.insert(event.pid, (Process::clone(process), *coverage));
+                    self.processes
+                        .insert(event.pid, (Arc::new(Process::clone(process)), *coverage));
                 }
             }
             EventKind::Phase {
@@ -48,13 +78,19 @@ impl ColdModules {
                 let Some((process, _)) = self.processes.get(&event.pid) else {
                     return;
                 };
-                let module = module.as_deref();
+                let mut count = |what| {
+                    give(ColdCount {
+                        process: Arc::clone(process),
+                        module: module.clone(),
+                        what,
+                    });
+                };
                 if *phase == PhaseKind::Instantiate {
-                    metrics.observe_instantiation(process, module);
+                    count(What::Instantiation);
                 }
                 if *is_first {
                     let duration = Duration::from_nanos(event.at_ns.saturating_sub(*start_ns));
-                    metrics.observe_cold_start(process, module, (*phase).into(), duration);
+                    count(What::Phase((*phase).into(), duration));
                 }
             }
             EventKind::ModulePublished { hash, image, .. } => {
@@ -80,37 +116,45 @@ impl ColdModules {
         }
     }
 
-    pub(crate) fn trace(&mut self, trace: &Trace, metrics: &Metrics) {
+    /// Hands out what a trace adds.
+    pub(crate) fn trace(&mut self, trace: &Trace, mut give: impl FnMut(ColdCount)) {
+        let mut count = |module: &str, what| {
+            give(ColdCount {
+                process: Arc::clone(&trace.process),
+                module: Some(module.to_owned()),
+                what,
+            });
+        };
         for cold in &trace.starts.cold {
-            let module = Some(cold.module.name.as_str());
-            metrics.count_cold_start(&trace.process, module);
+            let module = cold.module.name.as_str();
+            count(module, What::ColdStart);
             let waited = Duration::from_nanos(cold.invoked_ns.saturating_sub(cold.published_ns));
-            metrics.observe_cold_start(&trace.process, module, ColdStartPhase::PublishToInvoke, waited);
+            count(module, What::Phase(ColdStartPhase::PublishToInvoke, waited));
             if let Some(call) = trace.root.walk().find(|span| cold.is_of(span)) {
                 let duration = Duration::from_nanos(call.duration_ns());
-                metrics.observe_cold_start(&trace.process, module, ColdStartPhase::FirstCall, duration);
+                count(module, What::Phase(ColdStartPhase::FirstCall, duration));
             }
         }
-        self.first_by_hash(trace, metrics);
+        if let Some((module, waited)) = self.first_by_hash(trace) {
+            count(module, What::Phase(ColdStartPhase::PublishToInvoke, waited));
+        }
     }
 
     /// Traces complete in the order in which they end, so a slow first call may be overtaken by a fast second one; the time
     /// to the earliest of those that are known is told.
-    fn first_by_hash(&mut self, trace: &Trace, metrics: &Metrics) {
+    fn first_by_hash<'a>(&mut self, trace: &'a Trace) -> Option<(&'a str, Duration)> {
         let SpanKind::Invoke {
             function: Some(function),
         } = &trace.root.kind
         else {
-            return;
+            return None;
         };
         if self.published_ns.is_empty() {
-            return;
+            return None;
         }
         let key = (trace.process.pid, function.module.hash.clone());
-        if let Some(published_ns) = self.published_ns.remove(&key) {
-            let waited = Duration::from_nanos(trace.root.start_ns.saturating_sub(published_ns));
-            let module = Some(function.module.name.as_str());
-            metrics.observe_cold_start(&trace.process, module, ColdStartPhase::PublishToInvoke, waited);
-        }
+        let published_ns = self.published_ns.remove(&key)?;
+        let waited = Duration::from_nanos(trace.root.start_ns.saturating_sub(published_ns));
+        Some((function.module.name.as_str(), waited))
     }
 }

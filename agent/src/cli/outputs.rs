@@ -143,7 +143,7 @@ impl Outputs {
     pub(super) fn events<'a>(&mut self, events: impl IntoIterator<Item = &'a Event>) {
         for event in events {
             self.metrics.observe_events(event.kind.name(), 1);
-            self.cold.event(event, &self.metrics);
+            self.cold.event(event, |count| count.observe(&self.metrics));
         }
     }
 
@@ -157,7 +157,8 @@ impl Outputs {
         for trace in traces {
             let trace = Arc::new(trace);
             self.metrics.observe_trace(&trace);
-            self.cold.trace(&trace, &self.metrics);
+            self.metrics.exemplify(&trace);
+            self.cold.trace(&trace, |count| count.observe(&self.metrics));
             self.summary.add(&trace);
             self.picker.consider(&trace);
             match &mut self.stream {

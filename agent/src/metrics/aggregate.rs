@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use prometheus_client::metrics::counter::Counter;
@@ -53,6 +53,8 @@ const IO_BYTES: usize = 3;
 pub(super) struct Exemplar {
     pub(super) trace: TraceId,
     pub(super) seconds: f64,
+    /// When it was observed, since 1970. Prometheus keeps none of a native histogram without.
+    pub(super) observed: Duration,
 }
 
 /// A series with its owners.
@@ -158,6 +160,7 @@ impl AggregateFamilies {
 
     /// Keeps a trace's id for the buckets that its invocations and host calls are in.
     pub(super) fn exemplify(&self, trace: &Trace) {
+        let observed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut state = self.state();
         let mut pending = vec![&trace.root];
         while let Some(span) = pending.pop() {
@@ -170,8 +173,9 @@ impl AggregateFamilies {
             // The kernel's rows make the series; a trace only says where to look.
             if let Some(series) = state.histograms[family].get_mut(&labels) {
                 let exemplar = Exemplar {
-                    trace: trace.id,
+                    trace: trace.exported_id(),
                     seconds: span.duration_ns() as f64 / 1e9,
+                    observed,
                 };
                 series.value.exemplars.insert(bucket_of(span.duration_ns()), exemplar);
             }

@@ -405,6 +405,10 @@ fn native(histogram: &Histogram, has_classic: bool, has_native: bool) -> proto::
                         value: exemplar.trace.to_string(),
                     }],
                     value: exemplar.seconds,
+                    timestamp: Some(proto::Timestamp {
+                        seconds: exemplar.observed.as_secs().cast_signed(),
+                        nanos: exemplar.observed.subsec_nanos().cast_signed(),
+                    }),
                 }),
             });
         }
@@ -481,6 +485,15 @@ pub(super) mod proto {
         pub(crate) label: Vec<LabelPair>,
         #[prost(double, tag = "2")]
         pub(crate) value: f64,
+        #[prost(message, optional, tag = "3")]
+        pub(crate) timestamp: Option<Timestamp>,
+    }
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(crate) struct Timestamp {
+        #[prost(int64, tag = "1")]
+        pub(crate) seconds: i64,
+        #[prost(int32, tag = "2")]
+        pub(crate) nanos: i32,
     }
     #[derive(Clone, PartialEq, prost::Message)]
     pub(crate) struct Bucket {

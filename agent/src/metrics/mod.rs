@@ -235,9 +235,6 @@ impl Metrics {
     /// Counts the calls, bytes and traps of a trace. Not its losses: those of a window are told by every trace that overlaps it; see
     /// [`Metrics::set_loss_total`].
     pub fn observe_trace(&self, trace: &Trace) {
-        if let Some(aggregates) = &self.aggregates {
-            aggregates.exemplify(trace);
-        }
         let workload = Workload::new(&trace.process, &self.config);
         let owner = self.ended.owner(&trace.process);
         let mut pending = vec![(&trace.root, None)];
@@ -257,6 +254,13 @@ impl Metrics {
             self.suspended_time.with(&export, &owner, |seconds| {
                 seconds.inner().nanoseconds.fetch_add(suspended_ns, Ordering::Relaxed);
             });
+        }
+    }
+
+    /// Makes a trace that can be found where traces go the example of the buckets that its invocations and host calls are in.
+    pub fn exemplify(&self, trace: &Trace) {
+        if let Some(aggregates) = &self.aggregates {
+            aggregates.exemplify(trace);
         }
     }
 
