@@ -105,7 +105,7 @@ impl Watch {
 }
 
 /// A name that could change the selector's meaning is none.
-fn check_node_name(name: &str) -> Result<(), ApiError> {
+pub(super) fn check_node_name(name: &str) -> Result<(), ApiError> {
     let is_name = !name.is_empty()
         && name.len() <= 253
         && name

@@ -94,6 +94,9 @@ impl KubernetesConfig {
                     .to_owned(),
             );
         }
+        if self.api_server == "on" {
+            super::api::check_node_name(&self.node_name).map_err(|error| format!("kubernetes.node_name: {error}"))?;
+        }
         if !self.host_root.is_absolute() {
             return Err(format!(
                 "kubernetes.host_root is {}: must be absolute",

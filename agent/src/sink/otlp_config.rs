@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::otlp::Protocol;
+use super::otlp_transport::{self, TransportError};
 use crate::sampling::SamplingConfig;
 
 /// How bodies are packed.
@@ -205,6 +206,13 @@ impl TargetConfig {
                 "{section}.target.endpoint must not hold a name or password: use headers"
             ));
         }
+        // As the exporter will, which is made only later.
+        let wrong = |error: TransportError| format!("{section}.target: {error}");
+        let url = otlp_transport::url(self, "traces").map_err(wrong)?;
+        if url.host().is_none_or(str::is_empty) {
+            return Err(format!("{section}.target.endpoint names no host"));
+        }
+        otlp_transport::headers(self).map_err(wrong)?;
         if !(1..=600_000).contains(&self.timeout_ms) {
             return Err(format!(
                 "{section}.target.timeout_ms must be between 1 and 600000, not {}",
@@ -294,6 +302,21 @@ mod tests {
             found.map(|(_, value)| (*value).to_owned())
         })?;
         config.validate().map(|()| config)
+    }
+
+    #[test]
+    fn what_no_exporter_can_be_made_of_is_refused() {
+        for endpoint in ["http://a b", "http://", "https://:4318", "ftp://collector"] {
+            let refused = from(&[("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)]);
+            assert!(
+                refused.is_err_and(|error| error.contains("traces.target")),
+                "{endpoint}"
+            );
+        }
+        let mut config = TracesConfig::default();
+        config.target.headers.insert("a b".to_owned(), "secret".to_owned());
+        let error = config.validate().unwrap_err();
+        assert!(error.contains("a b") && !error.contains("secret"), "{error}");
     }
 
     #[test]
