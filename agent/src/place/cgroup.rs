@@ -111,12 +111,18 @@ pub fn parse_path(path: &str) -> CgroupPlace {
     if path.len() > MAX_PATH_BYTES {
         return found;
     }
-    // Seen from a cgroup namespace, the folder `kubepods` itself may be above what is shown.
-    let mut in_kubepods = path.starts_with("/..");
-    for segment in path
-        .split('/')
-        .filter(|segment| !segment.is_empty() && *segment != "..")
-    {
+    let segments = || {
+        path.split('/')
+            .filter(|segment| !segment.is_empty() && *segment != "..")
+    };
+    // Seen from a cgroup namespace, the folder `kubepods` itself may be above what is shown: what comes first lies in it.
+    let mut in_kubepods = path.starts_with("/..")
+        && segments()
+            .next()
+            .is_some_and(|first| matches!(first, "burstable" | "besteffort") || pod_uid(first).is_some());
+    // Users make what folders they like there.
+    let is_users = segments().next() == Some("user.slice");
+    for segment in segments() {
         // The systemd form `slice:prefix:id`, taken literally by the cgroupfs driver.
         let mut parts = segment.rsplitn(3, ':');
         let (folder, id) = match (parts.next(), parts.next(), parts.next()) {
@@ -125,6 +131,7 @@ pub fn parse_path(path: &str) -> CgroupPlace {
         };
         in_kubepods |= is_kubepods(folder);
         if in_kubepods
+            && !is_users
             && found.pod_uid.is_none()
             && let Some(uid) = pod_uid(folder)
         {

@@ -236,6 +236,16 @@ fn a_tenant_cannot_name_another_pod_below_its_own() {
 }
 
 #[test]
+fn a_user_cannot_name_a_pod_in_a_folder_of_their_own() {
+    for above in ["", "/../.."] {
+        for folder in ["kubepods/", ""] {
+            let path = format!("{above}/user.slice/user-1000.slice/user@1000.service/{folder}pod{UID}/x");
+            assert_eq!(parse_path(&path), unit("user@1000.service"), "{path}");
+        }
+    }
+}
+
+#[test]
 fn lines_that_contradict_each_other_say_nothing() {
     let other = "11111111-2222-3333-4444-555555555555";
     let file = format!("3:cpu:/kubepods/pod{UID}/{ID}\n0::/kubepods/pod{other}/{OUTER}\n");
