@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
@@ -115,7 +116,10 @@ impl Collector {
             self.transit.made.fetch_add(1, Ordering::Relaxed);
             cold.trace(&trace, |count| self.counts.cold(count));
             self.inventory.trace(&trace);
-            if self.traces.try_send(trace).is_err() {
+            if let Err(TrySendError::Full(mut trace) | TrySendError::Closed(mut trace)) = self.traces.try_send(trace) {
+                // Counters are not to lose it too.
+                trace.process = self.counts.named(&trace.process);
+                self.metrics.observe_trace(&trace);
                 self.lose("queue_full");
             }
         }

@@ -11,7 +11,7 @@ use crate::inventory::Inventory;
 use crate::metrics::Metrics;
 use crate::pipeline::{AggregateRow, Pipeline};
 use crate::place::{Lookup, Places};
-use crate::span::Process;
+use crate::span::{Place, Process};
 
 /// How often the kernel's counts are read.
 pub(super) const INTERVAL: Duration = Duration::from_secs(1);
@@ -123,6 +123,12 @@ impl Counts {
         metrics.expire();
     }
 
+    /// The process with the names of its pod, as far as they are known by now.
+    pub(super) fn named(&self, process: &Arc<Process>) -> Arc<Process> {
+        let (Lookup::Known(place) | Lookup::Pending(place)) = self.places.lookup(&process.place);
+        with_place(process, place)
+    }
+
     /// With the names of its pod, or as it is if they may still come.
     fn placed(&self, mut held: Held, may_wait: bool) -> Result<Held, Held> {
         let Some(process) = held.process() else { return Ok(held) };
@@ -130,13 +136,18 @@ impl Counts {
             Lookup::Pending(_) if may_wait => return Err(held),
             Lookup::Known(place) | Lookup::Pending(place) => place,
         };
-        if process.place != place {
-            let process = Process {
-                place,
-                ..Process::clone(process)
-            };
-            held.set_process(Arc::new(process));
-        }
+        let process = with_place(process, place);
+        held.set_process(process);
         Ok(held)
     }
+}
+
+fn with_place(process: &Arc<Process>, place: Place) -> Arc<Process> {
+    if process.place == place {
+        return Arc::clone(process);
+    }
+    Arc::new(Process {
+        place,
+        ..Process::clone(process)
+    })
 }

@@ -96,16 +96,16 @@ impl Stages {
 
     fn take_all(&self, traces: Vec<Trace>) {
         for trace in traces {
-            self.take(Arc::new(trace));
+            self.take(&Arc::new(trace));
         }
     }
 
     /// All stages, for one trace. None of them may wait.
-    fn take(&self, trace: Arc<Trace>) {
-        self.metrics.observe_trace(&trace);
-        self.recorder.offer(&trace);
-        if self.exports.offer(Arc::clone(&trace)) {
-            self.metrics.exemplify(&trace);
+    fn take(&self, trace: &Arc<Trace>) {
+        self.metrics.observe_trace(trace);
+        self.recorder.offer(trace);
+        if self.exports.offer(Arc::clone(trace)) {
+            self.metrics.exemplify(trace);
         }
         self.transit.through.fetch_add(1, Ordering::Relaxed);
     }

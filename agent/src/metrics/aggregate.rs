@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use prometheus_client::metrics::counter::Counter;
@@ -16,6 +16,7 @@ use super::{
     owners::{EndedProcesses, Owner, Owners},
 };
 use crate::{
+    clock::ClockAnchor,
     pipeline::{AggregateRow, Counted, Times},
     span::{Bound, Process, Span, SpanKind, Trace, TraceId},
 };
@@ -160,7 +161,7 @@ impl AggregateFamilies {
 
     /// Keeps a trace's id for the buckets that its invocations and host calls are in.
     pub(super) fn exemplify(&self, trace: &Trace) {
-        let observed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let observed = Duration::from_nanos(ClockAnchor::now().unix_ns);
         let mut state = self.state();
         let mut pending = vec![&trace.root];
         while let Some(span) = pending.pop() {
