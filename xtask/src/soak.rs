@@ -26,6 +26,8 @@ use crate::{http, setup};
 const LIMIT: Duration = Duration::from_mins(2);
 /// Time between scrapes.
 const SCRAPE_INTERVAL: Duration = Duration::from_secs(1);
+/// Until the agent asks an absent collector again (`ExportConfig::max_pause`): losses end that long after it came back, at the latest.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// Files and sockets that may be open at the end beyond those after the warm-up: a scrape and an export may be under way.
 const MAX_FD_GROWTH: u64 = 4;
 /// Every trace is exported: what is sampled out is no loss, and could not be told from one here.
@@ -292,9 +294,13 @@ fn problems(rows: &[Row], options: &Options) -> Vec<String> {
             last.lost_elsewhere
         ));
     }
+    let mut was_away = None;
     for pair in rows.windows(2) {
-        // What was queued while it was away may be given up a wave later.
-        if pair[1].lost > pair[0].lost && !pair[1].is_away && !pair[0].is_away {
+        for row in pair.iter().filter(|row| row.is_away) {
+            was_away = Some(row.seconds);
+        }
+        let is_excused = was_away.is_some_and(|was| pair[1].seconds - was <= LONGEST_PAUSE.as_secs_f64());
+        if pair[1].lost > pair[0].lost && !is_excused {
             problems.push(format!(
                 "{} lost by {:.0} s, with the collector there",
                 pair[1].lost - pair[0].lost,
