@@ -15,6 +15,7 @@ mod marks;
 mod places;
 mod reattach;
 mod requests;
+mod rest;
 mod runtime_calls;
 mod subprocesses;
 mod swap_check;
@@ -24,7 +25,6 @@ mod watching;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
-    time::Duration,
 };
 
 use wasmscope_common::{
@@ -53,8 +53,6 @@ use crate::{
     span::{Capture, Loss, Trace},
 };
 
-/// How often the ring is looked at while it is not known to be empty. Control events wake the agent at once.
-const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// Records handled before anything else gets a turn.
 const RECORDS_PER_TURN: usize = 65_536;
 
@@ -148,6 +146,7 @@ pub struct Pipeline {
     requests: requests::Reliance,
     collected: aggregate::Collected,
     governing: Option<Governing>,
+    rest: rest::Rest,
     /// Records that were there before anybody wanted to handle them.
     backlog: Vec<Record>,
 }
@@ -187,15 +186,19 @@ impl Pipeline {
             requests: requests::Reliance::default(),
             collected: aggregate::Collected::default(),
             governing: None,
+            rest: rest::Rest::default(),
             backlog: Vec::new(),
         })
     }
 
     /// Waits for the next time at which there may be something to do.
-    pub async fn ready(&self) {
+    pub async fn ready(&mut self) {
+        if self.rest.is_quiet() {
+            self.kernel.wake_by_next_record();
+        }
         tokio::select! {
             () = self.ring.woken() => {}
-            () = tokio::time::sleep(POLL_INTERVAL) => {}
+            () = tokio::time::sleep(self.rest.interval()) => {}
         }
     }
 
@@ -226,6 +229,9 @@ impl Pipeline {
         self.forget_loads_if_lost(&counters, undecodable);
         self.forget_requests_if_lost(&counters, undecodable, &mut output.events);
         let is_drained = records.len() < RECORDS_PER_TURN;
+        // What has been begun and waits for nothing but time is busy too.
+        let is_waiting = !self.departing.is_empty() || self.learning.is_rotating();
+        self.rest.turned(!records.is_empty() || is_waiting);
         for record in records {
             self.handle(&record, &mut output.events);
         }

@@ -81,6 +81,10 @@ pub static REQUEST: PerCpuArray<HttpRequest> = PerCpuArray::with_max_entries(1, 
 #[map]
 static GENERATION: Array<u64> = Array::with_max_entries(1, 0);
 
+/// Entry 0 is 1 while the agent sleeps for longer than records may wait: the next one is to wake it.
+#[map]
+static AGENT_SLEEPS: Array<u32> = Array::with_max_entries(1, 0);
+
 /// Bytes from `task_struct` to `thread.fsbase`, from the kernel's BTF.
 #[unsafe(no_mangle)]
 pub static TASK_FSBASE_OFFSET: u32 = 0;
@@ -119,6 +123,22 @@ pub fn generation() -> u64 {
 pub fn next_generation() {
     if let Some(value) = GENERATION.get_ptr_mut(0) {
         add(value, 1 << 32);
+    }
+}
+
+/// Whether this record is to wake the agent. True once for each time that it went to sleep, or a few times if threads race.
+#[inline(always)]
+pub fn take_agent_sleeps() -> bool {
+    let Some(value) = AGENT_SLEEPS.get_ptr_mut(0) else {
+        return false;
+    };
+    // SAFETY: a pointer into a map value; a torn access is impossible for an aligned word.
+    unsafe {
+        let sleeps = core::ptr::read_volatile(value) != 0;
+        if sleeps {
+            core::ptr::write_volatile(value, 0);
+        }
+        sleeps
     }
 }
 

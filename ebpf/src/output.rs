@@ -6,10 +6,10 @@ use aya_ebpf::{
 };
 use wasmscope_common::{Counter, MAX_FRAMES, MAX_RECORD_BYTES, RecordHeader, RecordKind};
 
-use crate::maps::{EVENTS, count};
+use crate::maps::{EVENTS, count, take_agent_sleeps};
 
-/// Whether the agent is to be woken at once. Waking costs far more than the record, so only control events do it; the
-/// agent looks for the others on a timer.
+/// Whether the agent is to be woken at once. Waking costs far more than the record, so only control events do it, and the first
+/// record after a quiet time; the agent looks for the others on a timer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Wake {
     Now,
@@ -57,7 +57,7 @@ pub fn emit_with_frames<T>(record: *const T, frames_at: usize, frame_count: u64)
 #[inline(always)]
 pub fn send(bytes: *const u8, length: u64, wake: Wake) {
     count(Counter::Emitted);
-    let flags = if wake == Wake::Now {
+    let flags = if wake == Wake::Now || take_agent_sleeps() {
         BPF_RB_FORCE_WAKEUP
     } else {
         BPF_RB_NO_WAKEUP

@@ -67,7 +67,7 @@ impl Stages {
                     is_open = count > 0;
                     self.take_all(place.pass(std::mem::take(&mut batch)));
                 }
-                _ = held.tick() => self.take_all(place.pass(Vec::new())),
+                _ = held.tick(), if place.held_count() > 0 => self.take_all(place.pass(Vec::new())),
                 _ = losses.tick() => self.count_losses(),
                 () = &mut no_more_time, if has_time => has_time = false,
             }

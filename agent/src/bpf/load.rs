@@ -120,6 +120,7 @@ pub struct Kernel {
     undecided: HashMap<MapData, u32, u64>,
     generation: Array<MapData, u64>,
     generation_value: u64,
+    agent_sleeps: Array<MapData, u32>,
     pub(super) ebpf: Ebpf,
 }
 
@@ -179,6 +180,7 @@ impl Kernel {
             undecided: take(&mut ebpf, "UNDECIDED")?,
             generation: take(&mut ebpf, "GENERATION")?,
             generation_value: 0,
+            agent_sleeps: take(&mut ebpf, "AGENT_SLEEPS")?,
             ebpf,
         };
         kernel.attach_tracepoints()?;
@@ -282,6 +284,12 @@ impl Kernel {
     fn next_generation(&mut self) -> Result<(), MapError> {
         self.generation_value += 1;
         self.generation.set(0, self.generation_value, 0)
+    }
+
+    /// Has the next record wake the agent, whatever it is; see [`Ring::woken`].
+    pub fn wake_by_next_record(&mut self) {
+        // Writing to an array that was just mapped does not fail; without it the agent sees the record when it looks next.
+        let _ = self.agent_sleeps.set(0, 1, 0);
     }
 
     /// Sums the counters.

@@ -97,6 +97,11 @@ impl Learning {
         self.files.remove(&file_id);
     }
 
+    /// Whether more breakpoints are wanted than there are, so that they change places.
+    pub(super) fn is_rotating(&self) -> bool {
+        self.is_crowded
+    }
+
     fn wants(&self, file_id: FileId, module_hash: &str) -> bool {
         self.files.get(&file_id).is_none_or(|learnt| {
             !learnt.modules.contains(module_hash)
