@@ -39,7 +39,9 @@ for (const path of dashboards) {
   writeFileSync(page, `<!doctype html><meta charset="utf-8"><style>${text('.css')}</style><body><div id="root"></div><script>${constants}</script><script>${text('.js').replaceAll('</script', '<\\/script')}</script>`);
   execFileSync(chromium, [
     '--headless', '--no-sandbox', '--disable-gpu', '--hide-scrollbars', '--allow-file-access-from-files', '--disable-web-security', `--user-data-dir=${join(directory, 'profile')}`,
-    `--window-size=1552,${bottom * 38 + 60}`, '--virtual-time-budget=60000', `--screenshot=${join(directory, `${name}.png`)}`, `file://${page}`,
+    `--window-size=1552,${bottom * 38 + 60}`, '--virtual-time-budget=60000',
+    // Otherwise a panel that was drawn late may be missing from the picture.
+    '--run-all-compositor-stages-before-draw', `--screenshot=${join(directory, `${name}.png`)}`, `file://${page}`,
   ], { stdio: ['ignore', 'ignore', 'pipe'] });
   console.log(join(directory, `${name}.png`));
 }

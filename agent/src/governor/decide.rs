@@ -8,8 +8,6 @@ use super::{GovernorConfig, Level, ProbeCosts};
 
 /// Share of what was measured last in the smoothed rates.
 const NEWEST_SHARE: f64 = 0.5;
-/// Probes may always take this share of one CPU in a process: an idle process makes any budget tiny.
-const FREE_SHARE: f64 = 0.001;
 /// Only a process that takes less than this share of its budget gets the next probes back at once.
 const CALM_SHARE: f64 = 0.75;
 /// Looks at what was just resumed before that counts as gone well.
@@ -84,7 +82,7 @@ impl State {
     }
 
     fn allowed(&self, config: &GovernorConfig) -> f64 {
-        (self.cpu_rate * config.process_budget_percent / 100.0).max(FREE_SHARE * 1e9)
+        (self.cpu_rate * config.process_budget_percent / 100.0).max(config.process_floor_percent / 100.0 * 1e9)
     }
 
     /// What would be left of the cost at a level.

@@ -17,6 +17,9 @@ pub struct GovernorConfig {
     pub enabled: bool,
     /// Most that probes may take of the CPU time that a process uses, percent; above 0, at most 100. Default: 2.
     pub process_budget_percent: f64,
+    /// What probes may always take in a process, percent of one CPU, from 0.01 to 100: a service that mostly waits uses so little CPU time that
+    /// its share would leave nothing to see of it, at a cost that nobody notices. The budget of the node holds all the same. Default: 1.
+    pub process_floor_percent: f64,
     /// Most that the probes in all processes may take of all CPUs, percent; above 0, at most 100. Default: 1.
     pub node_budget_percent: f64,
     /// How often costs are looked at, milliseconds, 100 to 60,000. What has just been resumed is looked at ten times as often. Default: 1,000.
@@ -33,6 +36,7 @@ impl Default for GovernorConfig {
         Self {
             enabled: true,
             process_budget_percent: 2.0,
+            process_floor_percent: 1.0,
             node_budget_percent: 1.0,
             interval_ms: 1_000,
             min_backoff_ms: 2_000,
@@ -51,6 +55,9 @@ impl GovernorConfig {
             if !(percent > 0.0 && percent <= 100.0) {
                 return Err(format!("{name} must be above 0 and at most 100"));
             }
+        }
+        if !(0.01..=100.0).contains(&self.process_floor_percent) {
+            return Err("process_floor_percent must be from 0.01 to 100".to_owned());
         }
         if !(100..=60_000).contains(&self.interval_ms) {
             return Err("interval_ms must be from 100 to 60000".to_owned());

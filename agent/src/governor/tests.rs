@@ -88,6 +88,22 @@ fn a_process_within_its_budget_keeps_every_probe() {
 }
 
 #[test]
+fn a_process_that_mostly_waits_keeps_its_probes_within_the_floor_and_not_beyond() {
+    let sample = |cpu_ns, count| {
+        let mut hits = [0; HIT_KINDS];
+        hits[HIT_SYSCALL] = count;
+        Sample { pid: 1, cpu_ns, hits, stepped_share: 0.0 }
+    };
+    for (syscalls, is_paused) in [(6_000, false), (7_000, true)] {
+        let mut governor = Governor::new(config(), ProbeCosts::default(), 2);
+        assert_eq!(governor.tick(SECOND, &[sample(0, 0)]), []);
+        // A hundredth of a CPU, of which no share would pay for them: 1,500 ns each, 10 ms a second are free.
+        let changes = governor.tick(2 * SECOND, &[sample(SECOND / 100, syscalls)]);
+        assert_eq!(!changes.is_empty(), is_paused, "{changes:?}");
+    }
+}
+
+#[test]
 fn host_calls_are_paused_first_and_nothing_else_if_that_is_enough() {
     let mut world = World::new(config(), &[(1, [400_000, 100, 1_000])]);
     world.run(1);

@@ -130,7 +130,7 @@ impl Watcher<'_> {
 
     fn configure(&self, is_enabled: bool, percent: u32, backoff_ms: u32) {
         let text = format!(
-            "[log]\nfilter = \"info\"\n[governor]\nenabled = {is_enabled}\nprocess_budget_percent = {percent}.0\n\
+            "[log]\nfilter = \"info\"\n[governor]\nenabled = {is_enabled}\nprocess_budget_percent = {percent}.0\nprocess_floor_percent = 0.1\n\
              node_budget_percent = 100.0\ninterval_ms = 100\nmin_backoff_ms = {backoff_ms}\nmax_backoff_ms = {backoff_ms}\n"
         );
         self.node.reload(self.python, &text);

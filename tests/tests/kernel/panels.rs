@@ -63,7 +63,7 @@ const BESIDE: [&[&str]; 8] = [
     &["--scenario", "burst", "--calls", "100000", "--repeat", "30"],
 ];
 /// Whatever has a budget of CPU may use most of it, but not all.
-const CONFIG: &str = "[governor]\nprocess_budget_percent = 40.0\nnode_budget_percent = 100.0\nmin_backoff_ms = 100\n";
+const CONFIG: &str = "[governor]\nprocess_budget_percent = 40.0\nprocess_floor_percent = 0.1\nnode_budget_percent = 100.0\nmin_backoff_ms = 100\n";
 /// Four times the time between scrapes, as Grafana has it at the least.
 const RATE_INTERVAL: &str = "4s";
 const SYSCTL: &str = "/proc/sys/kernel/bpf_stats_enabled";
