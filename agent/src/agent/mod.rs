@@ -114,9 +114,10 @@ pub async fn run(loaded: Loaded, sources: Sources, logs: &Logs, set_filter: SetF
     };
     // Loading takes seconds, in which health is to be answered.
     let governor = start.governor.clone();
+    let names = Arc::clone(&places);
     let starting = tokio::task::spawn_blocking(move || {
         Pipeline::start(options).map(|mut pipeline| {
-            pipeline.start_governor(governor);
+            pipeline.start_governor(governor, move |place| names.named(place));
             pipeline
         })
     });

@@ -225,6 +225,12 @@ impl Places {
         }
     }
 
+    /// The place with the names that are known by now; what is not is asked for meanwhile.
+    pub fn named(&self, place: &Place) -> Place {
+        let (Lookup::Known(named) | Lookup::Pending(named)) = self.lookup(place);
+        named
+    }
+
     /// Asks every source that is needed, now.
     pub async fn resolve(&self, place: &Place) -> Place {
         let mut found = place.clone();

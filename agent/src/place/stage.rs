@@ -83,7 +83,7 @@ impl PlaceStage {
         let held = std::mem::take(&mut self.held);
         ready.extend(held.into_iter().map(|(_, trace)| {
             self.places.count("hold", "shutdown");
-            let (Lookup::Known(place) | Lookup::Pending(place)) = self.places.lookup(&trace.process.place);
+            let place = self.places.named(&trace.process.place);
             self.filled(trace, place)
         }));
         ready
