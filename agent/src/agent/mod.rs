@@ -273,7 +273,7 @@ fn start_metrics_exporter(
         &config.otlp_metrics,
         &config.kubernetes.node_name,
         clock.unix_ns,
-        Box::new(move || metrics.encode()),
+        Box::new(move || metrics.snapshot()),
     )
     .map(Some)
     .context("cannot export metrics")

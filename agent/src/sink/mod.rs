@@ -16,6 +16,7 @@ pub mod otlp;
 pub mod otlp_config;
 pub mod otlp_json;
 pub mod otlp_metrics;
+mod otlp_points;
 mod otlp_starts;
 mod otlp_throttle;
 pub mod otlp_transport;

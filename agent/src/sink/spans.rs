@@ -138,14 +138,12 @@ impl Converter {
     /// The spans of a trace, within [`MAX_SPANS_PER_TRACE`] and [`MAX_TRACE_BYTES`].
     pub(crate) fn spans(&self, trace: &Trace) -> Converted {
         let nodes = fold::fold(&trace.root, &LIMITS);
-        let mut ids: Vec<u64> = Vec::with_capacity(nodes.len());
+        let ids = ids(trace, &nodes);
         let mut spans = Vec::with_capacity(nodes.len());
         let mut cold_phases = Vec::new();
         let mut byte_count = 0;
-        for node in &nodes {
-            let parent_id = node.parent.map(|parent| ids[parent]);
-            let id = parent_id.map_or_else(|| root_id(trace.id.0), |parent_id| child_id(parent_id, node.position));
-            ids.push(id);
+        for (node, id) in nodes.iter().zip(&ids) {
+            let (id, parent_id) = (*id, node.parent.map(|parent| ids[parent]));
             byte_count += node.cost_bytes + EVENT_BYTES * (2 * node.suspends.len()).min(MAX_EVENTS_PER_SPAN);
             byte_count += node
                 .traps
@@ -221,6 +219,23 @@ impl Converter {
             .collect();
         events
     }
+}
+
+/// The spans of a trace that leave as they are, with their ids: the first of a run that is folded, none of what is left out.
+pub(crate) fn sent_spans(trace: &Trace) -> Vec<(&Span, u64)> {
+    let nodes = fold::fold(&trace.root, &LIMITS);
+    let ids = ids(trace, &nodes);
+    nodes.iter().map(|node| node.span).zip(ids).collect()
+}
+
+/// Of each node.
+fn ids(trace: &Trace, nodes: &[Node<'_>]) -> Vec<u64> {
+    let mut ids: Vec<u64> = Vec::with_capacity(nodes.len());
+    for node in nodes {
+        let parent_id = node.parent.map(|parent| ids[parent]);
+        ids.push(parent_id.map_or_else(|| root_id(trace.id.0), |parent_id| child_id(parent_id, node.position)));
+    }
+    ids
 }
 
 /// splitmix64's finaliser: every bit of the input reaches every bit of the output, the same on every machine and in every version.
