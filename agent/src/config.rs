@@ -107,6 +107,9 @@ pub struct CaptureConfig {
     pub tier: u8,
     /// Traces that may wait for the stages after the event loop, 1 to 1,000,000; more are lost and counted. Default: 8192.
     pub queue_traces: usize,
+    /// Estimated memory of the traces that have not come through all stages, MiB, 1 to 4,096; more are lost and counted. Half of it may wait for names of
+    /// pods. One trace is always taken. Default: 32.
+    pub queue_mib: usize,
     /// How long a host binary stays probed that no process runs any more, seconds, 0 to 86400. Default: 300.
     pub file_grace_seconds: u64,
 }
@@ -151,6 +154,7 @@ impl Default for CaptureConfig {
             ring_mib: 16,
             tier: 1,
             queue_traces: 8_192,
+            queue_mib: 32,
             file_grace_seconds: 300,
         }
     }
@@ -194,6 +198,7 @@ impl Config {
         }
         within("capture.tier", self.capture.tier.into(), 0..=1)?;
         within("capture.queue_traces", self.capture.queue_traces as u64, 1..=1_000_000)?;
+        within("capture.queue_mib", self.capture.queue_mib as u64, 1..=4_096)?;
         within(
             "capture.file_grace_seconds",
             self.capture.file_grace_seconds,
@@ -606,6 +611,7 @@ mod tests {
             ("capture.ring_mib", "[capture]\nring_mib = 2048"),
             ("capture.tier", "[capture]\ntier = 2"),
             ("capture.queue_traces", "[capture]\nqueue_traces = 0"),
+            ("capture.queue_mib", "[capture]\nqueue_mib = 5000"),
             ("shutdown.deadline_seconds", "[shutdown]\ndeadline_seconds = 601"),
             ("instance.lock_file", "[instance]\nlock_file = \"\""),
         ] {

@@ -44,6 +44,7 @@ struct Inner {
     governor: Option<Arc<Mutex<GovernorReport>>>,
     run_time: Option<RunTimeMeasurement>,
     queues: Mutex<BTreeMap<&'static str, Depth>>,
+    queue_bytes: Mutex<BTreeMap<&'static str, Depth>>,
     lag_ns: AtomicU64,
     tables: Mutex<Vec<(&'static str, usize)>>,
 }
@@ -69,6 +70,7 @@ impl SelfObservation {
             governor: pipeline.governor_report(),
             run_time,
             queues: Mutex::default(),
+            queue_bytes: Mutex::default(),
             lag_ns: AtomicU64::new(0),
             tables: Mutex::default(),
         }))
@@ -98,10 +100,12 @@ impl SelfObservation {
             governor: Some(Arc::new(Mutex::new(report))),
             run_time: None,
             queues: Mutex::default(),
+            queue_bytes: Mutex::default(),
             lag_ns: AtomicU64::new(0),
             tables: Mutex::new(vec![("unknown", 0)]),
         }));
         example.add_queue("unknown", || 0);
+        example.add_queue_bytes("unknown", || 0);
         example
     }
 
@@ -109,6 +113,12 @@ impl SelfObservation {
     pub fn add_queue(&self, name: &'static str, depth: impl Fn() -> u64 + Send + Sync + 'static) {
         let mut queues = self.0.queues.lock().unwrap_or_else(PoisonError::into_inner);
         queues.insert(name, Box::new(depth));
+    }
+
+    /// Also tells how much memory what waits in a queue takes, bytes.
+    pub fn add_queue_bytes(&self, name: &'static str, bytes: impl Fn() -> u64 + Send + Sync + 'static) {
+        let mut queues = self.0.queue_bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        queues.insert(name, Box::new(bytes));
     }
 
     /// How many entries each table has that follows what runs.
@@ -304,6 +314,17 @@ impl SelfObservation {
         )?;
         for (name, depth) in queues.iter() {
             gauge(&mut family, &[("queue", name)], depth() as f64)?;
+        }
+        drop(queues);
+        let queues = self.0.queue_bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut family = self::family(
+            encoder,
+            "wasmscope_queue_bytes",
+            "Memory that what waits in each queue takes, estimated; of traces until they are through all stages",
+            MetricType::Gauge,
+        )?;
+        for (name, bytes) in queues.iter() {
+            gauge(&mut family, &[("queue", name)], bytes() as f64)?;
         }
         drop(queues);
         let tables = self.0.tables.lock().unwrap_or_else(PoisonError::into_inner).clone();

@@ -7,6 +7,7 @@ mod cold;
 mod parent;
 mod pause;
 mod place;
+mod size;
 mod trace_id;
 
 use std::sync::Arc;

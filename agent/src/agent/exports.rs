@@ -100,6 +100,12 @@ impl Exports {
         exporter.as_ref().map_or(0, |exporter| exporter.queued_count())
     }
 
+    /// Estimated memory of those that wait or are under way, bytes.
+    pub(super) fn queued_bytes(&self) -> u64 {
+        let exporter = self.current.load();
+        exporter.as_ref().map_or(0, |exporter| exporter.queued_bytes())
+    }
+
     /// Whether traces are exported.
     pub(super) fn is_exporting(&self) -> bool {
         self.current.load().is_some()

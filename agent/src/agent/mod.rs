@@ -9,6 +9,7 @@ mod lock;
 mod logs;
 mod notify;
 mod own_metrics;
+mod queue;
 mod reload;
 mod stages;
 
@@ -19,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use self::collect::Collector;
@@ -132,13 +133,11 @@ pub async fn run(loaded: Loaded, sources: Sources, logs: &Logs, set_filter: SetF
     let observation = SelfObservation::new(&mut pipeline, false);
     metrics.add_collector(Box::new(observation.clone()));
 
-    let (sender, receiver) = mpsc::channel(start.capture.queue_traces);
-    // Weak, as the stages end when nobody can send any more.
-    let queue = sender.downgrade();
-    observation.add_queue("traces", move || {
-        let queue = queue.upgrade();
-        queue.map_or(0, |queue| (queue.max_capacity() - queue.capacity()) as u64)
-    });
+    let max_bytes = start.capture.queue_mib << 20;
+    let (sender, receiver, waiting) = queue::queue(start.capture.queue_traces, max_bytes);
+    observation.add_queue("traces", sender.depth());
+    let bytes = waiting.clone();
+    observation.add_queue_bytes("traces", move || bytes.byte_count());
     let (stop, stopped) = watch::channel(None);
     let (budget, budgets) = watch::channel(start.governor.clone());
     let transit = Arc::new(Transit::default());
@@ -172,13 +171,17 @@ pub async fn run(loaded: Loaded, sources: Sources, logs: &Logs, set_filter: SetF
         exports,
         held: AtomicU64::new(0),
         transit: Arc::clone(&transit),
+        waiting,
     });
     let running_stages = Arc::clone(&stages);
-    let (held, exporting) = (Arc::clone(&stages), Arc::clone(&stages));
+    let (held, exporting, sending) = (Arc::clone(&stages), Arc::clone(&stages), Arc::clone(&stages));
     observation.add_queue("place", move || held.held_count());
     observation.add_queue("export", move || exporting.exports.queued_count());
+    observation.add_queue_bytes("export", move || sending.exports.queued_bytes());
     let max_held = start.kubernetes.max_held;
-    let mut stage_task = tokio::spawn(async move { running_stages.run(receiver, max_held, stopped).await });
+    // Half, so that names that do not come take no room from traces that need none.
+    let mut stage_task =
+        tokio::spawn(async move { running_stages.run(receiver, max_held, max_bytes / 2, stopped).await });
     info!(
         version = env!("CARGO_PKG_VERSION"),
         kernel = crate::pipeline::kernel_release(),

@@ -137,6 +137,7 @@ mod tests {
             exports: Exports::start(&config.traces, clock).unwrap(),
             transit: Arc::default(),
             held: std::sync::atomic::AtomicU64::default(),
+            waiting: crate::agent::queue::Waiting::default(),
         };
         let filters = Arc::new(Mutex::new(Vec::new()));
         let noted = Arc::clone(&filters);

@@ -165,6 +165,31 @@ async fn a_stage_that_is_full_lets_the_oldest_go_and_counts() {
 }
 
 #[tokio::test]
+async fn a_stage_whose_traces_take_too_much_memory_lets_the_oldest_go_and_counts() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let places = Places::with_sources(&quiet(), Some(kubelet(url)), None);
+    let trace = |call_count: u64| {
+        let mut root = testing::invoke("run", 0, 1_000);
+        root.children = (0..call_count).map(|at| testing::syscall("read", at, at + 1)).collect();
+        let mut trace = testing::trace(root);
+        let process = crate::span::Process {
+            place: place(ID),
+            ..crate::span::Process::clone(&trace.process)
+        };
+        trace.process = Arc::new(process);
+        trace
+    };
+    let max_bytes = 2 * trace(100).estimated_bytes();
+    let mut stage = PlaceStage::new(places.clone(), 1_000).with_max_bytes(max_bytes);
+    assert_eq!(stage.pass(vec![trace(100), trace(100)]).len(), 0);
+    let through = stage.pass(vec![trace(1)]);
+    assert_eq!((through.len(), stage.held_count()), (1, 2));
+    assert_eq!(through[0].root.children.len(), 100);
+    assert!(places.counts().contains(&("hold", "overflow", 1)));
+}
+
+#[tokio::test]
 async fn a_kubelet_that_refuses_or_talks_nonsense_is_an_error_and_nothing_is_named() {
     let refuses = get(|| async { StatusCode::FORBIDDEN });
     let nonsense = get(|| async { "[" });

@@ -38,7 +38,7 @@ use super::otlp_transport::{self as transport, TransportError};
 use super::rejections::Rejections;
 use super::spans::Converter;
 use crate::clock::ClockAnchor;
-use crate::span::{Loss, Process, Span, Trace};
+use crate::span::{Loss, Process, Trace};
 
 /// Traces in one batch.
 const MAX_BATCH_TRACES: usize = 256;
@@ -250,7 +250,7 @@ impl Exporter {
     /// Hands a trace over; never waits. A full queue loses it, and counts.
     pub fn offer(&self, trace: Arc<Trace>) {
         self.counters.offered.fetch_add(1, Ordering::Relaxed);
-        let byte_count = estimated_bytes(&trace);
+        let byte_count = trace.estimated_bytes();
         let before = self.counters.waiting_bytes.fetch_add(byte_count, Ordering::Relaxed);
         if before > 0 && before + byte_count > self.max_bytes {
             self.counters.waiting_bytes.fetch_sub(byte_count, Ordering::Relaxed);
@@ -286,6 +286,11 @@ impl Exporter {
     /// How many traces wait to be sent.
     pub fn queued_count(&self) -> u64 {
         (self.queue.max_capacity() - self.queue.capacity()) as u64
+    }
+
+    /// Estimated memory of the traces that wait or are under way, bytes.
+    pub fn queued_bytes(&self) -> u64 {
+        self.counters.waiting_bytes.load(Ordering::Relaxed) as u64
     }
 
     /// What became of the traces so far; those not counted yet are waiting or under way.
@@ -362,17 +367,6 @@ fn build(target: &TargetConfig, throttle: &Arc<Throttle>) -> Result<SpanExporter
         }
     };
     Ok(exporter?)
-}
-
-/// What a trace takes up in memory, roughly: its spans and their stacks.
-fn estimated_bytes(trace: &Trace) -> usize {
-    let mut byte_count = size_of::<Trace>();
-    let mut rest: Vec<&Span> = vec![&trace.root];
-    while let Some(span) = rest.pop() {
-        byte_count += size_of::<Span>() + size_of_val(&*span.stack) + size_of_val(&*span.suspends);
-        rest.extend(&span.children);
-    }
-    byte_count
 }
 
 /// Between half of `pause` and all of it, so that the agents of many nodes do not return to a collector at the same instant.
