@@ -20,6 +20,7 @@ use crate::metrics::MetricsConfig;
 use crate::place::KubernetesConfig;
 use crate::recorder::RecorderConfig;
 use crate::sink::otlp_config::{OtlpMetricsConfig, TargetConfig, TracesConfig};
+use crate::sink::otlp_transport::{self, without_query};
 
 /// Prefix of the variables that set keys.
 const PREFIX: &str = "WASMSCOPE_";
@@ -175,6 +176,15 @@ impl Default for InstanceConfig {
 }
 
 impl Config {
+    /// Whether the files for TLS to collectors hold what they should; the first that does not, with its key. Those of the pod's service account are looked
+    /// at by whoever asks with them.
+    pub fn check_files(&self) -> Result<(), String> {
+        for (section, _, target) in TARGETS {
+            otlp_transport::check_files(target(self)).map_err(|error| format!("{section}.target: {error}"))?;
+        }
+        Ok(())
+    }
+
     /// Whether all of it makes sense; the first thing that does not, with its key.
     pub fn validate(&self) -> Result<(), String> {
         let within = |key: &str, value: u64, range: std::ops::RangeInclusive<u64>| {
@@ -405,6 +415,8 @@ fn masked(key: &str, value: &Value) -> Value {
                 .collect(),
         ),
         Value::String(text) if text.is_empty() => value.clone(),
+        // A collector may want its token there.
+        Value::String(text) if key == "endpoint" && !is_secret => Value::String(without_query(text)),
         _ if is_secret => Value::String("***".to_owned()),
         _ => value.clone(),
     }
@@ -583,6 +595,37 @@ mod tests {
             let error = sources.load().unwrap_err().to_string();
             assert!(!error.contains("s3cret"), "{error}");
         }
+    }
+
+    #[test]
+    fn what_follows_the_path_of_an_endpoint_is_not_printed() {
+        let (_file, sources) = file("[traces.target]\nendpoint = \"https://collector/in?token=s3cret\"\n");
+        let text = sources.load().unwrap().to_toml();
+        assert!(!text.contains("s3cret"), "{text}");
+        assert!(text.contains("https://collector/in?***"), "{text}");
+    }
+
+    #[test]
+    fn files_for_tls_are_looked_at_and_what_is_wrong_is_named() {
+        let nonsense = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(nonsense.path(), "nonsense").unwrap();
+        let nonsense = nonsense.path().display();
+        let target = |section: &str, scheme: &str| {
+            format!(
+                "[{section}.target]\nendpoint = \"{scheme}://collector:4317\"\n[{section}.target.tls]\nca_file = \"{nonsense}\"\n"
+            )
+        };
+        for (text, words) in [
+            (target("traces", "https"), ["traces.target", "tls.ca_file"]),
+            (target("otlp_metrics", "https"), ["otlp_metrics.target", "tls.ca_file"]),
+        ] {
+            let (_file, sources) = file(&text);
+            let config = sources.load().unwrap().config;
+            let error = config.check_files().unwrap_err();
+            assert!(words.iter().all(|word| error.contains(word)), "{error}");
+        }
+        let (_file, sources) = file(&target("traces", "http"));
+        assert_eq!(sources.load().unwrap().config.check_files(), Ok(()), "is not used");
     }
 
     #[test]

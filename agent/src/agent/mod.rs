@@ -77,7 +77,7 @@ pub async fn run(loaded: Loaded, sources: Sources, logs: &Logs, set_filter: SetF
         clock,
         crate::pipeline::kernel_release(),
     ));
-    let exports = Exports::start(&start.traces, clock)?;
+    let exports = Exports::start(&start.traces, &start.kubernetes.node_name, clock)?;
     let mut metrics = if start.capture.tier > 0 {
         Metrics::with_aggregates(start.metrics.clone())
     } else {
@@ -98,6 +98,8 @@ pub async fn run(loaded: Loaded, sources: Sources, logs: &Logs, set_filter: SetF
     let _features = FeaturesFile::start(&start.inventory, inventory.clone()).context("cannot write features")?;
     let own = OwnMetrics::register(metrics.registry_mut(), exports.sampled());
     let metrics = Arc::new(metrics);
+    // What is wrong with it is told before anything is probed.
+    let metrics_exporter = start_metrics_exporter(&start, clock, &metrics)?;
     let health = Arc::new(Health::new(start.http.liveness_seconds));
     let parts = routes(&metrics, &health, recorder.clone(), inventory.clone());
     let server = http::Server::start(start.http.listen, parts)
@@ -163,7 +165,6 @@ pub async fn run(loaded: Loaded, sources: Sources, logs: &Logs, set_filter: SetF
             drop(pipeline);
         })
         .context("cannot start the event loop")?;
-    let metrics_exporter = start_metrics_exporter(&start, clock, &metrics)?;
     let stages = Arc::new(Stages {
         places,
         metrics,

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use tonic::codec::CompressionEncoding;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::otlp::Protocol;
 use super::otlp_config::{CompressionConfig, OtlpMetricsConfig, TargetConfig};
@@ -29,6 +29,7 @@ use super::otlp_points::{attribute, metric};
 use super::otlp_starts::Starts;
 use super::otlp_throttle::Throttle;
 use super::otlp_transport::{self as transport, AddHeaders, Http, TransportError};
+use super::tls_files::TlsFiles;
 use crate::clock::ClockAnchor;
 use crate::metrics::snapshot::Snapshot;
 use crate::span::Loss;
@@ -78,9 +79,11 @@ impl MetricsExporter {
         let (stop, stopped) = watch::channel(None);
         let throttle = Arc::new(Throttle::default());
         let worker = Worker {
+            tls_files: TlsFiles::of(&config.target),
             client: Client::new(&config.target, &throttle)?,
             throttle,
-            endpoint: transport::endpoint(&config.target).to_owned(),
+            endpoint: transport::shown_endpoint(&config.target),
+            target: config.target.clone(),
             timeout: transport::timeout(&config.target),
             interval: Duration::from_secs(config.interval_seconds),
             resource: resource(node_name),
@@ -135,8 +138,11 @@ impl MetricsExporter {
 }
 
 struct Worker {
+    tls_files: TlsFiles,
     client: Client,
     throttle: Arc<Throttle>,
+    target: TargetConfig,
+    /// For the log.
     endpoint: String,
     timeout: Duration,
     interval: Duration,
@@ -175,6 +181,7 @@ impl Worker {
         let unreadable = snapshot.unreadable_count;
         self.counters.unreadable.fetch_add(unreadable, Ordering::Relaxed);
         self.starts.read(&snapshot, now_ns);
+        self.renew();
         let mut reading = LastReading::default();
         for (metrics, point_count) in requests(snapshot, &self.starts, now_ns) {
             let request = self.request(metrics);
@@ -200,6 +207,24 @@ impl Worker {
             reading.lost += point_count - taken;
         }
         reading
+    }
+
+    /// Connects anew if files for TLS have changed.
+    fn renew(&mut self) {
+        if !self.tls_files.have_changed() {
+            return;
+        }
+        match Client::new(&self.target, &self.throttle) {
+            Ok(client) => {
+                self.client = client;
+                info!(endpoint = self.endpoint, "files for TLS have changed and are in use");
+            }
+            Err(error) => warn!(
+                endpoint = self.endpoint,
+                error = &error as &dyn std::error::Error,
+                "files for TLS have changed and cannot be used; what was in them stays in use"
+            ),
+        }
     }
 
     /// Sends a request, unless the collector has asked for a wait: then the next reading tells all that this one would have told.

@@ -12,7 +12,9 @@ const MAX_VALUE_BYTES: usize = 253;
 
 /// `k8s.*` and `container.id` by the conventions. They have no word for a systemd unit; its name is that of the service instance only where a unit is one
 /// process, so it is `systemd.unit`, as the collector's receiver for units calls it.
-pub(super) fn attributes(place: &Place) -> Vec<KeyValue> {
+///
+/// `node_name` is that of the node that the agent runs on, and so does what is in a pod.
+pub(super) fn attributes(place: &Place, node_name: Option<&str>) -> Vec<KeyValue> {
     let mut attributes = Vec::new();
     let mut add = |key: &'static str, value: &Option<String>| {
         if let Some(value) = value {
@@ -31,9 +33,9 @@ pub(super) fn attributes(place: &Place) -> Vec<KeyValue> {
         attributes.push(KeyValue::new(key, line(&owner.name)));
     }
     if place.pod_uid.is_some()
-        && let Some(node) = std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty())
+        && let Some(node) = node_name
     {
-        attributes.push(KeyValue::new("k8s.node.name", line(&node)));
+        attributes.push(KeyValue::new("k8s.node.name", line(node)));
     }
     for (key, value) in place.labels.iter().take(MAX_LABELS) {
         attributes.push(KeyValue::new(format!("k8s.pod.label.{}", line(key)), line(value)));
@@ -80,16 +82,15 @@ mod tests {
             }),
             ..Place::default()
         };
-        let told: Vec<_> = attributes(&place)
+        let told: Vec<_> = attributes(&place, Some("node-7"))
             .into_iter()
             .map(|attribute| format!("{}={}", attribute.key, attribute.value))
-            .filter(|attribute| !attribute.starts_with("k8s.node.name"))
             .collect();
         insta::assert_debug_snapshot!(told);
     }
 
     #[test]
     fn what_is_nowhere_has_no_attributes() {
-        assert!(attributes(&Place::default()).is_empty());
+        assert!(attributes(&Place::default(), Some("node-7")).is_empty());
     }
 }

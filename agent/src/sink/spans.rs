@@ -71,6 +71,7 @@ pub(crate) struct Converter {
     anchor: ClockAnchor,
     scope: InstrumentationScope,
     host_name: Option<String>,
+    node_name: Option<String>,
     /// `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_SERVICE_NAME` and what describes this build; wins over what is known of the process.
     overrides: Vec<KeyValue>,
 }
@@ -98,8 +99,15 @@ impl Converter {
             anchor,
             scope: InstrumentationScope::builder("wasmscope").with_version(version).build(),
             host_name,
+            node_name: None,
             overrides,
         }
+    }
+
+    /// On the node of this name; without one, nothing is said of it.
+    pub(crate) fn on_node(mut self, name: &str) -> Self {
+        self.node_name = (!name.is_empty()).then(|| name.to_owned());
+        self
     }
 
     /// What the spans of a process have in common.
@@ -130,7 +138,7 @@ impl Converter {
                 .collect();
             attributes.push(KeyValue::new("wasmscope.limits", Value::Array(Array::String(limits))));
         }
-        attributes.extend(place::attributes(&process.place));
+        attributes.extend(place::attributes(&process.place, self.node_name.as_deref()));
         attributes.extend(self.overrides.iter().cloned());
         Resource::builder_empty().with_attributes(attributes).build()
     }
