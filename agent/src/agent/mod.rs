@@ -132,7 +132,7 @@ pub async fn run(loaded: Loaded, sources: Sources, logs: &Logs, set_filter: SetF
             return Ok(ExitCode::SUCCESS);
         }
     };
-    let observation = SelfObservation::new(&mut pipeline, false);
+    let observation = SelfObservation::new(&mut pipeline);
     metrics.add_collector(Box::new(observation.clone()));
 
     let max_bytes = start.capture.queue_mib << 20;

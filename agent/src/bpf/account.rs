@@ -38,23 +38,6 @@ pub struct ObjectInfo {
     pub max_entries: u64,
 }
 
-/// The kernel measures the run time of every program, as long as this lives. Each run costs two readings of the clock more.
-#[derive(Debug)]
-pub struct RunTimeMeasurement {
-    _descriptor: OwnedFd,
-}
-
-impl RunTimeMeasurement {
-    /// Begins; needs Linux 5.8 and `CAP_SYS_ADMIN`.
-    pub fn begin() -> io::Result<Self> {
-        enable_stats(Stats::RunTime)
-            .map(|descriptor| Self {
-                _descriptor: descriptor,
-            })
-            .map_err(|error| error.io_error)
-    }
-}
-
 impl KernelObject {
     /// Asks the kernel.
     pub fn info(&self) -> io::Result<ObjectInfo> {

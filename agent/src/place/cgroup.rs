@@ -7,7 +7,7 @@
 //! first container below it, and lines that contradict each other say nothing. A reader in a cgroup namespace of its own (a `DaemonSet` without
 //! more ado) sees paths relative to its own cgroup, `/../../podUID/ID`.
 
-use std::{fs::File, io, io::Read as _, os::unix::fs::MetadataExt as _, path::Path};
+use std::{fs::File, io, io::Read as _};
 
 use crate::span::{Place, PlaceSource};
 
@@ -19,8 +19,6 @@ const MAX_LINES: usize = 64;
 const MAX_PATH_BYTES: usize = 4096;
 /// Longest name of a unit: systemd's own limit is 255.
 const MAX_UNIT_BYTES: usize = 255;
-/// Folders looked at when a cgroup is sought by its id.
-const MAX_FOLDERS: usize = 16_384;
 
 /// What a cgroup says of the processes in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -200,40 +198,6 @@ fn is_unit(segment: &str) -> bool {
         && [".service", ".scope"]
             .iter()
             .any(|end| segment.len() > end.len() && segment.ends_with(end))
-}
-
-/// The id by which BPF knows a cgroup of the v2 hierarchy: its inode. `mount` is where the hierarchy is mounted.
-pub fn cgroup_id(mount: &Path, path: &str) -> io::Result<u64> {
-    Ok(std::fs::metadata(mount.join(path.trim_start_matches('/')))?.ino())
-}
-
-/// What the path of the cgroup with this id says; `None` if there is none (any longer), or more folders than are looked at.
-///
-/// The folders are walked, so an answer is worth keeping (`Places` does).
-pub fn place_of_id(mount: &Path, id: u64) -> Option<CgroupPlace> {
-    let mut pending = vec![mount.to_owned()];
-    let mut seen_count = 0;
-    while let Some(folder) = pending.pop() {
-        seen_count += 1;
-        if seen_count > MAX_FOLDERS {
-            return None;
-        }
-        for entry in std::fs::read_dir(&folder).ok()?.flatten() {
-            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                continue;
-            }
-            let path = entry.path();
-            // The inode that a directory entry gives is that of the folder itself, no matter what is mounted over it.
-            if std::os::unix::fs::DirEntryExt::ino(&entry) == id {
-                let below = path.strip_prefix(mount).ok()?.to_string_lossy().into_owned();
-                return Some(parse_path(&format!("/{below}")));
-            }
-            if pending.len() < MAX_FOLDERS {
-                pending.push(path);
-            }
-        }
-    }
-    None
 }
 
 #[cfg(test)]

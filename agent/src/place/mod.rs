@@ -44,14 +44,9 @@ const GRACE: Duration = Duration::from_mins(10);
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LAST_RETRY: Duration = Duration::from_mins(1);
 
-/// Where the v2 hierarchy is mounted, below the root of the host: alone, or beside those of v1.
-const CGROUP_MOUNTS: [&str; 2] = ["sys/fs/cgroup", "sys/fs/cgroup/unified"];
-
 /// Knows where processes run, and asks for what it does not know.
 pub struct Places {
     hold: Duration,
-    host_root: PathBuf,
-    by_cgroup: Mutex<HashMap<u64, Place>>,
     cache: Mutex<HashMap<String, Entry>>,
     cri: Option<CriSource>,
     kubelet: Option<Kubelet>,
@@ -146,8 +141,6 @@ impl Places {
         let now = Instant::now();
         let places = Arc::new(Self {
             hold: Duration::from_millis(config.hold_ms),
-            host_root: config.host_root.clone(),
-            by_cgroup: Mutex::new(HashMap::new()),
             cache: Mutex::new(HashMap::new()),
             cri: socket.map(|socket| CriSource {
                 socket,
@@ -165,37 +158,6 @@ impl Places {
         });
         tokio::spawn(answer(Arc::downgrade(&places), questions));
         places
-    }
-
-    /// Where a process runs, as far as its cgroup says. Reads one small file.
-    pub fn immediate(&self, pid: u32) -> Place {
-        let place = cgroup::place_of(pid);
-        self.count(
-            PlaceSource::CgroupPath.as_str(),
-            if place.is_unknown() { "unknown" } else { "known" },
-        );
-        place
-    }
-
-    /// Where the processes of a v2 cgroup run, by the id that BPF has for it; as [`Self::immediate`], for when the process itself is gone. The folders
-    /// are walked once for each id, whether it is found or not.
-    pub fn immediate_of_cgroup(&self, id: u64) -> Place {
-        if let Some(place) = lock(&self.by_cgroup).get(&id) {
-            return place.clone();
-        }
-        let place = CGROUP_MOUNTS
-            .iter()
-            .map(|mount| self.host_root.join(mount))
-            .filter(|mount| mount.join("cgroup.controllers").is_file())
-            .find_map(|mount| cgroup::place_of_id(&mount, id))
-            .map(cgroup::CgroupPlace::into_place)
-            .unwrap_or_default();
-        let mut by_cgroup = lock(&self.by_cgroup);
-        if by_cgroup.len() >= MAX_ENTRIES {
-            by_cgroup.clear();
-        }
-        by_cgroup.insert(id, place.clone());
-        place
     }
 
     /// What is known by now; what is not is asked for meanwhile.

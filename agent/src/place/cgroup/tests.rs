@@ -268,17 +268,6 @@ fn what_only_looks_like_a_pod_is_none() {
     }
 }
 
-#[test]
-fn a_cgroup_is_found_by_its_id() {
-    let mount = tempfile::tempdir().unwrap();
-    let below = format!("kubepods/besteffort/pod{UID}/{ID}");
-    std::fs::create_dir_all(mount.path().join(&below)).unwrap();
-    let id = cgroup_id(mount.path(), &format!("/{below}")).unwrap();
-    assert_eq!(place_of_id(mount.path(), id), Some(pod(Some(ID), UID)));
-    std::fs::remove_dir(mount.path().join(&below)).unwrap();
-    assert_eq!(place_of_id(mount.path(), id), None);
-}
-
 proptest! {
     #[test]
     fn no_file_makes_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..4096)) {
