@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -317,9 +316,11 @@ fn is_in_ratio(trace_id: [u8; 16], ratio: f64) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::sink::testing::{invoke, trace};
-    use crate::span::{Outcome, TraceId};
+    use crate::span::Outcome;
 
     fn at(export: &str, end_ns: u64) -> Trace {
         trace(invoke(export, end_ns.saturating_sub(1), end_ns))

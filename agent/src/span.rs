@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use self::cold::{ColdStart, Phase, PhaseKind, Starts};
 pub use self::parent::{MAX_TRACESTATE_BYTES, Parent, ParentSource};
 pub use self::pause::{Pause, ProbeKind};
-pub use self::place::{Owner, Place, PlaceSource};
+pub use self::place::{Certainty, Owner, Place, PlaceSource};
 pub use self::trace_id::NotATraceId;
 
 /// What one outermost activation (host calls into wasm on an otherwise wasm-free call chain) did.

@@ -5,10 +5,7 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
 };
 
-use aya::{
-    Ebpf,
-    sys::{Stats, enable_stats},
-};
+use aya::Ebpf;
 
 use super::{
     attach::Attacher,

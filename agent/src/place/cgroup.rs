@@ -5,7 +5,8 @@
 //!
 //! Paths are partly in tenants' hands: who may make cgroups below his own can give them any name. So the outermost pod in a path counts, and the
 //! first container below it, and lines that contradict each other say nothing. A reader in a cgroup namespace of its own (a `DaemonSet` without
-//! more ado) sees paths relative to its own cgroup, `/../../podUID/ID`.
+//! more ado) sees paths relative to its own cgroup, `/../../podUID/ID`. What is found below `user.slice`, where users have folders of their own, says so,
+//! and nobody is asked for it.
 
 use std::{fs::File, io, io::Read as _};
 
@@ -29,6 +30,8 @@ pub struct CgroupPlace {
     pub pod_uid: Option<String>,
     /// The systemd service or scope, of what is in no container.
     pub unit: Option<String>,
+    /// It is a folder that users make.
+    pub is_users: bool,
 }
 
 impl CgroupPlace {
@@ -41,7 +44,11 @@ impl CgroupPlace {
             container_id: self.container_id,
             pod_uid: self.pod_uid,
             unit: self.unit,
-            sources: vec![PlaceSource::CgroupPath],
+            sources: vec![if self.is_users {
+                PlaceSource::UserCgroup
+            } else {
+                PlaceSource::CgroupPath
+            }],
             ..Place::default()
         }
     }
@@ -149,6 +156,7 @@ pub fn parse_path(path: &str) -> CgroupPlace {
     if found.pod_uid.is_some() || found.container_id.is_some() {
         found.unit = None;
     }
+    found.is_users = is_users && found.rank() > 0;
     found
 }
 

@@ -1,6 +1,6 @@
 //! Where a process runs, as resource attributes.
 
-use opentelemetry::KeyValue;
+use opentelemetry::{Array, KeyValue, StringValue, Value};
 
 use super::text::bounded_line;
 use crate::span::Place;
@@ -10,6 +10,7 @@ const MAX_LABELS: usize = 32;
 /// Longest name or label value: Kubernetes allows no longer names.
 const MAX_VALUE_BYTES: usize = 253;
 
+/// How sure all of it is, and who said so, is `wasmscope.place.certainty` and `wasmscope.place.sources`.
 /// `k8s.*` and `container.id` by the conventions. They have no word for a systemd unit; its name is that of the service instance only where a unit is one
 /// process, so it is `systemd.unit`, as the collector's receiver for units calls it.
 ///
@@ -36,6 +37,12 @@ pub(super) fn attributes(place: &Place, node_name: Option<&str>) -> Vec<KeyValue
         && let Some(node) = node_name
     {
         attributes.push(KeyValue::new("k8s.node.name", line(node)));
+    }
+    if let Some(certainty) = place.certainty() {
+        attributes.push(KeyValue::new("wasmscope.place.certainty", certainty.as_str()));
+        let sources = place.sources.iter().map(|source| StringValue::from(source.as_str()));
+        let sources = Value::Array(Array::String(sources.collect()));
+        attributes.push(KeyValue::new("wasmscope.place.sources", sources));
     }
     for (key, value) in place.labels.iter().take(MAX_LABELS) {
         attributes.push(KeyValue::new(format!("k8s.pod.label.{}", line(key)), line(value)));
@@ -64,7 +71,7 @@ fn line(untrusted: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::span::Owner;
+    use crate::span::{Owner, PlaceSource};
 
     #[test]
     fn a_pod_is_told_in_the_words_of_the_conventions() {
@@ -80,6 +87,7 @@ mod tests {
                 kind: "Deployment".to_owned(),
                 name: "edge".to_owned(),
             }),
+            sources: vec![PlaceSource::CgroupPath, PlaceSource::Cri],
             ..Place::default()
         };
         let told: Vec<_> = attributes(&place, Some("node-7"))
