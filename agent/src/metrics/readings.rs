@@ -135,7 +135,7 @@ mod tests {
             (zero_count, counts, count, exemplars.len()),
             (2, vec![3, 0, 0, 1], 6, 3)
         );
-        assert_eq!(zero_threshold, upper_bound(0));
+        assert_eq!(zero_threshold.to_bits(), upper_bound(0).to_bits());
         // Index i holds what is above base^i and at most base^(i + 1), base being 2^(2^-scale).
         let end = |index: i32| (f64::from(index + 1) * f64::from(-scale).exp2()).exp2();
         assert!((end(offset) / upper_bound(40) - 1.0).abs() < 1e-12);
