@@ -20,6 +20,7 @@ use crate::metrics::MetricsConfig;
 use crate::place::KubernetesConfig;
 use crate::recorder::RecorderConfig;
 use crate::sink::otlp_config::{OtlpMetricsConfig, TargetConfig, TracesConfig};
+use crate::sink::otlp_transport::{self, without_query};
 
 /// Prefix of the variables that set keys.
 const PREFIX: &str = "WASMSCOPE_";
@@ -107,6 +108,9 @@ pub struct CaptureConfig {
     pub tier: u8,
     /// Traces that may wait for the stages after the event loop, 1 to 1,000,000; more are lost and counted. Default: 8192.
     pub queue_traces: usize,
+    /// Estimated memory of the traces that have not come through all stages, MiB, 1 to 4,096; more are lost and counted. Half of it may wait for names of
+    /// pods. One trace is always taken. Default: 32.
+    pub queue_mib: usize,
     /// How long a host binary stays probed that no process runs any more, seconds, 0 to 86400. Default: 300.
     pub file_grace_seconds: u64,
 }
@@ -151,6 +155,7 @@ impl Default for CaptureConfig {
             ring_mib: 16,
             tier: 1,
             queue_traces: 8_192,
+            queue_mib: 32,
             file_grace_seconds: 300,
         }
     }
@@ -171,6 +176,15 @@ impl Default for InstanceConfig {
 }
 
 impl Config {
+    /// Whether the files for TLS to collectors hold what they should; the first that does not, with its key. Those of the pod's service account are looked
+    /// at by whoever asks with them.
+    pub fn check_files(&self) -> Result<(), String> {
+        for (section, _, target) in TARGETS {
+            otlp_transport::check_files(target(self)).map_err(|error| format!("{section}.target: {error}"))?;
+        }
+        Ok(())
+    }
+
     /// Whether all of it makes sense; the first thing that does not, with its key.
     pub fn validate(&self) -> Result<(), String> {
         let within = |key: &str, value: u64, range: std::ops::RangeInclusive<u64>| {
@@ -194,6 +208,7 @@ impl Config {
         }
         within("capture.tier", self.capture.tier.into(), 0..=1)?;
         within("capture.queue_traces", self.capture.queue_traces as u64, 1..=1_000_000)?;
+        within("capture.queue_mib", self.capture.queue_mib as u64, 1..=4_096)?;
         within(
             "capture.file_grace_seconds",
             self.capture.file_grace_seconds,
@@ -400,6 +415,8 @@ fn masked(key: &str, value: &Value) -> Value {
                 .collect(),
         ),
         Value::String(text) if text.is_empty() => value.clone(),
+        // A collector may want its token there.
+        Value::String(text) if key == "endpoint" && !is_secret => Value::String(without_query(text)),
         _ if is_secret => Value::String("***".to_owned()),
         _ => value.clone(),
     }
@@ -581,6 +598,37 @@ mod tests {
     }
 
     #[test]
+    fn what_follows_the_path_of_an_endpoint_is_not_printed() {
+        let (_file, sources) = file("[traces.target]\nendpoint = \"https://collector/in?token=s3cret\"\n");
+        let text = sources.load().unwrap().to_toml();
+        assert!(!text.contains("s3cret"), "{text}");
+        assert!(text.contains("https://collector/in?***"), "{text}");
+    }
+
+    #[test]
+    fn files_for_tls_are_looked_at_and_what_is_wrong_is_named() {
+        let nonsense = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(nonsense.path(), "nonsense").unwrap();
+        let nonsense = nonsense.path().display();
+        let target = |section: &str, scheme: &str| {
+            format!(
+                "[{section}.target]\nendpoint = \"{scheme}://collector:4317\"\n[{section}.target.tls]\nca_file = \"{nonsense}\"\n"
+            )
+        };
+        for (text, words) in [
+            (target("traces", "https"), ["traces.target", "tls.ca_file"]),
+            (target("otlp_metrics", "https"), ["otlp_metrics.target", "tls.ca_file"]),
+        ] {
+            let (_file, sources) = file(&text);
+            let config = sources.load().unwrap().config;
+            let error = config.check_files().unwrap_err();
+            assert!(words.iter().all(|word| error.contains(word)), "{error}");
+        }
+        let (_file, sources) = file(&target("traces", "http"));
+        assert_eq!(sources.load().unwrap().config.check_files(), Ok(()), "is not used");
+    }
+
+    #[test]
     fn an_unknown_variable_is_an_error_and_a_service_of_kubernetes_is_not_one() {
         let variable = |name: &str| Sources {
             variables: vec![(name.to_owned(), "1".to_owned())],
@@ -606,6 +654,7 @@ mod tests {
             ("capture.ring_mib", "[capture]\nring_mib = 2048"),
             ("capture.tier", "[capture]\ntier = 2"),
             ("capture.queue_traces", "[capture]\nqueue_traces = 0"),
+            ("capture.queue_mib", "[capture]\nqueue_mib = 5000"),
             ("shutdown.deadline_seconds", "[shutdown]\ndeadline_seconds = 601"),
             ("instance.lock_file", "[instance]\nlock_file = \"\""),
         ] {

@@ -10,6 +10,7 @@
 mod activation;
 mod cold;
 mod helpers;
+mod instances;
 mod pauses;
 mod request;
 mod runtime_call;
@@ -60,6 +61,7 @@ struct ProcessState {
     activations: HashMap<u64, Activation>,
     modules: cold::Modules,
     requests: request::Requests,
+    instances: instances::Instances,
     /// A host call has been seen to begin.
     has_host_calls: bool,
     /// Probes that are paused, or were not long ago.
@@ -236,6 +238,7 @@ impl Correlator {
                         activations: HashMap::new(),
                         modules: cold::Modules::default(),
                         requests: request::Requests::default(),
+                        instances: instances::Instances::default(),
                         has_host_calls: false,
                         pauses: Vec::new(),
                     },
@@ -326,6 +329,8 @@ impl Correlator {
                 is_open,
             } => {
                 context.state.requests.syscall(number, arguments[0]);
+                let name = syscalls::name(number);
+                let (args, result) = syscalls::without_addresses(&name, arguments, result);
                 let span = Span {
                     start_ns: at_ns,
                     end_ns: at_ns.saturating_add(duration_ns),
@@ -334,8 +339,8 @@ impl Correlator {
                     tid,
                     kind: SpanKind::Syscall {
                         number,
-                        name: syscalls::name(number),
-                        args: arguments,
+                        name,
+                        args,
                         result,
                         on_helper: handed_over_ns.is_some(),
                     },

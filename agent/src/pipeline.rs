@@ -12,6 +12,7 @@ mod in_flight;
 mod learning;
 mod looking;
 mod marks;
+mod paused;
 mod places;
 mod reattach;
 mod requests;

@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -97,7 +96,7 @@ pub enum Decision {
 }
 
 impl Decision {
-    /// All, in the order of [`Sampler::counts`].
+    /// All.
     pub const ALL: [Self; 7] = [
         Self::Kept,
         Self::ParentKept,
@@ -246,7 +245,6 @@ pub struct Sampler {
     buckets: Buckets<Key>,
     parents: Buckets<Pod>,
     failed: Bucket,
-    counts: [u64; Decision::ALL.len()],
 }
 
 impl Sampler {
@@ -257,7 +255,6 @@ impl Sampler {
             buckets: Buckets::default(),
             parents: Buckets::default(),
             failed: Bucket::default(),
-            counts: [0; Decision::ALL.len()],
         }
     }
 
@@ -268,21 +265,9 @@ impl Sampler {
         self.config = config;
     }
 
-    /// Decides, and counts the decision. Rates are measured by the times at which traces end, so that a replay decides alike.
+    /// Decides. Rates are measured by the times at which traces end, so that a replay decides alike.
     pub fn decide(&mut self, trace: &Trace) -> Decision {
-        let decision = self.decision(trace, parent_sampled(trace));
-        self.counts[decision as usize] += 1;
-        decision
-    }
-
-    /// The trace, if it is to be exported.
-    pub fn keep(&mut self, trace: &Arc<Trace>) -> Option<Arc<Trace>> {
-        self.decide(trace).is_kept().then(|| Arc::clone(trace))
-    }
-
-    /// Decisions so far, for `wasmscope_traces_sampled_total{decision}`.
-    pub fn counts(&self) -> impl Iterator<Item = (Decision, u64)> + '_ {
-        Decision::ALL.into_iter().zip(self.counts)
+        self.decision(trace, parent_sampled(trace))
     }
 
     fn decision(&mut self, trace: &Trace, parent: Option<bool>) -> Decision {
@@ -331,9 +316,11 @@ fn is_in_ratio(trace_id: [u8; 16], ratio: f64) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::sink::testing::{invoke, trace};
-    use crate::span::{Outcome, TraceId};
+    use crate::span::Outcome;
 
     fn at(export: &str, end_ns: u64) -> Trace {
         trace(invoke(export, end_ns.saturating_sub(1), end_ns))
@@ -470,20 +457,6 @@ mod tests {
             is_in_ratio(id(0xff << 56 | 1 << 55), 0.5),
             "the first byte of the half is not random"
         );
-    }
-
-    #[test]
-    fn every_decision_is_counted_once() {
-        let mut sampler = Sampler::new(SamplingConfig { ratio: 0.5, ..config() });
-        for i in 0..1_000_u64 {
-            let mut trace = if i % 2 == 0 { at("run", i) } else { failed(i) };
-            trace.id = TraceId(u128::from(i << 46 | 1).to_be_bytes());
-            sampler.decide(&trace);
-        }
-        assert_eq!(sampler.counts().map(|(_, count)| count).sum::<u64>(), 1_000);
-        for (index, decision) in Decision::ALL.into_iter().enumerate() {
-            assert_eq!(decision as usize, index);
-        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use prometheus_client::{
 };
 
 use crate::{
-    bpf::{self, KernelObject, ObjectInfo, RunTimeMeasurement},
+    bpf::{self, KernelObject, ObjectInfo},
     pipeline::{GovernorReport, Pipeline, WorkloadKey},
     span::ProbeKind,
 };
@@ -42,8 +42,8 @@ struct Inner {
     /// Told instead of what the kernel says, for the reference of metrics.
     examples: Vec<Described>,
     governor: Option<Arc<Mutex<GovernorReport>>>,
-    run_time: Option<RunTimeMeasurement>,
     queues: Mutex<BTreeMap<&'static str, Depth>>,
+    queue_bytes: Mutex<BTreeMap<&'static str, Depth>>,
     lag_ns: AtomicU64,
     tables: Mutex<Vec<(&'static str, usize)>>,
 }
@@ -55,20 +55,14 @@ impl fmt::Debug for Inner {
 }
 
 impl SelfObservation {
-    /// Of this pipeline, after its governor has been started. With `measures_run_time`, the kernel measures how long each program
-    /// runs, of all programs of the machine: two readings of the clock more a run.
-    pub fn new(pipeline: &mut Pipeline, measures_run_time: bool) -> Self {
-        let run_time = measures_run_time.then(RunTimeMeasurement::begin).and_then(|begun| {
-            begun
-                .inspect_err(|error| tracing::warn!(%error, "run times of programs cannot be measured"))
-                .ok()
-        });
+    /// Of this pipeline, after its governor has been started.
+    pub fn new(pipeline: &mut Pipeline) -> Self {
         Self(Arc::new(Inner {
             objects: pipeline.take_kernel_objects(),
             examples: Vec::new(),
             governor: pipeline.governor_report(),
-            run_time,
             queues: Mutex::default(),
+            queue_bytes: Mutex::default(),
             lag_ns: AtomicU64::new(0),
             tables: Mutex::default(),
         }))
@@ -96,12 +90,13 @@ impl SelfObservation {
             objects: Vec::new(),
             examples: vec![("unknown".to_owned(), true, info), ("unknown".to_owned(), false, info)],
             governor: Some(Arc::new(Mutex::new(report))),
-            run_time: None,
             queues: Mutex::default(),
+            queue_bytes: Mutex::default(),
             lag_ns: AtomicU64::new(0),
             tables: Mutex::new(vec![("unknown", 0)]),
         }));
         example.add_queue("unknown", || 0);
+        example.add_queue_bytes("unknown", || 0);
         example
     }
 
@@ -109,6 +104,12 @@ impl SelfObservation {
     pub fn add_queue(&self, name: &'static str, depth: impl Fn() -> u64 + Send + Sync + 'static) {
         let mut queues = self.0.queues.lock().unwrap_or_else(PoisonError::into_inner);
         queues.insert(name, Box::new(depth));
+    }
+
+    /// Also tells how much memory what waits in a queue takes, bytes.
+    pub fn add_queue_bytes(&self, name: &'static str, bytes: impl Fn() -> u64 + Send + Sync + 'static) {
+        let mut queues = self.0.queue_bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        queues.insert(name, Box::new(bytes));
     }
 
     /// How many entries each table has that follows what runs.
@@ -130,8 +131,8 @@ impl SelfObservation {
         let infos: Vec<Described> = known.chain(self.0.examples.iter().cloned()).collect();
         let programs = || infos.iter().filter(|(_, is_program, _)| *is_program);
         let maps = || infos.iter().filter(|(_, is_program, _)| !is_program);
-        // Somebody else may have it measured: `sysctl kernel.bpf_stats_enabled=1`.
-        if self.0.run_time.is_some() || programs().any(|(_, _, info)| info.run_count > 0) {
+        // Where it is measured: `sysctl kernel.bpf_stats_enabled=1`.
+        if programs().any(|(_, _, info)| info.run_count > 0) {
             let mut family = family(
                 encoder,
                 "wasmscope_bpf_program_seconds",
@@ -304,6 +305,17 @@ impl SelfObservation {
         )?;
         for (name, depth) in queues.iter() {
             gauge(&mut family, &[("queue", name)], depth() as f64)?;
+        }
+        drop(queues);
+        let queues = self.0.queue_bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut family = self::family(
+            encoder,
+            "wasmscope_queue_bytes",
+            "Memory that what waits in each queue takes, estimated; of traces until they are through all stages",
+            MetricType::Gauge,
+        )?;
+        for (name, bytes) in queues.iter() {
+            gauge(&mut family, &[("queue", name)], bytes() as f64)?;
         }
         drop(queues);
         let tables = self.0.tables.lock().unwrap_or_else(PoisonError::into_inner).clone();

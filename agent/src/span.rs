@@ -7,6 +7,7 @@ mod cold;
 mod parent;
 mod pause;
 mod place;
+mod size;
 mod trace_id;
 
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use self::cold::{ColdStart, Phase, PhaseKind, Starts};
 pub use self::parent::{MAX_TRACESTATE_BYTES, Parent, ParentSource};
 pub use self::pause::{Pause, ProbeKind};
-pub use self::place::{Owner, Place, PlaceSource};
+pub use self::place::{Certainty, Owner, Place, PlaceSource};
 pub use self::trace_id::NotATraceId;
 
 /// What one outermost activation (host calls into wasm on an otherwise wasm-free call chain) did.
@@ -126,9 +127,9 @@ pub enum SpanKind {
         number: u64,
         /// Name of `number` on the traced architecture, or `syscall_<n>`.
         name: String,
-        /// Raw arguments. Meaningful ones only: the first three.
+        /// The first three arguments, with 0 for those that are addresses or may be.
         args: [u64; 3],
-        /// Return value; negative values are `-errno`. Zero while `end_bound` is open.
+        /// Return value; negative values are `-errno`. Zero where it is an address, and while `end_bound` is open.
         result: i64,
         /// Made by another thread (the span's `tid`) that did work which the host call had handed over and waits for.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -159,7 +160,7 @@ pub enum SpanKind {
 /// A guest's wish for a larger memory or table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Growth {
-    /// The runtime's address of the instance whose memory or table it is; used again when the instance is gone.
+    /// The instance whose memory or table it is, numbered within the process; used again for one that comes to where it was.
     pub instance: u64,
     /// Which of its memories or tables, as the runtime counts them.
     pub index: u32,

@@ -346,7 +346,7 @@ fn the_agent_takes_what_the_chart_makes_of_any_values_and_finds_what_it_needs_mo
 
 /// Memory that the configuration sets aside, MiB.
 fn budgets_mib(config: &Config) -> usize {
-    (config.recorder.memory_mib + config.capture.ring_mib) as usize + config.traces.queue_mib
+    (config.recorder.memory_mib + config.capture.ring_mib) as usize + config.capture.queue_mib + config.traces.queue_mib
 }
 
 #[test]

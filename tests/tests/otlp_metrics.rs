@@ -11,12 +11,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
-use opentelemetry_proto::tonic::metrics::v1::{metric, number_data_point};
+use opentelemetry_proto::tonic::metrics::v1::{Metric, exemplar, metric, number_data_point};
 use support::{sample_trace, wait_until};
-use wasmscope::metrics::Metrics;
+use wasmscope::metrics::{Metrics, MetricsConfig};
+use wasmscope::pipeline::{AggregateRow, Counted, Times};
 use wasmscope::sink::otlp::Protocol;
 use wasmscope::sink::otlp_config::{CompressionConfig, OtlpMetricsConfig};
 use wasmscope::sink::otlp_metrics::MetricsExporter;
+use wasmscope::span::{Function, Process, SpanKind, Trace};
 use wasmscope_tests::otlp_receiver::{Answer, ReceivedMetrics, Receiver};
 
 const PROTOCOLS: [Protocol; 2] = [Protocol::Grpc, Protocol::HttpProtobuf];
@@ -35,7 +37,7 @@ fn config(endpoint: &str, protocol: Protocol) -> OtlpMetricsConfig {
 
 fn start(config: &OtlpMetricsConfig, metrics: &Arc<Metrics>) -> MetricsExporter {
     let metrics = Arc::clone(metrics);
-    MetricsExporter::start(config, "node-7", START_NS, Box::new(move || metrics.encode())).unwrap()
+    MetricsExporter::start(config, "node-7", START_NS, Box::new(move || metrics.snapshot())).unwrap()
 }
 
 fn used() -> Arc<Metrics> {
@@ -169,6 +171,93 @@ async fn what_arrives_is_what_the_text_says_over_both_transports_and_packed() {
                 assert!(resource.contains(attribute), "{resource}");
             }
         }
+    }
+}
+
+/// What the kernel would have counted of the trace, besides a call that took no time to speak of.
+fn row(trace: &Trace) -> AggregateRow {
+    let SpanKind::Invoke { function } = &trace.root.kind else {
+        panic!("is an invocation")
+    };
+    let function: Option<Arc<Function>> = function.clone();
+    let process: Arc<Process> = Arc::clone(&trace.process);
+    let mut times = Times {
+        total_ns: trace.root.duration_ns() + 1,
+        ..Times::default()
+    };
+    times.buckets[0] = 1;
+    // Bucket i ends at 2^(i/4 - 22) seconds.
+    let seconds = trace.root.duration_ns() as f64 / 1e9;
+    times.buckets[(4.0 * (seconds.log2() + 22.0)).ceil() as usize] = 1;
+    AggregateRow {
+        process: Some(process),
+        counted: Counted::Invocations { export: function },
+        outcomes: vec![("ok".to_owned(), 1), ("trap".to_owned(), 1)],
+        times,
+        bytes: 0,
+    }
+}
+
+fn of_name(received: &[ReceivedMetrics], name: &str) -> Metric {
+    let mut metrics = received
+        .iter()
+        .flat_map(|received| &received.request.resource_metrics)
+        .flat_map(|resource| &resource.scope_metrics)
+        .flat_map(|scope| &scope.metrics)
+        .filter(|metric| metric.name == name);
+    let metric = metrics.next().unwrap().clone();
+    assert!(metrics.next().is_none(), "{name} comes twice");
+    metric
+}
+
+#[tokio::test]
+async fn what_the_kernel_counts_arrives_in_native_buckets_with_exemplars_that_are_spans_which_arrived() {
+    for protocol in PROTOCOLS {
+        let receiver = Receiver::start(Answer::Accept).unwrap();
+        let trace = sample_trace(3);
+        support::export(
+            support::config(&receiver.endpoint(), protocol),
+            std::slice::from_ref(&trace),
+        )
+        .await;
+        let metrics = Arc::new(Metrics::with_aggregates(MetricsConfig::default()));
+        metrics.observe_aggregate(&row(&trace));
+        metrics.exemplify(&trace);
+        let exporter = start(&config(&receiver.endpoint(), protocol), &metrics);
+        exporter.shutdown(LONG).await;
+        let received = receiver.metrics();
+        assert_eq!(of_name(&received, "wasm_invocations").unit, "{invocation}");
+        let durations = of_name(&received, "wasm_invocation_duration_seconds");
+        assert_eq!(durations.unit, "s");
+        let Some(metric::Data::ExponentialHistogram(histogram)) = &durations.data else {
+            panic!("{durations:?}")
+        };
+        assert_eq!(histogram.aggregation_temporality, 2, "cumulative");
+        let [point] = &histogram.data_points[..] else {
+            panic!("{histogram:?}")
+        };
+        assert_eq!((point.count, point.zero_count), (2, 1));
+        let seconds = trace.root.duration_ns() as f64 / 1e9;
+        assert!((point.sum.unwrap() - seconds - 1e-9).abs() < 1e-12);
+        let buckets = point.positive.as_ref().unwrap();
+        assert_eq!(buckets.bucket_counts, [1]);
+        // As OpenTelemetry defines them: above base^index, at most base^(index + 1).
+        let log = f64::from(point.scale).exp2();
+        let index = (seconds.log2() * log).ceil() - 1.0;
+        assert_eq!(f64::from(buckets.offset), index);
+        assert!(point.zero_threshold > 0.0 && point.zero_threshold < seconds);
+        let [exemplar] = &point.exemplars[..] else {
+            panic!("{point:?}")
+        };
+        assert_eq!(exemplar.value, Some(exemplar::Value::AsDouble(seconds)));
+        assert!(exemplar.time_unix_nano > START_NS);
+        let spans = receiver.spans();
+        let span = spans
+            .iter()
+            .find(|span| span.span_id == exemplar.span_id && span.trace_id == exemplar.trace_id)
+            .unwrap();
+        let duration_ns = span.end_time_unix_nano - span.start_time_unix_nano;
+        assert_eq!(duration_ns, trace.root.duration_ns());
     }
 }
 

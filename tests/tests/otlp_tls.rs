@@ -160,6 +160,42 @@ async fn a_collector_that_wants_a_certificate_gets_ours() {
 }
 
 #[tokio::test]
+async fn certificates_that_are_renewed_are_used_without_a_restart_and_wrong_ones_change_nothing() {
+    let certificates = Certificates::new();
+    let file = |name: &str| certificates.path(name);
+    for protocol in PROTOCOLS {
+        let receiver = Receiver::start(Answer::Accept).unwrap();
+        let address = certificates.serve(&receiver.endpoint(), protocol, true).await;
+        // As a secret that is mounted: a link to what is valid now.
+        let replace = |name: &str, target: &str| {
+            let next = file("next");
+            std::os::unix::fs::symlink(file(target), &next).unwrap();
+            std::fs::rename(next, file(name)).unwrap();
+        };
+        replace("mine.pem", "stranger.pem");
+        replace("mine.key", "stranger.key");
+        let mut config = secured(address, protocol, &certificates.path("ca.pem"));
+        config.target.timeout_ms = 2_000;
+        config.batch_delay = Duration::from_millis(1);
+        config.max_pause = Duration::from_millis(1);
+        config.target.tls.cert_file = Some(file("mine.pem"));
+        config.target.tls.key_file = Some(file("mine.key"));
+        let exporter = Exporter::start(&config, ANCHOR).unwrap();
+        exporter.offer(Arc::new(sample_trace(1)));
+        wait_until(|| exporter.counts().lost_export_failed == 1).await;
+        replace("mine.pem", "client.pem");
+        replace("mine.key", "client.key");
+        exporter.offer(Arc::new(sample_trace(2)));
+        wait_until(|| exporter.counts().exported == 1).await;
+        std::fs::write(file("broken"), "half of a certif").unwrap();
+        replace("mine.pem", "broken");
+        exporter.offer(Arc::new(sample_trace(3)));
+        let counts = exporter.shutdown(LONG).await;
+        assert_eq!((counts.offered, counts.exported), (3, 2), "{protocol:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_collector_that_is_not_trusted_gets_nothing_and_the_loss_is_counted_and_logged_once() {
     let certificates = Certificates::new();
     let logs = support::Logs::default();

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::counts::{self, Counts};
 use super::drain::{Schedule, Transit};
 use super::health::Health;
+use super::queue::TraceSender;
 use crate::cli::cold::ColdModules;
 use crate::event::{Event, EventKind};
 use crate::governor::GovernorConfig;
@@ -18,7 +18,7 @@ use crate::inventory::Inventory;
 use crate::metrics::Metrics;
 use crate::pipeline::{Output, Pipeline, WatchReport};
 use crate::self_observation::SelfObservation;
-use crate::span::{Capture, Loss, Trace};
+use crate::span::{Capture, Loss};
 
 /// How often it is looked whether the watched processes still live.
 const LIVENESS_INTERVAL: Duration = Duration::from_millis(200);
@@ -28,7 +28,7 @@ const OBSERVATION_INTERVAL: Duration = Duration::from_secs(1);
 /// Where the loop puts what it makes.
 pub(super) struct Collector {
     /// Traces, for the stages.
-    pub(super) traces: mpsc::Sender<Trace>,
+    pub(super) traces: TraceSender,
     /// Counted here is what needs no stage.
     pub(super) metrics: Arc<Metrics>,
     /// What the kernel counts.
@@ -101,9 +101,7 @@ impl Collector {
         let until = self.stop.borrow().map_or_else(Instant::now, |schedule| schedule.traces);
         for trace in last.traces {
             self.transit.made.fetch_add(1, Ordering::Relaxed);
-            // What is left at the end may be more than fits, and there is nothing else to do now than to wait.
-            let sent = tokio::time::timeout_at(until.into(), self.traces.send(trace)).await;
-            if !matches!(sent, Ok(Ok(()))) {
+            if !self.traces.send(trace, until).await {
                 self.lose("shutdown");
             }
         }
@@ -116,11 +114,11 @@ impl Collector {
             self.transit.made.fetch_add(1, Ordering::Relaxed);
             cold.trace(&trace, |count| self.counts.cold(count));
             self.inventory.trace(&trace);
-            if let Err(TrySendError::Full(mut trace) | TrySendError::Closed(mut trace)) = self.traces.try_send(trace) {
+            if let Err((mut trace, reason)) = self.traces.offer(trace) {
                 // Counters are not to lose it too.
                 trace.process = self.counts.named(&trace.process);
                 self.metrics.observe_trace(&trace);
-                self.lose("queue_full");
+                self.lose(reason);
             }
         }
     }

@@ -125,8 +125,7 @@ impl Counts {
 
     /// The process with the names of its pod, as far as they are known by now.
     pub(super) fn named(&self, process: &Arc<Process>) -> Arc<Process> {
-        let (Lookup::Known(place) | Lookup::Pending(place)) = self.places.lookup(&process.place);
-        with_place(process, place)
+        with_place(process, self.places.named(&process.place))
     }
 
     /// With the names of its pod, or as it is if they may still come.

@@ -30,6 +30,7 @@ pub(super) type Sampled = Family<DecisionLabel, Counter>;
 /// The sampler and the exporters behind it.
 pub(super) struct Exports {
     clock: ClockAnchor,
+    node_name: String,
     current: ArcSwapOption<Exporter>,
     sampler: Mutex<Sampler>,
     sampled: Sampled,
@@ -78,10 +79,11 @@ pub(super) fn no_decisions() -> Sampled {
 
 impl Exports {
     /// Starts the exporter, if an endpoint is configured.
-    pub(super) fn start(config: &TracesConfig, clock: ClockAnchor) -> Result<Self, StartError> {
+    pub(super) fn start(config: &TracesConfig, node_name: &str, clock: ClockAnchor) -> Result<Self, StartError> {
         Ok(Self {
             clock,
-            current: ArcSwapOption::new(start(config, clock)?),
+            node_name: node_name.to_owned(),
+            current: ArcSwapOption::new(start(config, node_name, clock)?),
             sampler: Mutex::new(Sampler::new(config.sampling.clone())),
             sampled: no_decisions(),
             config: Mutex::new(config.clone()),
@@ -98,6 +100,12 @@ impl Exports {
     pub(super) fn queued_count(&self) -> u64 {
         let exporter = self.current.load();
         exporter.as_ref().map_or(0, |exporter| exporter.queued_count())
+    }
+
+    /// Estimated memory of those that wait or are under way, bytes.
+    pub(super) fn queued_bytes(&self) -> u64 {
+        let exporter = self.current.load();
+        exporter.as_ref().map_or(0, |exporter| exporter.queued_bytes())
     }
 
     /// Whether traces are exported.
@@ -131,7 +139,11 @@ impl Exports {
             ..config.clone()
         };
         let is_elsewhere = without_sampling(&config) != without_sampling(new);
-        let exporter = if is_elsewhere { start(new, self.clock)? } else { None };
+        let exporter = if is_elsewhere {
+            start(new, &self.node_name, self.clock)?
+        } else {
+            None
+        };
         Ok(Prepared {
             config: new.clone(),
             is_elsewhere,
@@ -195,11 +207,17 @@ impl Exports {
     }
 }
 
-fn start(config: &TracesConfig, clock: ClockAnchor) -> Result<Option<Arc<Exporter>>, StartError> {
+fn start(config: &TracesConfig, node_name: &str, clock: ClockAnchor) -> Result<Option<Arc<Exporter>>, StartError> {
     config
         .target
         .is_set()
-        .then(|| Exporter::start(&ExporterConfig::from(config), clock).map(Arc::new))
+        .then(|| {
+            let config = ExporterConfig {
+                node_name: node_name.to_owned(),
+                ..ExporterConfig::from(config)
+            };
+            Exporter::start(&config, clock).map(Arc::new)
+        })
         .transpose()
 }
 
@@ -241,7 +259,7 @@ mod tests {
 
     #[tokio::test]
     async fn every_trace_is_accounted_for_while_exporters_come_and_go() {
-        let exports = Exports::start(&config(Some("http://127.0.0.1:1")), anchor()).unwrap();
+        let exports = Exports::start(&config(Some("http://127.0.0.1:1")), "", anchor()).unwrap();
         offer(&exports, 5);
         reconfigure(&exports, &config(Some("http://127.0.0.1:2"))).unwrap();
         offer(&exports, 7);
@@ -258,7 +276,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_target_that_cannot_be_leaves_the_old_one_in_force() {
-        let exports = Exports::start(&config(Some("http://127.0.0.1:1")), anchor()).unwrap();
+        let exports = Exports::start(&config(Some("http://127.0.0.1:1")), "", anchor()).unwrap();
         let mut wrong = config(Some("https://127.0.0.1:1"));
         wrong.target.tls.ca_file = Some("/does/not/exist".into());
         let error = reconfigure(&exports, &wrong).unwrap_err().to_string();
@@ -272,7 +290,7 @@ mod tests {
 
     #[tokio::test]
     async fn sampling_is_reconfigured_without_a_new_exporter() {
-        let exports = Exports::start(&config(Some("http://127.0.0.1:1")), anchor()).unwrap();
+        let exports = Exports::start(&config(Some("http://127.0.0.1:1")), "", anchor()).unwrap();
         let mut none = config(Some("http://127.0.0.1:1"));
         none.sampling = SamplingConfig {
             ratio: 0.0,

@@ -9,6 +9,7 @@ mod lock;
 mod logs;
 mod notify;
 mod own_metrics;
+mod queue;
 mod reload;
 mod stages;
 
@@ -19,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use self::collect::Collector;
@@ -76,7 +77,7 @@ pub async fn run(loaded: Loaded, sources: Sources, logs: &Logs, set_filter: SetF
         clock,
         crate::pipeline::kernel_release(),
     ));
-    let exports = Exports::start(&start.traces, clock)?;
+    let exports = Exports::start(&start.traces, &start.kubernetes.node_name, clock)?;
     let mut metrics = if start.capture.tier > 0 {
         Metrics::with_aggregates(start.metrics.clone())
     } else {
@@ -97,6 +98,8 @@ pub async fn run(loaded: Loaded, sources: Sources, logs: &Logs, set_filter: SetF
     let _features = FeaturesFile::start(&start.inventory, inventory.clone()).context("cannot write features")?;
     let own = OwnMetrics::register(metrics.registry_mut(), exports.sampled());
     let metrics = Arc::new(metrics);
+    // What is wrong with it is told before anything is probed.
+    let metrics_exporter = start_metrics_exporter(&start, clock, &metrics)?;
     let health = Arc::new(Health::new(start.http.liveness_seconds));
     let parts = routes(&metrics, &health, recorder.clone(), inventory.clone());
     let server = http::Server::start(start.http.listen, parts)
@@ -114,9 +117,10 @@ pub async fn run(loaded: Loaded, sources: Sources, logs: &Logs, set_filter: SetF
     };
     // Loading takes seconds, in which health is to be answered.
     let governor = start.governor.clone();
+    let names = Arc::clone(&places);
     let starting = tokio::task::spawn_blocking(move || {
         Pipeline::start(options).map(|mut pipeline| {
-            pipeline.start_governor(governor);
+            pipeline.start_governor(governor, move |place| names.named(place));
             pipeline
         })
     });
@@ -128,16 +132,14 @@ pub async fn run(loaded: Loaded, sources: Sources, logs: &Logs, set_filter: SetF
             return Ok(ExitCode::SUCCESS);
         }
     };
-    let observation = SelfObservation::new(&mut pipeline, false);
+    let observation = SelfObservation::new(&mut pipeline);
     metrics.add_collector(Box::new(observation.clone()));
 
-    let (sender, receiver) = mpsc::channel(start.capture.queue_traces);
-    // Weak, as the stages end when nobody can send any more.
-    let queue = sender.downgrade();
-    observation.add_queue("traces", move || {
-        let queue = queue.upgrade();
-        queue.map_or(0, |queue| (queue.max_capacity() - queue.capacity()) as u64)
-    });
+    let max_bytes = start.capture.queue_mib << 20;
+    let (sender, receiver, waiting) = queue::queue(start.capture.queue_traces, max_bytes);
+    observation.add_queue("traces", sender.depth());
+    let bytes = waiting.clone();
+    observation.add_queue_bytes("traces", move || bytes.byte_count());
     let (stop, stopped) = watch::channel(None);
     let (budget, budgets) = watch::channel(start.governor.clone());
     let transit = Arc::new(Transit::default());
@@ -163,7 +165,6 @@ pub async fn run(loaded: Loaded, sources: Sources, logs: &Logs, set_filter: SetF
             drop(pipeline);
         })
         .context("cannot start the event loop")?;
-    let metrics_exporter = start_metrics_exporter(&start, clock, &metrics)?;
     let stages = Arc::new(Stages {
         places,
         metrics,
@@ -171,13 +172,17 @@ pub async fn run(loaded: Loaded, sources: Sources, logs: &Logs, set_filter: SetF
         exports,
         held: AtomicU64::new(0),
         transit: Arc::clone(&transit),
+        waiting,
     });
     let running_stages = Arc::clone(&stages);
-    let (held, exporting) = (Arc::clone(&stages), Arc::clone(&stages));
+    let (held, exporting, sending) = (Arc::clone(&stages), Arc::clone(&stages), Arc::clone(&stages));
     observation.add_queue("place", move || held.held_count());
     observation.add_queue("export", move || exporting.exports.queued_count());
+    observation.add_queue_bytes("export", move || sending.exports.queued_bytes());
     let max_held = start.kubernetes.max_held;
-    let mut stage_task = tokio::spawn(async move { running_stages.run(receiver, max_held, stopped).await });
+    // Half, so that names that do not come take no room from traces that need none.
+    let mut stage_task =
+        tokio::spawn(async move { running_stages.run(receiver, max_held, max_bytes / 2, stopped).await });
     info!(
         version = env!("CARGO_PKG_VERSION"),
         kernel = crate::pipeline::kernel_release(),
@@ -272,7 +277,7 @@ fn start_metrics_exporter(
         &config.otlp_metrics,
         &config.kubernetes.node_name,
         clock.unix_ns,
-        Box::new(move || metrics.encode()),
+        Box::new(move || metrics.snapshot()),
     )
     .map(Some)
     .context("cannot export metrics")

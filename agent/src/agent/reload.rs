@@ -134,9 +134,10 @@ mod tests {
             places: Places::with_sources(&places, None, None),
             metrics: Arc::new(Metrics::new()),
             recorder: Arc::new(Recorder::new(config.recorder.clone(), clock, String::new())),
-            exports: Exports::start(&config.traces, clock).unwrap(),
+            exports: Exports::start(&config.traces, "", clock).unwrap(),
             transit: Arc::default(),
             held: std::sync::atomic::AtomicU64::default(),
+            waiting: crate::agent::queue::Waiting::default(),
         };
         let filters = Arc::new(Mutex::new(Vec::new()));
         let noted = Arc::clone(&filters);

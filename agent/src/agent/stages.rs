@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::drain::{Schedule, Transit};
 use super::exports::{Exports, Prepared};
+use super::queue::Waiting;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::place::{PlaceStage, Places};
@@ -36,18 +37,21 @@ pub(super) struct Stages {
     pub(super) held: AtomicU64,
     /// How many traces have come through.
     pub(super) transit: Arc<Transit>,
+    /// What has not come through.
+    pub(super) waiting: Waiting,
 }
 
 impl Stages {
-    /// Takes traces until there are no more senders; what the exporter still has is then its own to send. At most `max_held` wait for
-    /// the names of their pod, and none once `stop` says that there is no more time for names.
+    /// Takes traces until there are no more senders; what the exporter still has is then its own to send. At most `max_held`, of `max_held_bytes` at most,
+    /// wait for the names of their pod, and none once `stop` says that there is no more time for names.
     pub(super) async fn run(
         &self,
         mut traces: mpsc::Receiver<Trace>,
         max_held: usize,
+        max_held_bytes: usize,
         mut stop: watch::Receiver<Option<Schedule>>,
     ) {
-        let mut place = PlaceStage::new(self.places.clone(), max_held);
+        let mut place = PlaceStage::new(self.places.clone(), max_held).with_max_bytes(max_held_bytes);
         let mut batch = Vec::new();
         let mut losses = tokio::time::interval(LOSSES_INTERVAL);
         let mut held = tokio::time::interval(HELD_INTERVAL);
@@ -108,6 +112,7 @@ impl Stages {
             self.metrics.exemplify(trace);
         }
         self.transit.through.fetch_add(1, Ordering::Relaxed);
+        self.waiting.leaves(trace);
     }
 
     /// Lets the exporter send what it has.

@@ -5,10 +5,7 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
 };
 
-use aya::{
-    Ebpf,
-    sys::{Stats, enable_stats},
-};
+use aya::Ebpf;
 
 use super::{
     attach::Attacher,
@@ -36,23 +33,6 @@ pub struct ObjectInfo {
     pub run_count: u64,
     /// Of a map: entries that it has room for; of a ring, bytes.
     pub max_entries: u64,
-}
-
-/// The kernel measures the run time of every program, as long as this lives. Each run costs two readings of the clock more.
-#[derive(Debug)]
-pub struct RunTimeMeasurement {
-    _descriptor: OwnedFd,
-}
-
-impl RunTimeMeasurement {
-    /// Begins; needs Linux 5.8 and `CAP_SYS_ADMIN`.
-    pub fn begin() -> io::Result<Self> {
-        enable_stats(Stats::RunTime)
-            .map(|descriptor| Self {
-                _descriptor: descriptor,
-            })
-            .map_err(|error| error.io_error)
-    }
 }
 
 impl KernelObject {

@@ -28,7 +28,7 @@ pub(super) struct AgentArguments {
     /// Print the configuration that would be in force, and end
     #[arg(long)]
     print_config: bool,
-    /// Check the configuration, and end
+    /// Check the configuration and the files for TLS that it names, and end
     #[arg(long)]
     check_config: bool,
     /// Serve HTTP here [default: 127.0.0.1:9464]
@@ -103,6 +103,10 @@ pub(super) fn run(arguments: &AgentArguments) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if arguments.check_config {
+        if let Err(error) = loaded.config.check_files() {
+            eprintln!("wasmscope: {error}");
+            return ExitCode::from(2);
+        }
         eprintln!("the configuration is valid");
         return ExitCode::SUCCESS;
     }

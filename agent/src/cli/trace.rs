@@ -197,9 +197,10 @@ async fn trace(arguments: TraceArguments) -> anyhow::Result<ExitCode> {
     })
     .context("cannot trace")?;
     if let Some(percent) = arguments.overhead_budget.0 {
-        pipeline.start_governor(governor_config(percent));
+        let names = places.clone();
+        pipeline.start_governor(governor_config(percent), move |place| names.named(place));
     }
-    let observation = SelfObservation::new(&mut pipeline, false);
+    let observation = SelfObservation::new(&mut pipeline);
     outputs.metrics().add_collector(Box::new(observation));
     let mut session = Session {
         recording,

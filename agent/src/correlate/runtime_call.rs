@@ -43,7 +43,7 @@ impl Context<'_> {
 
     /// A call of the runtime that begins.
     pub(super) fn runtime_call_span(
-        &self,
+        &mut self,
         call: RuntimeCall,
         stack: &[FunctionId],
         truncated: bool,
@@ -51,8 +51,14 @@ impl Context<'_> {
     ) -> Span {
         let stack = self.stack(stack);
         let function = stack.first().cloned();
+        let instance = match &call {
+            RuntimeCall::MemoryGrow(wanted) | RuntimeCall::TableGrow(wanted) => {
+                self.state.instances.number(wanted.instance)
+            }
+            RuntimeCall::Interruption { .. } => 0,
+        };
         let growth = |wanted: WantedGrowth| Growth {
-            instance: wanted.instance,
+            instance,
             index: wanted.index,
             delta: wanted.delta,
             old: None,

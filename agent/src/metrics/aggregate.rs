@@ -8,6 +8,7 @@ use std::{
 
 use prometheus_client::metrics::counter::Counter;
 
+pub(super) use super::snapshot::Exemplar;
 use super::{
     bounded::Expiring,
     config::{MetricsConfig, label_name},
@@ -18,7 +19,8 @@ use super::{
 use crate::{
     clock::ClockAnchor,
     pipeline::{AggregateRow, Counted, Times},
-    span::{Bound, Process, Span, SpanKind, Trace, TraceId},
+    sink::spans::sent_spans,
+    span::{Bound, Process, Span, SpanKind, Trace},
 };
 use wasmscope_common::bucket_of;
 
@@ -48,15 +50,6 @@ const INVOCATIONS: usize = 0;
 const HOST_CALLS: usize = 1;
 const SYSCALLS: usize = 2;
 const IO_BYTES: usize = 3;
-
-/// A trace that stands for a bucket.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Exemplar {
-    pub(super) trace: TraceId,
-    pub(super) seconds: f64,
-    /// When it was observed, since 1970. Prometheus keeps none of a native histogram without.
-    pub(super) observed: Duration,
-}
 
 /// A series with its owners.
 #[derive(Debug, Default)]
@@ -159,13 +152,12 @@ impl AggregateFamilies {
         }
     }
 
-    /// Keeps a trace's id for the buckets that its invocations and host calls are in.
+    /// Keeps a trace's id for the buckets that its invocations and host calls are in, with those of its spans that leave one by one.
     pub(super) fn exemplify(&self, trace: &Trace) {
         let observed = Duration::from_nanos(ClockAnchor::now().unix_ns);
+        let sent = sent_spans(trace);
         let mut state = self.state();
-        let mut pending = vec![&trace.root];
-        while let Some(span) = pending.pop() {
-            pending.extend(&span.children);
+        for (span, span_id) in sent {
             if span.start_bound == Bound::Open || span.end_bound == Bound::Open {
                 continue;
             }
@@ -175,6 +167,7 @@ impl AggregateFamilies {
             if let Some(series) = state.histograms[family].get_mut(&labels) {
                 let exemplar = Exemplar {
                     trace: trace.exported_id(),
+                    span_id,
                     seconds: span.duration_ns() as f64 / 1e9,
                     observed,
                 };

@@ -16,7 +16,8 @@ pub struct MetricsConfig {
     pub expiry_seconds: u64,
     /// Buckets of histograms with fixed bounds, one an octave. Histograms that the kernel does not count always have them. Default: true.
     pub classic_histograms: bool,
-    /// Native histograms of what the kernel counts, where a scraper takes them (protobuf). Default: true.
+    /// Native histograms of what the kernel counts, where a scraper takes them (protobuf); over OTLP, exponential ones instead of those with fixed
+    /// bounds. Default: true.
     pub native_histograms: bool,
     /// Label `process`, the command. Default: true.
     pub process_label: bool,

@@ -6,7 +6,7 @@ use prost::Message as _;
 
 use super::{
     Metrics,
-    aggregate::{AggregateFamilies, COUNTERS, HISTOGRAMS, Histogram, LabelSet},
+    aggregate::{AggregateFamilies, COUNTERS, Exemplar, HISTOGRAMS, Histogram, LabelSet},
 };
 use wasmscope_common::{BUCKET_COUNT, BUCKET_SCALE, ZERO_SECONDS_LOG2};
 
@@ -121,7 +121,7 @@ pub(super) fn upper_bound(bucket: usize) -> f64 {
 }
 
 /// Classic buckets: one an octave, from about a microsecond to a bit over a minute.
-fn classic_bounds() -> impl Iterator<Item = usize> {
+pub(super) fn classic_bounds() -> impl Iterator<Item = usize> {
     (8..=112).step_by(4)
 }
 
@@ -141,7 +141,16 @@ fn write_histogram(text: &mut String, name: &str, labels: &LabelSet, histogram: 
         };
         let _ = write!(text, "{name}_bucket{{{labels}{separator}le=\"{bound}\"}} {below}");
         if let Some((_, exemplar)) = histogram.exemplars.range(from..=bucket).next_back() {
-            let _ = write!(text, " # {{trace_id=\"{}\"}} {:?}", exemplar.trace, exemplar.seconds);
+            let Exemplar {
+                trace,
+                span_id,
+                seconds,
+                ..
+            } = exemplar;
+            let _ = write!(
+                text,
+                " # {{trace_id=\"{trace}\",span_id=\"{span_id:016x}\"}} {seconds:?}"
+            );
         }
         text.push('\n');
         from = bucket + 1;
@@ -400,10 +409,16 @@ fn native(histogram: &Histogram, has_classic: bool, has_native: bool) -> proto::
                 cumulative_count: times.buckets[..=bucket].iter().sum(),
                 upper_bound: upper_bound(bucket),
                 exemplar: exemplar.map(|(_, exemplar)| proto::Exemplar {
-                    label: vec![proto::LabelPair {
-                        name: "trace_id".to_owned(),
-                        value: exemplar.trace.to_string(),
-                    }],
+                    label: vec![
+                        proto::LabelPair {
+                            name: "trace_id".to_owned(),
+                            value: exemplar.trace.to_string(),
+                        },
+                        proto::LabelPair {
+                            name: "span_id".to_owned(),
+                            value: format!("{:016x}", exemplar.span_id),
+                        },
+                    ],
                     value: exemplar.seconds,
                     timestamp: Some(proto::Timestamp {
                         seconds: exemplar.observed.as_secs().cast_signed(),

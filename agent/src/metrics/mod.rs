@@ -13,6 +13,7 @@ mod config;
 mod exposition;
 mod labels;
 mod owners;
+mod readings;
 pub mod reference;
 pub mod snapshot;
 

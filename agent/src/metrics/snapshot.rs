@@ -1,5 +1,9 @@
 //! What the agent's own `OpenMetrics` text says, as families: the one place where metrics are made is their registry, and every way out reads that.
 
+use std::time::Duration;
+
+use crate::span::TraceId;
+
 /// What a family measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -38,7 +42,41 @@ pub enum Value {
         sum: f64,
         /// Observations.
         count: u64,
+        /// Traces that stand for buckets.
+        exemplars: Vec<Exemplar>,
     },
+    /// Of a histogram whose buckets have no bounds of their own. Not in a text.
+    Native {
+        /// Bucket i is of what is above base^i and at most base^(i + 1), where the base is 2^(2^-scale).
+        scale: i32,
+        /// What is no larger is in no such bucket.
+        zero_threshold: f64,
+        /// How many these are.
+        zero_count: u64,
+        /// Number of the first of the buckets that follow.
+        offset: i32,
+        /// In each bucket alone.
+        counts: Vec<u64>,
+        /// Of all observations.
+        sum: f64,
+        /// Observations.
+        count: u64,
+        /// Traces that stand for buckets.
+        exemplars: Vec<Exemplar>,
+    },
+}
+
+/// A trace that stands for a bucket.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Exemplar {
+    /// As it was exported.
+    pub trace: TraceId,
+    /// Its span that took so long, as it was exported.
+    pub span_id: u64,
+    /// How long that took.
+    pub seconds: f64,
+    /// When it was observed, since 1970. Prometheus keeps none of a native histogram without.
+    pub observed: Duration,
 }
 
 /// Series that have a name in common.
@@ -203,6 +241,7 @@ impl Reader {
             counts,
             sum: open.sum,
             count,
+            exemplars: Vec::new(),
         };
         family.series.push((open.labels, value));
     }
@@ -275,6 +314,7 @@ mod tests {
             counts: vec![1, 2, 1],
             sum: 1.5,
             count: 4,
+            exemplars: Vec::new(),
         };
         assert_eq!(took.series[0], (vec![("e".to_owned(), "f".to_owned())], histogram));
         assert_eq!(took.series.len(), 2);
@@ -297,6 +337,7 @@ mod tests {
             .map(|(_, value)| match value {
                 Value::Number(_) => 1,
                 Value::Histogram { counts, .. } => counts.len() + 2,
+                Value::Native { .. } => 0,
             })
             .sum();
         assert_eq!(lines, text.lines().filter(|line| !line.starts_with('#')).count());

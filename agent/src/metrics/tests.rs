@@ -556,8 +556,12 @@ fn what_is_configured_holds_for_families_that_traces_feed() {
 type Values = BTreeMap<(String, Vec<(String, String)>), (String, String)>;
 
 fn values_of_text(text: &str) -> Values {
+    values_of(snapshot::Snapshot::parse(text))
+}
+
+fn values_of(snapshot: snapshot::Snapshot) -> Values {
     let mut values = Values::new();
-    for family in snapshot::Snapshot::parse(text).families {
+    for family in snapshot.families {
         for (mut labels, value) in family.series {
             labels.sort();
             let value = match value {
@@ -565,7 +569,9 @@ fn values_of_text(text: &str) -> Values {
                     (format!("{:?}", value as f64), String::new())
                 }
                 snapshot::Value::Number(snapshot::Number::Fraction(value)) => (format!("{value:?}"), String::new()),
-                snapshot::Value::Histogram { sum, count, .. } => (format!("{sum:?}"), count.to_string()),
+                snapshot::Value::Histogram { sum, count, .. } | snapshot::Value::Native { sum, count, .. } => {
+                    (format!("{sum:?}"), count.to_string())
+                }
             };
             values.insert((family.name.clone(), labels), value);
         }
@@ -615,6 +621,7 @@ fn all_formats_say_the_same() {
     let open_metrics = values_of_text(&metrics.encode());
     assert_eq!(values_of_protobuf(&metrics.encode_as(Format::Protobuf)), open_metrics);
     assert!(open_metrics.len() > 10);
+    assert_eq!(values_of(metrics.snapshot()), open_metrics);
 
     // The same samples, but for what the format does not have.
     let samples = |text: &str| -> Vec<String> {

@@ -10,7 +10,12 @@ use wasmscope_common::{
     EMIT_SYSCALLS,
 };
 
-use super::{Output, Pipeline, reattach::Retries};
+use super::{
+    Output, Pipeline,
+    paused::{MAX_WORKLOADS, PausedTimes},
+    reattach::Retries,
+    watching::Watched,
+};
 use crate::{
     bpf::{self, SiteProgram},
     clock,
@@ -18,13 +23,9 @@ use crate::{
     event::{Coverage, Event, EventKind},
     governor::{Change, Governor, GovernorConfig, Level, ProbeCosts, Sample},
     process::hosts::FileId,
-    span::{ProbeKind, Process},
+    span::{Place, ProbeKind},
 };
 
-/// Workloads told apart in the report; the others are one.
-const MAX_WORKLOADS: usize = 500;
-/// How long it is told of a workload for how long it was paused, after its last process.
-const PAUSED_MEMORY_NS: u64 = 300_000_000_000;
 /// A program that has read a process's flags is done with it by then, nanoseconds.
 const IN_FLIGHT_NS: u64 = 1_000_000;
 
@@ -58,18 +59,20 @@ pub struct WorkloadKey {
     pub process: String,
 }
 
+/// Completes a place with the names that are known by now.
+type NamePlace = Box<dyn Fn(&Place) -> Place + Send>;
+
 impl WorkloadKey {
-    fn new(process: &Process) -> Self {
-        let text = |part: &Option<String>| part.clone().unwrap_or_default();
+    fn new(place: Place, command: &str) -> Self {
         Self {
-            namespace: text(&process.place.namespace),
-            pod: text(&process.place.pod_name),
-            container: text(&process.place.container_name),
-            process: process.command.clone(),
+            namespace: place.namespace.unwrap_or_default(),
+            pod: place.pod_name.unwrap_or_default(),
+            container: place.container_name.unwrap_or_default(),
+            process: command.to_owned(),
         }
     }
 
-    fn other() -> Self {
+    pub(super) fn other() -> Self {
         let other = || "other".to_owned();
         Self {
             namespace: other(),
@@ -90,13 +93,22 @@ pub(super) struct Governing {
     next_ns: u64,
     accounted_ns: u64,
     report: Arc<Mutex<GovernorReport>>,
-    /// When a process of a workload was last watched, of those that have been paused.
-    paused_seen_ns: BTreeMap<WorkloadKey, u64>,
+    paused: PausedTimes,
+    name: NamePlace,
+}
+
+impl Governing {
+    /// What a process is called by now.
+    fn workload(&self, watched: &Watched) -> WorkloadKey {
+        WorkloadKey::new((self.name)(&watched.place), &watched.facts.command)
+    }
 }
 
 impl Pipeline {
     /// Measures what hits cost, and from now on keeps them within `config`. Takes a few dozen milliseconds.
-    pub fn start_governor(&mut self, config: GovernorConfig) {
+    ///
+    /// `name` completes a place with the names that are known by now; it is called often, and must not wait.
+    pub fn start_governor(&mut self, config: GovernorConfig, name: impl Fn(&Place) -> Place + Send + 'static) {
         let costs = self.measure_costs();
         let cpus = std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(1));
         let report = GovernorReport {
@@ -110,7 +122,8 @@ impl Pipeline {
             next_ns: 0,
             accounted_ns: clock::monotonic_ns(),
             report: Arc::new(Mutex::new(report)),
-            paused_seen_ns: BTreeMap::new(),
+            paused: PausedTimes::default(),
+            name: Box::new(name),
         });
     }
 
@@ -441,56 +454,51 @@ impl Pipeline {
         let Some(governing) = &mut self.governing else { return };
         let passed_ns = now_ns.saturating_sub(governing.accounted_ns);
         governing.accounted_ns = now_ns;
-        // Nobody panics while holding it; if so, what is in it is still whole.
-        let mut report = governing.report.lock().unwrap_or_else(PoisonError::into_inner);
-        report.node_ratio = governing.governor.node_ratio();
-        report.ratios.clear();
-        report.coverage_counts.clear();
-        report.paused_counts.clear();
+        let mut ratios: BTreeMap<WorkloadKey, f64> = BTreeMap::new();
+        let mut coverage_counts: BTreeMap<&'static str, u64> = BTreeMap::new();
+        let mut paused_counts: BTreeMap<ProbeKind, u64> = BTreeMap::new();
         for (pid, watched) in &self.processes {
             let word = match watched.coverage {
                 coverage if coverage.activations && coverage.host_calls => "boundary",
                 coverage if coverage.activations => "activations",
                 _ => "syscalls",
             };
-            *report.coverage_counts.entry(word).or_default() += 1;
+            *coverage_counts.entry(word).or_default() += 1;
             let level = governing.governor.level(*pid);
             if level == Level::Full {
                 continue;
             }
-            let key = WorkloadKey::new(&watched.describe(*pid, Vec::new()));
             for probe in level.paused() {
-                *report.paused_counts.entry(*probe).or_default() += 1;
-                let mut key = key.clone();
-                if report.paused_ns.len() >= MAX_WORKLOADS && !report.paused_ns.contains_key(&(key.clone(), *probe)) {
-                    key = WorkloadKey::other();
-                }
-                *report.paused_ns.entry((key, *probe)).or_default() += passed_ns;
+                *paused_counts.entry(*probe).or_default() += 1;
             }
+            let workload = governing.workload(watched);
+            let process = (*pid, watched.facts.start_ns);
+            governing.paused.add(process, &workload, level.paused(), passed_ns);
         }
-        if !report.paused_ns.is_empty() {
-            let seen_ns = &mut governing.paused_seen_ns;
-            for (pid, watched) in &self.processes {
-                let key = WorkloadKey::new(&watched.describe(*pid, Vec::new()));
-                seen_ns.insert(key, now_ns);
-            }
-            seen_ns.retain(|_, seen_ns| now_ns.saturating_sub(*seen_ns) < PAUSED_MEMORY_NS);
-            let other = WorkloadKey::other();
-            report
-                .paused_ns
-                .retain(|(key, _), _| *key == other || seen_ns.contains_key(key));
+        if !governing.paused.is_empty() {
+            let running = self.processes.iter();
+            let running: Vec<_> = running
+                .map(|(pid, watched)| ((*pid, watched.facts.start_ns), governing.workload(watched)))
+                .collect();
+            governing.paused.watched(now_ns, running.into_iter());
         }
-        let overheads: Vec<_> = governing.governor.overheads().collect();
-        for (pid, overhead) in overheads {
+        for (pid, overhead) in governing.governor.overheads() {
             let Some(watched) = self.processes.get(&pid) else {
                 continue;
             };
-            let mut key = WorkloadKey::new(&watched.describe(pid, Vec::new()));
-            if report.ratios.len() >= MAX_WORKLOADS && !report.ratios.contains_key(&key) {
-                key = WorkloadKey::other();
+            let mut workload = governing.workload(watched);
+            if ratios.len() >= MAX_WORKLOADS && !ratios.contains_key(&workload) {
+                workload = WorkloadKey::other();
             }
-            let ratio = report.ratios.entry(key).or_default();
+            let ratio = ratios.entry(workload).or_default();
             *ratio = ratio.max(overhead.ratio);
         }
+        // Nobody panics while holding it; if so, what is in it is still whole.
+        let mut report = governing.report.lock().unwrap_or_else(PoisonError::into_inner);
+        report.node_ratio = governing.governor.node_ratio();
+        report.ratios = ratios;
+        report.coverage_counts = coverage_counts;
+        report.paused_counts = paused_counts;
+        report.paused_ns.clone_from(governing.paused.times_ns());
     }
 }

@@ -179,11 +179,6 @@ impl Pipeline {
         self.kernel.unwatch(std::process::id());
     }
 
-    /// Whether a process is being watched.
-    pub fn is_watching(&self, pid: u32) -> bool {
-        self.processes.contains_key(&pid)
-    }
-
     /// Looks at a process and watches it, or leaves nothing of it behind and counts it as lost.
     fn add_process(&mut self, pid: u32, events: &mut Vec<Event>) -> Result<(), WatchError> {
         let added = self.examine(pid, events);

@@ -5,9 +5,10 @@
 //!
 //! Paths are partly in tenants' hands: who may make cgroups below his own can give them any name. So the outermost pod in a path counts, and the
 //! first container below it, and lines that contradict each other say nothing. A reader in a cgroup namespace of its own (a `DaemonSet` without
-//! more ado) sees paths relative to its own cgroup, `/../../podUID/ID`.
+//! more ado) sees paths relative to its own cgroup, `/../../podUID/ID`. What is found below `user.slice`, where users have folders of their own, says so,
+//! and nobody is asked for it.
 
-use std::{fs::File, io, io::Read as _, os::unix::fs::MetadataExt as _, path::Path};
+use std::{fs::File, io, io::Read as _};
 
 use crate::span::{Place, PlaceSource};
 
@@ -19,8 +20,6 @@ const MAX_LINES: usize = 64;
 const MAX_PATH_BYTES: usize = 4096;
 /// Longest name of a unit: systemd's own limit is 255.
 const MAX_UNIT_BYTES: usize = 255;
-/// Folders looked at when a cgroup is sought by its id.
-const MAX_FOLDERS: usize = 16_384;
 
 /// What a cgroup says of the processes in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,6 +30,8 @@ pub struct CgroupPlace {
     pub pod_uid: Option<String>,
     /// The systemd service or scope, of what is in no container.
     pub unit: Option<String>,
+    /// It is a folder that users make.
+    pub is_users: bool,
 }
 
 impl CgroupPlace {
@@ -43,7 +44,11 @@ impl CgroupPlace {
             container_id: self.container_id,
             pod_uid: self.pod_uid,
             unit: self.unit,
-            sources: vec![PlaceSource::CgroupPath],
+            sources: vec![if self.is_users {
+                PlaceSource::UserCgroup
+            } else {
+                PlaceSource::CgroupPath
+            }],
             ..Place::default()
         }
     }
@@ -151,6 +156,7 @@ pub fn parse_path(path: &str) -> CgroupPlace {
     if found.pod_uid.is_some() || found.container_id.is_some() {
         found.unit = None;
     }
+    found.is_users = is_users && found.rank() > 0;
     found
 }
 
@@ -200,40 +206,6 @@ fn is_unit(segment: &str) -> bool {
         && [".service", ".scope"]
             .iter()
             .any(|end| segment.len() > end.len() && segment.ends_with(end))
-}
-
-/// The id by which BPF knows a cgroup of the v2 hierarchy: its inode. `mount` is where the hierarchy is mounted.
-pub fn cgroup_id(mount: &Path, path: &str) -> io::Result<u64> {
-    Ok(std::fs::metadata(mount.join(path.trim_start_matches('/')))?.ino())
-}
-
-/// What the path of the cgroup with this id says; `None` if there is none (any longer), or more folders than are looked at.
-///
-/// The folders are walked, so an answer is worth keeping (`Places` does).
-pub fn place_of_id(mount: &Path, id: u64) -> Option<CgroupPlace> {
-    let mut pending = vec![mount.to_owned()];
-    let mut seen_count = 0;
-    while let Some(folder) = pending.pop() {
-        seen_count += 1;
-        if seen_count > MAX_FOLDERS {
-            return None;
-        }
-        for entry in std::fs::read_dir(&folder).ok()?.flatten() {
-            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                continue;
-            }
-            let path = entry.path();
-            // The inode that a directory entry gives is that of the folder itself, no matter what is mounted over it.
-            if std::os::unix::fs::DirEntryExt::ino(&entry) == id {
-                let below = path.strip_prefix(mount).ok()?.to_string_lossy().into_owned();
-                return Some(parse_path(&format!("/{below}")));
-            }
-            if pending.len() < MAX_FOLDERS {
-                pending.push(path);
-            }
-        }
-    }
-    None
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ use self::{
     kubelet::{Kubelet, KubeletOptions},
 };
 pub use self::{config::KubernetesConfig, stage::PlaceStage};
-use crate::span::{Place, PlaceSource};
+use crate::span::{Certainty, Place, PlaceSource};
 
 /// Containers and pods remembered.
 const MAX_ENTRIES: usize = 4_096;
@@ -44,17 +44,13 @@ const GRACE: Duration = Duration::from_mins(10);
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LAST_RETRY: Duration = Duration::from_mins(1);
 
-/// Where the v2 hierarchy is mounted, below the root of the host: alone, or beside those of v1.
-const CGROUP_MOUNTS: [&str; 2] = ["sys/fs/cgroup", "sys/fs/cgroup/unified"];
-
 /// Knows where processes run, and asks for what it does not know.
 pub struct Places {
     hold: Duration,
-    host_root: PathBuf,
-    by_cgroup: Mutex<HashMap<u64, Place>>,
     cache: Mutex<HashMap<String, Entry>>,
     cri: Option<CriSource>,
     kubelet: Option<Kubelet>,
+    kubelet_pause: Mutex<Backoff>,
     watch: Option<Watch>,
     wanted: mpsc::Sender<Place>,
     counts: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
@@ -73,6 +69,8 @@ pub enum Lookup {
 struct Entry {
     /// With the names, once somebody gave them.
     place: Option<Place>,
+    /// Somebody who was not reached could say more; since when what is known is.
+    partial_since: Option<Instant>,
     first_asked: Instant,
     used: Instant,
     retry_at: Instant,
@@ -89,8 +87,36 @@ struct CriSource {
 
 struct CriState {
     client: Option<Cri>,
+    pause: Backoff,
+}
+
+/// When a source may be asked again that did not answer: later and later, until it does.
+#[derive(Debug)]
+struct Backoff {
     not_before: Instant,
-    backoff: Duration,
+    next: Duration,
+}
+
+impl Backoff {
+    fn new(now: Instant) -> Self {
+        Self {
+            not_before: now,
+            next: FIRST_RETRY,
+        }
+    }
+
+    fn is_over(&self, now: Instant) -> bool {
+        now >= self.not_before
+    }
+
+    fn note(&mut self, has_answered: bool, now: Instant) {
+        if has_answered {
+            self.next = FIRST_RETRY;
+        } else {
+            self.not_before = now + self.next;
+            self.next = (self.next * 2).min(LAST_RETRY);
+        }
+    }
 }
 
 /// Why nothing can be asked as configured.
@@ -146,56 +172,23 @@ impl Places {
         let now = Instant::now();
         let places = Arc::new(Self {
             hold: Duration::from_millis(config.hold_ms),
-            host_root: config.host_root.clone(),
-            by_cgroup: Mutex::new(HashMap::new()),
             cache: Mutex::new(HashMap::new()),
             cri: socket.map(|socket| CriSource {
                 socket,
                 host_root: config.host_root.clone(),
                 state: Mutex::new(CriState {
                     client: None,
-                    not_before: now,
-                    backoff: FIRST_RETRY,
+                    pause: Backoff::new(now),
                 }),
             }),
             kubelet,
+            kubelet_pause: Mutex::new(Backoff::new(now)),
             watch,
             wanted,
             counts: Mutex::new(BTreeMap::new()),
         });
         tokio::spawn(answer(Arc::downgrade(&places), questions));
         places
-    }
-
-    /// Where a process runs, as far as its cgroup says. Reads one small file.
-    pub fn immediate(&self, pid: u32) -> Place {
-        let place = cgroup::place_of(pid);
-        self.count(
-            PlaceSource::CgroupPath.as_str(),
-            if place.is_unknown() { "unknown" } else { "known" },
-        );
-        place
-    }
-
-    /// Where the processes of a v2 cgroup run, by the id that BPF has for it; as [`Self::immediate`], for when the process itself is gone. The folders
-    /// are walked once for each id, whether it is found or not.
-    pub fn immediate_of_cgroup(&self, id: u64) -> Place {
-        if let Some(place) = lock(&self.by_cgroup).get(&id) {
-            return place.clone();
-        }
-        let place = CGROUP_MOUNTS
-            .iter()
-            .map(|mount| self.host_root.join(mount))
-            .filter(|mount| mount.join("cgroup.controllers").is_file())
-            .find_map(|mount| cgroup::place_of_id(&mount, id))
-            .map(cgroup::CgroupPlace::into_place)
-            .unwrap_or_default();
-        let mut by_cgroup = lock(&self.by_cgroup);
-        if by_cgroup.len() >= MAX_ENTRIES {
-            by_cgroup.clear();
-        }
-        by_cgroup.insert(id, place.clone());
-        place
     }
 
     /// What is known by now; what is not is asked for meanwhile.
@@ -225,13 +218,22 @@ impl Places {
         }
     }
 
-    /// Asks every source that is needed, now.
+    /// The place with the names that are known by now; what is not is asked for meanwhile.
+    pub fn named(&self, place: &Place) -> Place {
+        let (Lookup::Known(named) | Lookup::Pending(named)) = self.lookup(place);
+        named
+    }
+
+    /// Asks every source that is needed, now, but for those that have just failed. What others have said goes on from there.
     pub async fn resolve(&self, place: &Place) -> Place {
-        let mut found = place.clone();
         let Some(key) = key(place) else {
-            return found;
+            return place.clone();
         };
+        let partial = self.partial(key, place);
+        let since = partial.as_ref().map_or_else(Instant::now, |(since, _)| *since);
+        let mut found = partial.map_or_else(|| place.clone(), |(_, known)| known);
         if let Some(cri) = &self.cri
+            && !is_complete(&found)
             && let Some(client) = cri.client()
         {
             let answer = client.pod_of(&found).await;
@@ -246,10 +248,15 @@ impl Places {
         }
         if let Some(kubelet) = &self.kubelet
             && !is_all_known(&found)
+            && lock(&self.kubelet_pause).is_over(Instant::now())
         {
             let answer = kubelet.pod_of(&found).await.inspect_err(|error| {
                 tracing::debug!(error = error as &dyn std::error::Error, "the kubelet does not say");
             });
+            // One that was asked a moment ago is not asked, and has not failed.
+            if !matches!(answer, Err(kubelet::KubeletError::TooSoon)) {
+                lock(&self.kubelet_pause).note(answer.is_ok(), Instant::now());
+            }
             self.merge(&mut found, PlaceSource::Kubelet, answer.map_err(drop));
         }
         if let Some(watch) = &self.watch
@@ -262,7 +269,7 @@ impl Places {
             };
             self.merge(&mut found, PlaceSource::ApiServer, answer);
         }
-        self.remember(key, &found);
+        self.remember(key, &found, since);
         found
     }
 
@@ -303,7 +310,21 @@ impl Places {
         self.count(source.as_str(), result);
     }
 
-    fn remember(&self, key: &str, found: &Place) {
+    /// What is known of a container that somebody could say more of, and since when, unless it is old.
+    fn partial(&self, key: &str, place: &Place) -> Option<(Instant, Place)> {
+        let cache = lock(&self.cache);
+        let entry = cache.get(key)?;
+        let since = entry.partial_since.filter(|since| since.elapsed() < REFRESH)?;
+        let known = entry.place.as_ref()?;
+        (place.pod_uid.is_none() || place.pod_uid == known.pod_uid).then(|| (since, known.clone()))
+    }
+
+    /// Whether nobody is left who could say more.
+    fn is_final(&self, found: &Place) -> bool {
+        is_all_known(found) || (is_complete(found) && self.kubelet.is_none() && self.watch.is_none())
+    }
+
+    fn remember(&self, key: &str, found: &Place, since: Instant) {
         let now = Instant::now();
         let mut cache = lock(&self.cache);
         if cache.len() >= MAX_ENTRIES && !cache.contains_key(key) {
@@ -313,10 +334,16 @@ impl Places {
         let entry = cache.entry(key.to_owned()).or_insert_with(|| Entry::new(now));
         entry.is_being_asked = false;
         if found.pod_name.is_some() {
-            entry.place = Some(found.clone());
+            let mut found = found.clone();
+            if let Some(before) = &entry.place {
+                keep_what_never_changes(&mut found, before);
+            }
+            entry.place = Some(found);
         }
-        if is_complete(found) {
+        entry.partial_since = (is_complete(found) && !self.is_final(found)).then_some(since);
+        if self.is_final(found) {
             entry.retry_at = now + REFRESH;
+            entry.retry = FIRST_RETRY;
         } else {
             entry.retry_at = now + entry.retry;
             entry.retry = (entry.retry * 2).min(LAST_RETRY);
@@ -340,6 +367,7 @@ impl Entry {
     fn new(now: Instant) -> Self {
         Self {
             place: None,
+            partial_since: None,
             first_asked: now,
             used: now,
             retry_at: now,
@@ -356,7 +384,7 @@ impl CriSource {
 
     fn client(&self) -> Option<Cri> {
         let mut state = lock(&self.state);
-        if Instant::now() < state.not_before {
+        if !state.pause.is_over(Instant::now()) {
             return None;
         }
         if state.client.is_none() {
@@ -370,15 +398,10 @@ impl CriSource {
 
     fn note(&self, succeeded: bool) {
         let mut state = lock(&self.state);
-        if succeeded {
-            state.backoff = FIRST_RETRY;
-        } else {
-            state.not_before = Instant::now() + state.backoff;
-            state.backoff = (state.backoff * 2).min(LAST_RETRY);
-            if self.socket.is_none() {
-                // Another one may have taken its place.
-                state.client = None;
-            }
+        state.pause.note(succeeded, Instant::now());
+        if !succeeded && self.socket.is_none() {
+            // Another one may have taken its place.
+            state.client = None;
         }
     }
 }
@@ -400,8 +423,11 @@ async fn answer(places: Weak<Places>, mut questions: mpsc::Receiver<Place>) {
     }
 }
 
-/// A container is in one pod, but not every process in the pod is in that container.
+/// A container is in one pod, but not every process in the pod is in that container. A container's id that users can write is no question.
 fn key(place: &Place) -> Option<&str> {
+    if place.certainty() == Some(Certainty::Claimed) {
+        return None;
+    }
     place.container_id.as_deref().or(place.pod_uid.as_deref())
 }
 
@@ -409,8 +435,17 @@ fn is_complete(place: &Place) -> bool {
     place.pod_name.is_some() && (place.container_id.is_none() || place.container_name.is_some())
 }
 
+/// Whether Kubernetes itself has spoken: who owns a pod and its class are known to nobody else, and a pod may have neither.
 fn is_all_known(place: &Place) -> bool {
-    is_complete(place) && place.owner.is_some()
+    is_complete(place) && place.certainty() == Some(Certainty::Confirmed)
+}
+
+/// Takes over from an earlier answer for the same pod what was not asked for, or not answered, this time.
+fn keep_what_never_changes(found: &mut Place, before: &Place) {
+    if found.pod_uid == before.pod_uid && found.certainty() < before.certainty() {
+        found.owner = found.owner.take().or_else(|| before.owner.clone());
+        found.runtime_class = found.runtime_class.take().or_else(|| before.runtime_class.clone());
+    }
 }
 
 /// What is known of the container, for a process whose cgroup says the same.

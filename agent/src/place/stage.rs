@@ -15,12 +15,21 @@ const MAX_SHARED: usize = 4_096;
 /// How often it is looked whether an answer has come, when there is nothing else to do.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
+#[derive(Debug)]
+struct Held {
+    since: Instant,
+    trace: Trace,
+    /// Estimated memory, once it has had to wait.
+    byte_count: usize,
+}
+
 /// Lets traces through once they say where their process runs.
 #[derive(Debug)]
 pub struct PlaceStage {
     places: Arc<Places>,
-    held: VecDeque<(Instant, Trace)>,
+    held: VecDeque<Held>,
     max_held: usize,
+    max_bytes: usize,
     /// By pid and start: the description as it came, and the one with names.
     shared: HashMap<(u32, u64), (Arc<Process>, Arc<Process>)>,
 }
@@ -32,8 +41,16 @@ impl PlaceStage {
             places,
             held: VecDeque::new(),
             max_held,
+            max_bytes: usize::MAX,
             shared: HashMap::new(),
         }
+    }
+
+    /// Those that wait take so much memory at most, bytes.
+    #[must_use]
+    pub fn with_max_bytes(mut self, max_bytes: usize) -> Self {
+        self.max_bytes = max_bytes;
+        self
     }
 
     /// Takes traces and gives those whose pod is known, and those that have waited too long. To be called at every turn, with or without new ones:
@@ -43,36 +60,44 @@ impl PlaceStage {
         if self.held.is_empty() && traces.is_empty() {
             return Vec::new();
         }
-        self.held.extend(traces.into_iter().map(|trace| (now, trace)));
+        self.held.extend(traces.into_iter().map(|trace| Held {
+            since: now,
+            trace,
+            byte_count: 0,
+        }));
         let mut answers: HashMap<Place, Lookup> = HashMap::new();
         let mut ready = Vec::new();
         let mut waiting = VecDeque::new();
-        for (since, trace) in std::mem::take(&mut self.held) {
-            let place = &trace.process.place;
+        for mut held in std::mem::take(&mut self.held) {
+            let place = &held.trace.process.place;
             if !answers.contains_key(place) {
                 answers.insert(place.clone(), self.places.lookup(place));
             }
             match &answers[place] {
                 Lookup::Known(known) => {
                     let known = known.clone();
-                    ready.push(self.filled(trace, known));
+                    ready.push(self.filled(held.trace, known));
                 }
-                Lookup::Pending(_) if now.duration_since(since) < self.places.hold() => {
-                    waiting.push_back((since, trace));
+                Lookup::Pending(_) if now.duration_since(held.since) < self.places.hold() => {
+                    if held.byte_count == 0 {
+                        held.byte_count = held.trace.estimated_bytes();
+                    }
+                    waiting.push_back(held);
                 }
                 Lookup::Pending(so_far) => {
                     self.places.count("hold", "timeout");
                     let so_far = so_far.clone();
-                    ready.push(self.filled(trace, so_far));
+                    ready.push(self.filled(held.trace, so_far));
                 }
             }
         }
         self.held = waiting;
-        while self.held.len() > self.max_held {
-            if let Some((_, trace)) = self.held.pop_front() {
-                self.places.count("hold", "overflow");
-                ready.push(trace);
-            }
+        let mut byte_count: usize = self.held.iter().map(|held| held.byte_count).sum();
+        while self.held.len() > self.max_held || byte_count > self.max_bytes {
+            let Some(held) = self.held.pop_front() else { break };
+            byte_count -= held.byte_count;
+            self.places.count("hold", "overflow");
+            ready.push(held.trace);
         }
         ready
     }
@@ -81,9 +106,9 @@ impl PlaceStage {
     pub fn flush(&mut self) -> Vec<Trace> {
         let mut ready = self.pass(Vec::new());
         let held = std::mem::take(&mut self.held);
-        ready.extend(held.into_iter().map(|(_, trace)| {
+        ready.extend(held.into_iter().map(|Held { trace, .. }| {
             self.places.count("hold", "shutdown");
-            let (Lookup::Known(place) | Lookup::Pending(place)) = self.places.lookup(&trace.process.place);
+            let place = self.places.named(&trace.process.place);
             self.filled(trace, place)
         }));
         ready

@@ -165,6 +165,31 @@ async fn a_stage_that_is_full_lets_the_oldest_go_and_counts() {
 }
 
 #[tokio::test]
+async fn a_stage_whose_traces_take_too_much_memory_lets_the_oldest_go_and_counts() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let places = Places::with_sources(&quiet(), Some(kubelet(url)), None);
+    let trace = |call_count: u64| {
+        let mut root = testing::invoke("run", 0, 1_000);
+        root.children = (0..call_count).map(|at| testing::syscall("read", at, at + 1)).collect();
+        let mut trace = testing::trace(root);
+        let process = crate::span::Process {
+            place: place(ID),
+            ..crate::span::Process::clone(&trace.process)
+        };
+        trace.process = Arc::new(process);
+        trace
+    };
+    let max_bytes = 2 * trace(100).estimated_bytes();
+    let mut stage = PlaceStage::new(places.clone(), 1_000).with_max_bytes(max_bytes);
+    assert_eq!(stage.pass(vec![trace(100), trace(100)]).len(), 0);
+    let through = stage.pass(vec![trace(1)]);
+    assert_eq!((through.len(), stage.held_count()), (1, 2));
+    assert_eq!(through[0].root.children.len(), 100);
+    assert!(places.counts().contains(&("hold", "overflow", 1)));
+}
+
+#[tokio::test]
 async fn a_kubelet_that_refuses_or_talks_nonsense_is_an_error_and_nothing_is_named() {
     let refuses = get(|| async { StatusCode::FORBIDDEN });
     let nonsense = get(|| async { "[" });
@@ -174,6 +199,80 @@ async fn a_kubelet_that_refuses_or_talks_nonsense_is_an_error_and_nothing_is_nam
         assert_eq!(places.resolve(&place(ID)).await, place(ID));
         assert_eq!(places.counts(), [("kubelet", "error", 1)]);
     }
+}
+
+#[tokio::test]
+async fn who_owns_a_pod_that_the_runtime_has_named_is_asked_of_the_next_source_until_it_answers() {
+    let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = asked.clone();
+    let recovering = move || {
+        let count = count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        let mut pods = pods();
+        pods["items"][0]["metadata"]["ownerReferences"] =
+            json!([{"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "carts", "uid": "o1", "controller": true}]);
+        pods["items"][0]["spec"]["runtimeClassName"] = json!("wasmtime");
+        async move {
+            if count < 2 {
+                Err(StatusCode::SERVICE_UNAVAILABLE)
+            } else {
+                Ok(Json(pods))
+            }
+        }
+    };
+    let url = serve(Router::new().route("/pods", get(recovering))).await;
+    let kubelet = kubelet(url).aging(Duration::ZERO, Duration::ZERO);
+    let places = Places::with_sources(&quiet(), Some(kubelet), None);
+    // As the container runtime would have said.
+    let reported = Place {
+        pod_name: Some("edge".to_owned()),
+        namespace: Some("shop".to_owned()),
+        container_name: Some("guest".to_owned()),
+        sources: vec![PlaceSource::CgroupPath, PlaceSource::Cri],
+        ..place(ID)
+    };
+    places.remember(ID, &reported, Instant::now());
+    // Nothing waits for it.
+    assert_eq!(places.lookup(&place(ID)), Lookup::Known(reported.clone()));
+    let confirmed = loop {
+        let Lookup::Known(known) = places.lookup(&place(ID)) else {
+            panic!("it has its names")
+        };
+        if known.owner.is_some() {
+            break known;
+        }
+        assert_eq!(known, reported);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    assert_eq!(confirmed.owner.unwrap().name, "carts");
+    assert_eq!(confirmed.runtime_class.as_deref(), Some("wasmtime"));
+    let sources = [PlaceSource::CgroupPath, PlaceSource::Cri, PlaceSource::Kubelet];
+    assert_eq!(confirmed.sources, sources);
+    assert_eq!(places.counts(), [("kubelet", "error", 2), ("kubelet", "known", 1)]);
+}
+
+#[tokio::test]
+async fn a_kubelet_that_fails_is_not_asked_again_at_once() {
+    let fails = get(|| async { StatusCode::SERVICE_UNAVAILABLE });
+    let url = serve(Router::new().route("/pods", fails)).await;
+    let kubelet = kubelet(url).aging(Duration::ZERO, Duration::ZERO);
+    let places = Places::with_sources(&quiet(), Some(kubelet), None);
+    for id in ["c1", "c2", "c3"] {
+        assert_eq!(places.resolve(&place(id)).await, place(id));
+    }
+    assert_eq!(places.counts(), [("kubelet", "error", 1)]);
+}
+
+#[tokio::test]
+async fn nobody_is_asked_for_a_container_that_a_user_has_called_so() {
+    let url = serve(Router::new().route("/pods", get(|| async { Json(pods()) }))).await;
+    let places = Places::with_sources(&quiet(), Some(kubelet(url)), None);
+    let container = "0123456789abcdef".repeat(4);
+    let path = format!("/user.slice/user-1000.slice/user@1000.service/libpod-{container}.scope");
+    let pretended = cgroup::parse_path(&path).into_place();
+    assert_eq!(pretended.container_id, Some(container));
+    assert_eq!(places.lookup(&pretended), Lookup::Known(pretended.clone()));
+    assert_eq!(places.resolve(&pretended).await, pretended);
+    assert_eq!((places.counts(), places.remembered_count()), (vec![], 0));
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::key::Wanted;
 use super::time::{duration, instant, rfc3339};
 use crate::clock::ClockAnchor;
-use crate::span::{Function, Outcome, Place, Process, Trace, TraceId};
+use crate::span::{Certainty, Function, Outcome, Place, Process, Trace, TraceId};
 
 /// Most traces in one answer.
 pub const MAX_LIMIT: usize = 1000;
@@ -48,6 +48,9 @@ pub struct Summary {
     /// Name of the container, or its id while the name is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
+    /// How sure it is that this is where the process runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place_certainty: Option<Certainty>,
     /// The process.
     pub pid: u32,
     /// Its command name.
@@ -354,6 +357,7 @@ impl<'a> View<'a> {
             pod: place.pod_name.clone().or_else(|| place.pod_uid.clone()),
             pod_uid: place.pod_uid.clone(),
             container: place.container_name.clone().or_else(|| place.container_id.clone()),
+            place_certainty: place.certainty(),
             pid: self.process.pid,
             command: self.process.command.clone(),
             module: module.map(|module| module.name.clone()),

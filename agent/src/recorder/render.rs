@@ -124,6 +124,9 @@ fn remarks(trace: &Trace, context: &Context) -> Vec<String> {
         if let Some(container) = place.container_name.as_ref().or(place.container_id.as_ref()) {
             let _ = write!(line, ", container {container}");
         }
+        if let Some(certainty) = place.certainty() {
+            let _ = write!(line, " ({})", certainty.as_str());
+        }
         lines.push(line);
     }
     lines

@@ -29,10 +29,8 @@ pub(super) fn growth_attributes(prefix: &str, growth: &Growth) -> Vec<KeyValue> 
             Some(KeyValue::new(format!("{prefix}.{key}"), size))
         })
         .collect();
-    attributes.push(KeyValue::new(
-        "wasm.instance.address",
-        format!("{:#x}", growth.instance),
-    ));
+    let instance = i64::try_from(growth.instance).unwrap_or(i64::MAX);
+    attributes.push(KeyValue::new("wasm.instance.number", instance));
     attributes.extend(wasm_offset("wasm.instruction.offset", growth.wasm_offset));
     attributes
 }

@@ -7,7 +7,7 @@
 //! | `trace` | `type` = `"trace"`, `trace_id` (32 hex digits), `start_unix_ns`, `event_count`, `losses`, `process`, `root`, `starts`, `parent` if it has one, `pauses` if there were any |
 //! | `process` | `pid`, `start_ns` (boot time), `command`, `runtime_name`, `runtime_version`, `limits` |
 //! | `root` and `children` | `start_ns`, `end_ns`, `start_bound`, `end_bound` (`exact`, `inferred`, `open`), `tid`, `kind`, `outcome`, `stack` (innermost first), `stack_truncated`, `children`, `suspends` |
-//! | `kind` | `role` = `invoke` (`function`), `host_call` (`import`), `syscall` (`number`, `name`, `args`, `result`, `on_helper` where another thread made it for the host call), `trap` (`code`, `function`, `native_offset`, `wasm_offset`), `memory_grow` and `table_grow` (`instance`, `index`, `delta`, `old`, `new`, `page_bytes`, `maximum`, `function`, `wasm_offset`; sizes in pages or elements), `interruption` (`cause` = `fuel`, `epoch`; `function`, `wasm_offset`) |
+//! | `kind` | `role` = `invoke` (`function`), `host_call` (`import`), `syscall` (`number`, `name`, `args` and `result` with 0 for addresses, `on_helper` where another thread made it for the host call), `trap` (`code`, `function`, `native_offset`, `wasm_offset`), `memory_grow` and `table_grow` (`instance`, `index`, `delta`, `old`, `new`, `page_bytes`, `maximum`, `function`, `wasm_offset`; sizes in pages or elements), `interruption` (`cause` = `fuel`, `epoch`; `function`, `wasm_offset`) |
 //! | `outcome` | `outcome` = `ok`, `trap` (`code`), `host_error`, `exit`, `refused`, `errno` (`errno`), `unfinished`, `unknown` |
 //! | `function`, `stack` | `module` (`name`, `hash`), `index`, `name` |
 //! | `import` | `module`, `name` |

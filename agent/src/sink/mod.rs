@@ -16,6 +16,7 @@ pub mod otlp;
 pub mod otlp_config;
 pub mod otlp_json;
 pub mod otlp_metrics;
+mod otlp_points;
 mod otlp_starts;
 mod otlp_throttle;
 pub mod otlp_transport;
@@ -24,6 +25,7 @@ mod place;
 mod rejections;
 pub(crate) mod spans;
 pub(crate) mod text;
+mod tls_files;
 
 /// Nesting of spans that files and exporters follow; deeper ones are counted as left out. A guest that calls back into itself without end could
 /// otherwise exhaust the stack, and readers of JSON stop at about twice this many levels (`serde_json` at 128).

@@ -15,6 +15,7 @@
 //! lost (`queue_full`, `queue_bytes`). There is one ERROR log when that begins and one INFO log when it ends.
 //! A collector that says when to come back (`Retry-After`, `RetryInfo`) is sent nothing before, for at most ten minutes; the request that it refused so is
 //! sent again then, as often as it says so.
+//! Files for TLS that have changed are read again before the next request; what is wrong with them leaves the connection as it was.
 //! A request that was under way when the time for shutting down ran out counts as lost (`shutdown`), although the collector may have taken it.
 
 use std::hash::{BuildHasher as _, RandomState};
@@ -37,8 +38,9 @@ use super::otlp_throttle::{LIBRARY_WAIT, Throttle};
 use super::otlp_transport::{self as transport, TransportError};
 use super::rejections::Rejections;
 use super::spans::Converter;
+use super::tls_files::TlsFiles;
 use crate::clock::ClockAnchor;
-use crate::span::{Loss, Process, Span, Trace};
+use crate::span::{Loss, Process, Trace};
 
 /// Traces in one batch.
 const MAX_BATCH_TRACES: usize = 256;
@@ -73,6 +75,8 @@ pub struct ExporterConfig {
     pub batch_delay: Duration,
     /// Longest pause between requests while the collector is in trouble.
     pub max_pause: Duration,
+    /// Name of this node, which traces from pods are sent with. Empty without one.
+    pub node_name: String,
 }
 
 impl Default for ExporterConfig {
@@ -83,6 +87,7 @@ impl Default for ExporterConfig {
             queue_bytes: 64 << 20,
             batch_delay: Duration::from_millis(500),
             max_pause: Duration::from_secs(10),
+            node_name: String::new(),
         }
     }
 }
@@ -99,14 +104,17 @@ impl From<&TracesConfig> for ExporterConfig {
 }
 
 impl ExporterConfig {
-    /// What the standard variables of this process say.
+    /// What the standard variables of this process say, `NODE_NAME` included.
     pub fn from_environment() -> Result<Self, StartError> {
         let mut config = TracesConfig::default();
         config
             .from_environment(|name| std::env::var(name).ok())
             .and_then(|()| config.validate())
             .map_err(StartError::Environment)?;
-        Ok(Self::from(&config))
+        Ok(Self {
+            node_name: std::env::var("NODE_NAME").unwrap_or_default(),
+            ..Self::from(&config)
+        })
     }
 }
 
@@ -216,6 +224,7 @@ impl Exporter {
     /// Starts the task, on the current tokio runtime. The collector need not be there yet.
     pub fn start(config: &ExporterConfig, anchor: ClockAnchor) -> Result<Self, StartError> {
         let throttle = Arc::new(Throttle::default());
+        let tls_files = TlsFiles::of(&config.target);
         let exporter = build(&config.target, &throttle)?;
         let (queue, receiver) = mpsc::channel(config.queue_capacity.max(1));
         let (stop, stopped) = watch::channel(None);
@@ -226,10 +235,12 @@ impl Exporter {
             stopped,
             counters: Arc::clone(&counters),
             watcher: Dispatch::new(Arc::clone(&rejections)),
-            converter: Converter::from_env(anchor),
+            converter: Converter::from_env(anchor).on_node(&config.node_name),
             exporter,
+            tls_files,
             throttle,
-            endpoint: transport::endpoint(&config.target).to_owned(),
+            endpoint: transport::shown_endpoint(&config.target),
+            target: config.target.clone(),
             timeout: transport::timeout(&config.target) + TIMEOUT_SLACK,
             batch_delay: config.batch_delay,
             max_pause: config.max_pause,
@@ -250,7 +261,7 @@ impl Exporter {
     /// Hands a trace over; never waits. A full queue loses it, and counts.
     pub fn offer(&self, trace: Arc<Trace>) {
         self.counters.offered.fetch_add(1, Ordering::Relaxed);
-        let byte_count = estimated_bytes(&trace);
+        let byte_count = trace.estimated_bytes();
         let before = self.counters.waiting_bytes.fetch_add(byte_count, Ordering::Relaxed);
         if before > 0 && before + byte_count > self.max_bytes {
             self.counters.waiting_bytes.fetch_sub(byte_count, Ordering::Relaxed);
@@ -286,6 +297,11 @@ impl Exporter {
     /// How many traces wait to be sent.
     pub fn queued_count(&self) -> u64 {
         (self.queue.max_capacity() - self.queue.capacity()) as u64
+    }
+
+    /// Estimated memory of the traces that wait or are under way, bytes.
+    pub fn queued_bytes(&self) -> u64 {
+        self.counters.waiting_bytes.load(Ordering::Relaxed) as u64
     }
 
     /// What became of the traces so far; those not counted yet are waiting or under way.
@@ -364,17 +380,6 @@ fn build(target: &TargetConfig, throttle: &Arc<Throttle>) -> Result<SpanExporter
     Ok(exporter?)
 }
 
-/// What a trace takes up in memory, roughly: its spans and their stacks.
-fn estimated_bytes(trace: &Trace) -> usize {
-    let mut byte_count = size_of::<Trace>();
-    let mut rest: Vec<&Span> = vec![&trace.root];
-    while let Some(span) = rest.pop() {
-        byte_count += size_of::<Span>() + size_of_val(&*span.stack) + size_of_val(&*span.suspends);
-        rest.extend(&span.children);
-    }
-    byte_count
-}
-
 /// Between half of `pause` and all of it, so that the agents of many nodes do not return to a collector at the same instant.
 fn jittered(pause: Duration) -> Duration {
     let random = RandomState::new().hash_one(0_u8) as f64 / u64::MAX as f64;
@@ -389,7 +394,10 @@ struct Worker {
     watcher: Dispatch,
     converter: Converter,
     exporter: SpanExporter,
+    tls_files: TlsFiles,
     throttle: Arc<Throttle>,
+    target: TargetConfig,
+    /// For the log.
     endpoint: String,
     timeout: Duration,
     batch_delay: Duration,
@@ -479,6 +487,7 @@ impl Worker {
 
     async fn send(&mut self, request: Request) {
         let trace_count = request.trace_count;
+        self.renew();
         self.exporter.set_resource(&self.converter.resource(&request.process));
         loop {
             if !self.wait().await {
@@ -507,6 +516,24 @@ impl Worker {
                 Err(_) => self.failed(trace_count, "no answer in time"),
             }
             return;
+        }
+    }
+
+    /// Connects anew if files for TLS have changed.
+    fn renew(&mut self) {
+        if !self.tls_files.have_changed() {
+            return;
+        }
+        match build(&self.target, &self.throttle) {
+            Ok(exporter) => {
+                self.exporter = exporter;
+                info!(endpoint = self.endpoint, "files for TLS have changed and are in use");
+            }
+            Err(error) => warn!(
+                endpoint = self.endpoint,
+                error = &error as &dyn std::error::Error,
+                "files for TLS have changed and cannot be used; what was in them stays in use"
+            ),
         }
     }
 

@@ -20,7 +20,7 @@ pub enum CompressionConfig {
     Gzip,
 }
 
-/// What proves who is who. All empty: the certificates that the system trusts, and no certificate of our own.
+/// What proves who is who. All empty: the certificates that the system trusts, and no certificate of our own. A file that changes is read again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TlsConfig {

@@ -22,11 +22,11 @@ pub struct OtlpJsonWriter<W> {
 }
 
 impl<W: Write> OtlpJsonWriter<W> {
-    /// Reads `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES`; `output` is best buffered.
+    /// Reads `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES` and `NODE_NAME`; `output` is best buffered.
     pub fn new(output: W, anchor: ClockAnchor) -> Self {
         Self {
             output,
-            converter: Converter::from_env(anchor),
+            converter: Converter::from_env(anchor).on_node(&std::env::var("NODE_NAME").unwrap_or_default()),
         }
     }
 

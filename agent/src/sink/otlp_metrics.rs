@@ -11,11 +11,8 @@ use bytes::Bytes;
 use opentelemetry_http::HttpClient as _;
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_client::MetricsServiceClient;
 use opentelemetry_proto::tonic::collector::metrics::v1::{ExportMetricsServiceRequest, ExportMetricsServiceResponse};
-use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value};
-use opentelemetry_proto::tonic::metrics::v1::{
-    AggregationTemporality, Gauge, Histogram, HistogramDataPoint, Metric, NumberDataPoint, ResourceMetrics,
-    ScopeMetrics, Sum, metric, number_data_point,
-};
+use opentelemetry_proto::tonic::common::v1::InstrumentationScope;
+use opentelemetry_proto::tonic::metrics::v1::{Metric, ResourceMetrics, ScopeMetrics};
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use prost::Message as _;
 use tokio::sync::watch;
@@ -24,22 +21,24 @@ use tokio::time::Instant;
 use tonic::codec::CompressionEncoding;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::otlp::Protocol;
 use super::otlp_config::{CompressionConfig, OtlpMetricsConfig, TargetConfig};
+use super::otlp_points::{attribute, metric};
 use super::otlp_starts::Starts;
 use super::otlp_throttle::Throttle;
 use super::otlp_transport::{self as transport, AddHeaders, Http, TransportError};
+use super::tls_files::TlsFiles;
 use crate::clock::ClockAnchor;
-use crate::metrics::snapshot::{Family, Kind, Labels, Number, Snapshot, Value};
+use crate::metrics::snapshot::Snapshot;
 use crate::span::Loss;
 
 /// Data points of one request: with some hundred bytes each, well below the 4 MiB that collectors take.
 const MAX_REQUEST_POINTS: usize = 4_000;
 
-/// Makes the text that is sent.
-pub type ReadText = Box<dyn Fn() -> String + Send + Sync>;
+/// Makes the reading that is sent.
+pub type Read = Box<dyn Fn() -> Snapshot + Send + Sync>;
 
 #[derive(Debug, Default)]
 struct Counters {
@@ -74,15 +73,17 @@ impl MetricsExporter {
         config: &OtlpMetricsConfig,
         node_name: &str,
         start_unix_ns: u64,
-        read: ReadText,
+        read: Read,
     ) -> Result<Self, TransportError> {
         let counters = Arc::new(Counters::default());
         let (stop, stopped) = watch::channel(None);
         let throttle = Arc::new(Throttle::default());
         let worker = Worker {
+            tls_files: TlsFiles::of(&config.target),
             client: Client::new(&config.target, &throttle)?,
             throttle,
-            endpoint: transport::endpoint(&config.target).to_owned(),
+            endpoint: transport::shown_endpoint(&config.target),
+            target: config.target.clone(),
             timeout: transport::timeout(&config.target),
             interval: Duration::from_secs(config.interval_seconds),
             resource: resource(node_name),
@@ -137,14 +138,17 @@ impl MetricsExporter {
 }
 
 struct Worker {
+    tls_files: TlsFiles,
     client: Client,
     throttle: Arc<Throttle>,
+    target: TargetConfig,
+    /// For the log.
     endpoint: String,
     timeout: Duration,
     interval: Duration,
     resource: Resource,
     starts: Starts,
-    read: Arc<dyn Fn() -> String + Send + Sync>,
+    read: Arc<dyn Fn() -> Snapshot + Send + Sync>,
     counters: Arc<Counters>,
     stopped: watch::Receiver<Option<Instant>>,
     is_failing: bool,
@@ -170,13 +174,14 @@ impl Worker {
         let read = Arc::clone(&self.read);
         let now_ns = ClockAnchor::now().unix_ns;
         // Thousands of series take a while.
-        let Ok(snapshot) = tokio::task::spawn_blocking(move || Snapshot::parse(&read())).await else {
+        let Ok(snapshot) = tokio::task::spawn_blocking(move || read()).await else {
             error!("metrics cannot be read");
             return LastReading::default();
         };
         let unreadable = snapshot.unreadable_count;
         self.counters.unreadable.fetch_add(unreadable, Ordering::Relaxed);
         self.starts.read(&snapshot, now_ns);
+        self.renew();
         let mut reading = LastReading::default();
         for (metrics, point_count) in requests(snapshot, &self.starts, now_ns) {
             let request = self.request(metrics);
@@ -202,6 +207,24 @@ impl Worker {
             reading.lost += point_count - taken;
         }
         reading
+    }
+
+    /// Connects anew if files for TLS have changed.
+    fn renew(&mut self) {
+        if !self.tls_files.have_changed() {
+            return;
+        }
+        match Client::new(&self.target, &self.throttle) {
+            Ok(client) => {
+                self.client = client;
+                info!(endpoint = self.endpoint, "files for TLS have changed and are in use");
+            }
+            Err(error) => warn!(
+                endpoint = self.endpoint,
+                error = &error as &dyn std::error::Error,
+                "files for TLS have changed and cannot be used; what was in them stays in use"
+            ),
+        }
     }
 
     /// Sends a request, unless the collector has asked for a wait: then the next reading tells all that this one would have told.
@@ -330,16 +353,6 @@ fn gzip(body: &[u8]) -> std::io::Result<Vec<u8>> {
     encoder.finish()
 }
 
-fn attribute(key: &str, value: String) -> KeyValue {
-    KeyValue {
-        key: key.to_owned(),
-        value: Some(AnyValue {
-            value: Some(any_value::Value::StringValue(value)),
-        }),
-        ..KeyValue::default()
-    }
-}
-
 fn resource(node_name: &str) -> Resource {
     let mut attributes = vec![
         attribute("service.name", "wasmscope".to_owned()),
@@ -379,88 +392,10 @@ fn requests(snapshot: Snapshot, starts: &Starts, now_ns: u64) -> Vec<(Vec<Metric
     requests
 }
 
-fn metric(family: &Family, series: &[(Labels, Value)], starts: &Starts, now_ns: u64) -> Metric {
-    let cumulative = AggregationTemporality::Cumulative.into();
-    let numbers = || {
-        series
-            .iter()
-            .filter_map(|(labels, value)| number_point(labels, value, starts.of(&family.name, labels), now_ns))
-            .collect()
-    };
-    let data = match family.kind {
-        Kind::Counter => metric::Data::Sum(Sum {
-            data_points: numbers(),
-            aggregation_temporality: cumulative,
-            is_monotonic: true,
-        }),
-        Kind::Gauge => metric::Data::Gauge(Gauge { data_points: numbers() }),
-        Kind::Histogram => metric::Data::Histogram(Histogram {
-            data_points: series
-                .iter()
-                .filter_map(|(labels, value)| histogram_point(labels, value, starts.of(&family.name, labels), now_ns))
-                .collect(),
-            aggregation_temporality: cumulative,
-        }),
-    };
-    Metric {
-        name: family.name.clone(),
-        description: family.help.clone(),
-        unit: match family.unit.as_str() {
-            "seconds" => "s".to_owned(),
-            "bytes" => "By".to_owned(),
-            "ratios" | "ratio" => "1".to_owned(),
-            other => other.to_owned(),
-        },
-        data: Some(data),
-        ..Metric::default()
-    }
-}
-
-fn attributes(labels: &Labels) -> Vec<KeyValue> {
-    labels
-        .iter()
-        .map(|(name, value)| attribute(name, value.clone()))
-        .collect()
-}
-
-fn number_point(labels: &Labels, value: &Value, start_ns: u64, now_ns: u64) -> Option<NumberDataPoint> {
-    let Value::Number(number) = value else { return None };
-    Some(NumberDataPoint {
-        attributes: attributes(labels),
-        start_time_unix_nano: start_ns,
-        time_unix_nano: now_ns,
-        value: Some(match number {
-            Number::Whole(whole) => number_data_point::Value::AsInt(*whole),
-            Number::Fraction(fraction) => number_data_point::Value::AsDouble(*fraction),
-        }),
-        ..NumberDataPoint::default()
-    })
-}
-
-fn histogram_point(labels: &Labels, value: &Value, start_ns: u64, now_ns: u64) -> Option<HistogramDataPoint> {
-    let Value::Histogram {
-        bounds,
-        counts,
-        sum,
-        count,
-    } = value
-    else {
-        return None;
-    };
-    Some(HistogramDataPoint {
-        attributes: attributes(labels),
-        start_time_unix_nano: start_ns,
-        time_unix_nano: now_ns,
-        count: *count,
-        sum: Some(*sum),
-        bucket_counts: counts.clone(),
-        explicit_bounds: bounds.clone(),
-        ..HistogramDataPoint::default()
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use opentelemetry_proto::tonic::metrics::v1::metric;
+
     use super::*;
 
     #[test]

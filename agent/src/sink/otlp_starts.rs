@@ -33,7 +33,7 @@ impl Starts {
                 let count = match value {
                     Value::Number(Number::Whole(count)) => *count as f64,
                     Value::Number(Number::Fraction(count)) => *count,
-                    Value::Histogram { count, .. } => *count as f64,
+                    Value::Histogram { count, .. } | Value::Native { count, .. } => *count as f64,
                 };
                 let start_ns = match self.known.get(&key) {
                     Some((start_ns, before)) if *before <= count => *start_ns,

@@ -74,17 +74,39 @@ pub(crate) fn endpoint(target: &TargetConfig) -> &str {
         })
 }
 
+/// The same for logs: what follows the path may be a secret.
+pub(crate) fn shown_endpoint(target: &TargetConfig) -> String {
+    without_query(endpoint(target))
+}
+
+/// Replaces what an URL has after its path, for logs and prints.
+pub(crate) fn without_query(url: &str) -> String {
+    match url.split_once(['?', '#']) {
+        Some((path, _)) => format!("{path}?***"),
+        None => url.to_owned(),
+    }
+}
+
+/// Reads and parses the files for TLS, if they would be used.
+pub(crate) fn check_files(target: &TargetConfig) -> Result<(), TransportError> {
+    if target.is_set() && endpoint(target).starts_with("https:") {
+        client_config(&target.tls)?;
+    }
+    Ok(())
+}
+
 /// Where HTTP sends a signal (`traces`, `metrics`).
 pub(crate) fn url(target: &TargetConfig, signal: &str) -> Result<http::Uri, TransportError> {
     let base = endpoint(target);
     let url = if target.endpoint_is_complete {
         base.to_owned()
     } else {
-        format!("{}/v1/{signal}", base.trim_end_matches('/'))
+        let (path, query) = base.find('?').map_or((base, ""), |at| base.split_at(at));
+        format!("{}/v1/{signal}{query}", path.trim_end_matches('/'))
     };
     url.parse()
         .map_err(|error: http::uri::InvalidUri| TransportError::Endpoint {
-            endpoint: base.to_owned(),
+            endpoint: shown_endpoint(target),
             reason: error.to_string(),
         })
 }
@@ -108,7 +130,7 @@ pub(crate) fn headers(target: &TargetConfig) -> Result<HeaderMap, TransportError
 pub(crate) fn channel(target: &TargetConfig) -> Result<Channel, TransportError> {
     let address = endpoint(target);
     let wrong = |error: tonic::transport::Error| TransportError::Endpoint {
-        endpoint: address.to_owned(),
+        endpoint: shown_endpoint(target),
         reason: chain(&error),
     };
     let mut endpoint = Endpoint::from_shared(address.to_owned())

@@ -1,6 +1,6 @@
 //! Where a process runs, as resource attributes.
 
-use opentelemetry::KeyValue;
+use opentelemetry::{Array, KeyValue, StringValue, Value};
 
 use super::text::bounded_line;
 use crate::span::Place;
@@ -10,9 +10,12 @@ const MAX_LABELS: usize = 32;
 /// Longest name or label value: Kubernetes allows no longer names.
 const MAX_VALUE_BYTES: usize = 253;
 
+/// How sure all of it is, and who said so, is `wasmscope.place.certainty` and `wasmscope.place.sources`.
 /// `k8s.*` and `container.id` by the conventions. They have no word for a systemd unit; its name is that of the service instance only where a unit is one
 /// process, so it is `systemd.unit`, as the collector's receiver for units calls it.
-pub(super) fn attributes(place: &Place) -> Vec<KeyValue> {
+///
+/// `node_name` is that of the node that the agent runs on, and so does what is in a pod.
+pub(super) fn attributes(place: &Place, node_name: Option<&str>) -> Vec<KeyValue> {
     let mut attributes = Vec::new();
     let mut add = |key: &'static str, value: &Option<String>| {
         if let Some(value) = value {
@@ -31,9 +34,15 @@ pub(super) fn attributes(place: &Place) -> Vec<KeyValue> {
         attributes.push(KeyValue::new(key, line(&owner.name)));
     }
     if place.pod_uid.is_some()
-        && let Some(node) = std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty())
+        && let Some(node) = node_name
     {
-        attributes.push(KeyValue::new("k8s.node.name", line(&node)));
+        attributes.push(KeyValue::new("k8s.node.name", line(node)));
+    }
+    if let Some(certainty) = place.certainty() {
+        attributes.push(KeyValue::new("wasmscope.place.certainty", certainty.as_str()));
+        let sources = place.sources.iter().map(|source| StringValue::from(source.as_str()));
+        let sources = Value::Array(Array::String(sources.collect()));
+        attributes.push(KeyValue::new("wasmscope.place.sources", sources));
     }
     for (key, value) in place.labels.iter().take(MAX_LABELS) {
         attributes.push(KeyValue::new(format!("k8s.pod.label.{}", line(key)), line(value)));
@@ -62,7 +71,7 @@ fn line(untrusted: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::span::Owner;
+    use crate::span::{Owner, PlaceSource};
 
     #[test]
     fn a_pod_is_told_in_the_words_of_the_conventions() {
@@ -78,18 +87,18 @@ mod tests {
                 kind: "Deployment".to_owned(),
                 name: "edge".to_owned(),
             }),
+            sources: vec![PlaceSource::CgroupPath, PlaceSource::Cri],
             ..Place::default()
         };
-        let told: Vec<_> = attributes(&place)
+        let told: Vec<_> = attributes(&place, Some("node-7"))
             .into_iter()
             .map(|attribute| format!("{}={}", attribute.key, attribute.value))
-            .filter(|attribute| !attribute.starts_with("k8s.node.name"))
             .collect();
         insta::assert_debug_snapshot!(told);
     }
 
     #[test]
     fn what_is_nowhere_has_no_attributes() {
-        assert!(attributes(&Place::default()).is_empty());
+        assert!(attributes(&Place::default(), Some("node-7")).is_empty());
     }
 }

@@ -71,6 +71,7 @@ pub(crate) struct Converter {
     anchor: ClockAnchor,
     scope: InstrumentationScope,
     host_name: Option<String>,
+    node_name: Option<String>,
     /// `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_SERVICE_NAME` and what describes this build; wins over what is known of the process.
     overrides: Vec<KeyValue>,
 }
@@ -98,8 +99,15 @@ impl Converter {
             anchor,
             scope: InstrumentationScope::builder("wasmscope").with_version(version).build(),
             host_name,
+            node_name: None,
             overrides,
         }
+    }
+
+    /// On the node of this name; without one, nothing is said of it.
+    pub(crate) fn on_node(mut self, name: &str) -> Self {
+        self.node_name = (!name.is_empty()).then(|| name.to_owned());
+        self
     }
 
     /// What the spans of a process have in common.
@@ -130,7 +138,7 @@ impl Converter {
                 .collect();
             attributes.push(KeyValue::new("wasmscope.limits", Value::Array(Array::String(limits))));
         }
-        attributes.extend(place::attributes(&process.place));
+        attributes.extend(place::attributes(&process.place, self.node_name.as_deref()));
         attributes.extend(self.overrides.iter().cloned());
         Resource::builder_empty().with_attributes(attributes).build()
     }
@@ -138,14 +146,12 @@ impl Converter {
     /// The spans of a trace, within [`MAX_SPANS_PER_TRACE`] and [`MAX_TRACE_BYTES`].
     pub(crate) fn spans(&self, trace: &Trace) -> Converted {
         let nodes = fold::fold(&trace.root, &LIMITS);
-        let mut ids: Vec<u64> = Vec::with_capacity(nodes.len());
+        let ids = ids(trace, &nodes);
         let mut spans = Vec::with_capacity(nodes.len());
         let mut cold_phases = Vec::new();
         let mut byte_count = 0;
-        for node in &nodes {
-            let parent_id = node.parent.map(|parent| ids[parent]);
-            let id = parent_id.map_or_else(|| root_id(trace.id.0), |parent_id| child_id(parent_id, node.position));
-            ids.push(id);
+        for (node, id) in nodes.iter().zip(&ids) {
+            let (id, parent_id) = (*id, node.parent.map(|parent| ids[parent]));
             byte_count += node.cost_bytes + EVENT_BYTES * (2 * node.suspends.len()).min(MAX_EVENTS_PER_SPAN);
             byte_count += node
                 .traps
@@ -221,6 +227,23 @@ impl Converter {
             .collect();
         events
     }
+}
+
+/// The spans of a trace that leave as they are, with their ids: the first of a run that is folded, none of what is left out.
+pub(crate) fn sent_spans(trace: &Trace) -> Vec<(&Span, u64)> {
+    let nodes = fold::fold(&trace.root, &LIMITS);
+    let ids = ids(trace, &nodes);
+    nodes.iter().map(|node| node.span).zip(ids).collect()
+}
+
+/// Of each node.
+fn ids(trace: &Trace, nodes: &[Node<'_>]) -> Vec<u64> {
+    let mut ids: Vec<u64> = Vec::with_capacity(nodes.len());
+    for node in nodes {
+        let parent_id = node.parent.map(|parent| ids[parent]);
+        ids.push(parent_id.map_or_else(|| root_id(trace.id.0), |parent_id| child_id(parent_id, node.position)));
+    }
+    ids
 }
 
 /// splitmix64's finaliser: every bit of the input reaches every bit of the output, the same on every machine and in every version.

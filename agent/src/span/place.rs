@@ -56,6 +56,8 @@ pub struct Owner {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PlaceSource {
+    /// The path of a cgroup that users can make and call what they like: which container, by id, of their own or pretended.
+    UserCgroup,
     /// The path of its cgroup: which container and pod, by id.
     CgroupPath,
     /// The socket of the container runtime.
@@ -66,7 +68,26 @@ pub enum PlaceSource {
     ApiServer,
 }
 
+/// How sure it is where a process runs, the least sure first: what follows from [`Place::sources`], and nothing more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Certainty {
+    /// Whoever started the process could have said so: nobody is asked for what it says.
+    Claimed,
+    /// The path of its cgroup says so, which only who runs containers can make: ids and no names.
+    Inferred,
+    /// So does the container runtime, which has given the names.
+    Reported,
+    /// So does Kubernetes, whose kubelet or API server knows the very pod.
+    Confirmed,
+}
+
 impl Place {
+    /// How sure it is; `None` where nothing is known.
+    pub fn certainty(&self) -> Option<Certainty> {
+        self.sources.iter().map(|source| source.certainty()).max()
+    }
+
     /// Whether nothing is known.
     pub fn is_unknown(&self) -> bool {
         *self == Self::default()
@@ -74,13 +95,61 @@ impl Place {
 }
 
 impl PlaceSource {
+    fn certainty(self) -> Certainty {
+        match self {
+            Self::UserCgroup => Certainty::Claimed,
+            Self::CgroupPath => Certainty::Inferred,
+            Self::Cri => Certainty::Reported,
+            Self::Kubelet | Self::ApiServer => Certainty::Confirmed,
+        }
+    }
+
     /// The word used in labels.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::UserCgroup => "user_cgroup",
             Self::CgroupPath => "cgroup_path",
             Self::Cri => "cri",
             Self::Kubelet => "kubelet",
             Self::ApiServer => "api_server",
+        }
+    }
+}
+
+impl Certainty {
+    /// The word used in attributes and notes.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Claimed => "claimed",
+            Self::Inferred => "inferred",
+            Self::Reported => "reported",
+            Self::Confirmed => "confirmed",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_surest_source_says_how_sure_it_is() {
+        let of = |sources: &[PlaceSource]| {
+            let place = Place {
+                sources: sources.to_vec(),
+                ..Place::default()
+            };
+            place.certainty().map(Certainty::as_str)
+        };
+        assert_eq!(of(&[]), None);
+        assert_eq!(of(&[PlaceSource::UserCgroup]), Some("claimed"));
+        assert_eq!(of(&[PlaceSource::CgroupPath]), Some("inferred"));
+        assert_eq!(of(&[PlaceSource::CgroupPath, PlaceSource::Cri]), Some("reported"));
+        for source in [PlaceSource::Kubelet, PlaceSource::ApiServer] {
+            assert_eq!(
+                of(&[PlaceSource::CgroupPath, PlaceSource::Cri, source]),
+                Some("confirmed")
+            );
         }
     }
 }

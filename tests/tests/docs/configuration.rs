@@ -28,7 +28,7 @@ endpoint = \"http://collector.observability:4318\"
 ```
 
 * `wasmscope agent --print-config` shows what would be in force and who set each value that is not a default, and ends. Values of headers, passwords and tokens are shown as `***`.
-  `--check-config` only says whether it is valid. With a key that does not exist or a value out of its range, the agent does not start: status 2.
+  `--check-config` only says whether it is valid, files for TLS included. With a key that does not exist or a value out of its range, the agent does not start: status 2.
 * A variable is named after its key: `WASMSCOPE_`, then the sections and the key in capitals, with two underscores between them. Its value is TOML (`true`, `30`, `[\"team\"]`, `{ authorization = \"Bearer …\" }`);
   what is not TOML is taken as text.
 * `--set SECTION.KEY=VALUE` sets any key.

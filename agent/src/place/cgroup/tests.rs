@@ -14,7 +14,15 @@ fn pod(container: Option<&str>, uid: &str) -> CgroupPlace {
     CgroupPlace {
         container_id: container.map(str::to_owned),
         pod_uid: Some(uid.to_owned()),
-        unit: None,
+        ..CgroupPlace::default()
+    }
+}
+
+/// Where users make folders.
+fn users(place: CgroupPlace) -> CgroupPlace {
+    CgroupPlace {
+        is_users: true,
+        ..place
     }
 }
 
@@ -198,7 +206,7 @@ fn layouts_of_distributions_are_understood() {
         (
             "rootless podman",
             format!("0::/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{ID}.scope/container\n"),
-            container(ID),
+            users(container(ID)),
         ),
         (
             "service",
@@ -208,12 +216,12 @@ fn layouts_of_distributions_are_understood() {
         (
             "service of a user",
             "0::/user.slice/user-1000.slice/user@1000.service/app.slice/edge@1.service\n".to_owned(),
-            unit("edge@1.service"),
+            users(unit("edge@1.service")),
         ),
         (
             "session",
             "0::/user.slice/user-1000.slice/session-3.scope\n".to_owned(),
-            unit("session-3.scope"),
+            users(unit("session-3.scope")),
         ),
         (
             "service, v1: systemd's own hierarchy knows",
@@ -240,7 +248,7 @@ fn a_user_cannot_name_a_pod_in_a_folder_of_their_own() {
     for above in ["", "/../.."] {
         for folder in ["kubepods/", ""] {
             let path = format!("{above}/user.slice/user-1000.slice/user@1000.service/{folder}pod{UID}/x");
-            assert_eq!(parse_path(&path), unit("user@1000.service"), "{path}");
+            assert_eq!(parse_path(&path), users(unit("user@1000.service")), "{path}");
         }
     }
 }
@@ -266,17 +274,6 @@ fn what_only_looks_like_a_pod_is_none() {
     ] {
         assert_eq!(parse_path(&path), CgroupPlace::default(), "{path}");
     }
-}
-
-#[test]
-fn a_cgroup_is_found_by_its_id() {
-    let mount = tempfile::tempdir().unwrap();
-    let below = format!("kubepods/besteffort/pod{UID}/{ID}");
-    std::fs::create_dir_all(mount.path().join(&below)).unwrap();
-    let id = cgroup_id(mount.path(), &format!("/{below}")).unwrap();
-    assert_eq!(place_of_id(mount.path(), id), Some(pod(Some(ID), UID)));
-    std::fs::remove_dir(mount.path().join(&below)).unwrap();
-    assert_eq!(place_of_id(mount.path(), id), None);
 }
 
 proptest! {
