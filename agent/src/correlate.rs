@@ -12,6 +12,7 @@ mod cold;
 mod helpers;
 mod pauses;
 mod request;
+mod room;
 mod runtime_call;
 
 use std::{
@@ -19,8 +20,8 @@ use std::{
     sync::Arc,
 };
 
-pub use self::activation::MAX_SPANS_PER_TRACE;
 use self::activation::{Activation, FailedCall, complete, outcome};
+pub use self::{activation::MAX_SPANS_PER_TRACE, room::MAX_OPEN_BYTES};
 use crate::{
     event::{Coverage, Event, EventKind, FunctionId, ImportId},
     span::{Bound, Function, Import, Loss, Module, Outcome, Pause, Process, Span, SpanKind, Starts, Trace, TraceId},
@@ -50,6 +51,7 @@ pub struct Correlator {
     imports: HashMap<ImportId, Arc<Import>>,
     losses: BTreeMap<(&'static str, &'static str), u64>,
     finished: Vec<Trace>,
+    room: room::Room,
 }
 
 #[derive(Debug)]
@@ -87,6 +89,14 @@ impl Correlator {
     /// An empty one.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty one whose traces under way take at most so many bytes.
+    pub fn with_room(max_bytes: usize) -> Self {
+        Self {
+            room: room::Room::new(max_bytes),
+            ..Self::default()
+        }
     }
 
     /// Takes the next event.
@@ -276,6 +286,7 @@ impl Correlator {
             imports: &self.imports,
             losses: &mut self.losses,
             finished: &mut self.finished,
+            room: &self.room,
             at_ns,
             tid,
         };
@@ -432,6 +443,7 @@ struct Context<'a> {
     imports: &'a HashMap<ImportId, Arc<Import>>,
     losses: &'a mut BTreeMap<(&'static str, &'static str), u64>,
     finished: &'a mut Vec<Trace>,
+    room: &'a room::Room,
     at_ns: u64,
     tid: u32,
 }
@@ -563,6 +575,10 @@ impl Context<'_> {
             children: Vec::new(),
             suspends: Vec::new(),
         };
+        let Some(share) = self.room.share(room::activation_bytes() + room::span_bytes(&span)) else {
+            self.count(room::OPEN_TRACES_LIMIT);
+            return;
+        };
         self.state.activations.insert(
             address,
             Activation {
@@ -578,6 +594,7 @@ impl Context<'_> {
                 suspended: None,
                 event_count: 1,
                 span_count: 1,
+                share,
                 losses: BTreeMap::new(),
                 cold: Vec::new(),
                 is_warm: false,
@@ -818,6 +835,9 @@ fn place(
         }
         parent.cold.extend(done.cold.into_iter().take(room));
         let end_ns = done.span.end_ns;
+        // The rest is given back: the activation is over, and its span is added like any other.
+        let all_but = room::activation_bytes() + room::span_bytes(&done.span);
+        parent.share.absorb(done.share, all_but);
         parent.add(done.span);
         parent.close_muted(end_ns);
         return;

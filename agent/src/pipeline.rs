@@ -49,7 +49,10 @@ use crate::{
     correlate::{Correlator, SETTLE_NS},
     decode::{Record, decode},
     event::{Coverage, Event, EventKind},
-    process::hosts::{FileId, Hosts},
+    process::{
+        code_store::CodeStore,
+        hosts::{FileId, Hosts},
+    },
     span::{Capture, Loss, Trace},
 };
 
@@ -67,6 +70,10 @@ pub struct Options {
     pub detail: Detail,
     /// How long a file stays probed that no process runs, nanoseconds.
     pub file_grace_ns: u64,
+    /// Bytes that the names and tables of all code objects may take together.
+    pub names_bytes: usize,
+    /// Bytes that all traces under way may take together.
+    pub open_traces_bytes: usize,
 }
 
 /// Which events are wanted.
@@ -122,6 +129,8 @@ pub struct Pipeline {
     hosts: Hosts,
     links: HashMap<FileId, FileLinks>,
     processes: HashMap<u32, Watched>,
+    /// What processes run, each once.
+    code: CodeStore,
     /// Processes that may be about to be gone.
     departing: HashSet<u32>,
     strays: Strays,
@@ -166,6 +175,7 @@ impl Pipeline {
             hosts: Hosts::default(),
             links: HashMap::new(),
             processes: HashMap::new(),
+            code: CodeStore::new(options.names_bytes),
             departing: HashSet::new(),
             strays: Strays::default(),
             movers: Movers::default(),
@@ -173,7 +183,7 @@ impl Pipeline {
             swap_checks: HashMap::new(),
             unused: Unused::default(),
             definitions: Definitions::default(),
-            correlator: Correlator::new(),
+            correlator: Correlator::with_room(options.open_traces_bytes),
             counted: BTreeMap::new(),
             losses: BTreeMap::new(),
             total_losses: BTreeMap::new(),

@@ -210,7 +210,7 @@ impl Pipeline {
         let mappings = maps::executable_mappings(pid).map_err(inspect)?;
         let mut watched = Watched {
             memory,
-            guests: Guests::default(),
+            guests: Guests::new(self.code.clone()),
             loads: Loads::default(),
             hosts: Vec::new(),
             facts,
