@@ -368,7 +368,8 @@ impl Pipeline {
             let before = self.counted.get(counter.name()).copied().unwrap_or(0);
             counters.get(counter) > before
         };
-        if undecodable > 0 || is_more(Counter::RingFull) || is_more(Counter::ThreadTableFull) {
+        let lossy = [Counter::RingFull, Counter::ThreadTableFull, Counter::ProcessThreadsFull];
+        if undecodable > 0 || lossy.into_iter().any(is_more) {
             for watched in self.processes.values_mut() {
                 watched.loads.forget();
             }
@@ -447,7 +448,7 @@ impl Pipeline {
             Record::Exec(_) => {
                 if self.processes.contains_key(&pid) {
                     push(EventKind::ProcessGone);
-                    self.process_replaced(pid, header.task, events);
+                    self.process_replaced(pid, (header.task, at_ns), events);
                 }
             }
             Record::ThreadExit(_) => {
