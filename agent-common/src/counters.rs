@@ -34,6 +34,8 @@ pub enum Counter {
     OpenTableFull = 13,
     /// What the aggregate counted without its name since its process had as many rows as one may have.
     ProcessRowsFull = 14,
+    /// As `ThreadTableFull`, since its process had as many threads in it as one may have.
+    ProcessThreadsFull = 15,
 }
 
 /// Entries of the counter array.
@@ -41,7 +43,7 @@ pub const COUNTER_SLOTS: u32 = 16;
 
 impl Counter {
     /// Every counter.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Emitted,
         Self::RingFull,
         Self::SyscallOffActivation,
@@ -56,6 +58,7 @@ impl Counter {
         Self::HelperTableFull,
         Self::OpenTableFull,
         Self::ProcessRowsFull,
+        Self::ProcessThreadsFull,
     ];
 
     /// The name used in metrics and diagrams.
@@ -75,6 +78,7 @@ impl Counter {
             Self::HelperTableFull => "helper_table_full",
             Self::OpenTableFull => "open_table_full",
             Self::ProcessRowsFull => "process_rows_full",
+            Self::ProcessThreadsFull => "process_threads_full",
         }
     }
 

@@ -122,6 +122,9 @@ pub struct Observed {
     pub code_epoch: u64,
     /// Rows of [`crate::AggregateStats`] ever made for it, those that count what has no row of its own left out.
     pub row_count: u64,
+    /// Threads of it that have an entry in the table of threads, as a signed number: one that got it before its process was
+    /// observed is counted only when it ends.
+    pub thread_count: u64,
 }
 
 /// Import tables sent per call site; a site that calls more host functions than this does so through a table of its own,
@@ -162,6 +165,14 @@ pub struct HelperTask {
     pub reserved: u32,
 }
 
+/// Threads of watched processes that are followed at once.
+pub const MAX_THREADS: u32 = 8192;
+/// Of them, those that one process may have.
+pub const MAX_THREADS_PER_PROCESS: u32 = MAX_THREADS / 2;
+
+/// Processes watched at once.
+pub const MAX_PROCESSES: u32 = 4096;
+
 /// Kinds of probes whose hits are counted: index in [`ProbeHits::counts`].
 pub const HIT_SYSCALL: usize = 0;
 /// A swap of activations, or an error that leaves one.
@@ -172,8 +183,10 @@ pub const HIT_HOST_CALL: usize = 2;
 pub const HIT_HOST_CALL_END: usize = 3;
 /// A function that is called seldom, entry or return.
 pub const HIT_MARK: usize = 4;
+/// A task of a helper thread that is handed over, begun or over.
+pub const HIT_HELPER: usize = 5;
 /// Kinds of probes whose hits are counted.
-pub const HIT_KINDS: usize = 5;
+pub const HIT_KINDS: usize = 6;
 
 /// How often the probes in one process were hit, whether or not they recorded anything. The agent makes the entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -227,6 +240,6 @@ pub struct ThreadHead {
 const _: () = {
     assert!(size_of::<RuntimeCopy>() == 32);
     assert!(size_of::<ProcessConfig>() == 64 + 32 * MAX_COPIES);
-    assert!(size_of::<Observed>() == 32);
+    assert!(size_of::<Observed>() == 40);
     assert!(size_of::<ThreadHead>() == 48);
 };

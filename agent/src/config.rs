@@ -113,6 +113,12 @@ pub struct CaptureConfig {
     pub queue_mib: usize,
     /// How long a host binary stays probed that no process runs any more, seconds, 0 to 86400. Default: 300.
     pub file_grace_seconds: u64,
+    /// Most memory that names and tables of the modules that run on the node take, each different module once, MiB, 16 to
+    /// 65536; one process may have half of it. Beyond it, modules have names but no source positions, or neither. Default: 256.
+    pub names_mib: u32,
+    /// Most memory that traces under way take, estimated, MiB, 1 to 65536. What finds no room is missing from its trace and
+    /// counted. Default: 96.
+    pub open_traces_mib: u32,
 }
 
 /// How the agent ends.
@@ -157,6 +163,8 @@ impl Default for CaptureConfig {
             queue_traces: 8_192,
             queue_mib: 32,
             file_grace_seconds: 300,
+            names_mib: 256,
+            open_traces_mib: 96,
         }
     }
 }
@@ -213,6 +221,12 @@ impl Config {
             "capture.file_grace_seconds",
             self.capture.file_grace_seconds,
             0..=86_400,
+        )?;
+        within("capture.names_mib", self.capture.names_mib.into(), 16..=65_536)?;
+        within(
+            "capture.open_traces_mib",
+            self.capture.open_traces_mib.into(),
+            1..=65_536,
         )?;
         self.governor
             .validate()

@@ -13,6 +13,7 @@ mod helpers;
 mod instances;
 mod pauses;
 mod request;
+mod room;
 mod runtime_call;
 
 use std::{
@@ -20,8 +21,8 @@ use std::{
     sync::Arc,
 };
 
-pub use self::activation::MAX_SPANS_PER_TRACE;
 use self::activation::{Activation, FailedCall, complete, outcome};
+pub use self::{activation::MAX_SPANS_PER_TRACE, room::MAX_OPEN_BYTES};
 use crate::{
     event::{Coverage, Event, EventKind, FunctionId, ImportId},
     span::{Bound, Function, Import, Loss, Module, Outcome, Pause, Process, Span, SpanKind, Starts, Trace, TraceId},
@@ -51,6 +52,7 @@ pub struct Correlator {
     imports: HashMap<ImportId, Arc<Import>>,
     losses: BTreeMap<(&'static str, &'static str), u64>,
     finished: Vec<Trace>,
+    room: room::Room,
 }
 
 #[derive(Debug)]
@@ -89,6 +91,14 @@ impl Correlator {
     /// An empty one.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty one whose traces under way take at most so many bytes.
+    pub fn with_room(max_bytes: usize) -> Self {
+        Self {
+            room: room::Room::new(max_bytes),
+            ..Self::default()
+        }
     }
 
     /// Takes the next event.
@@ -279,6 +289,7 @@ impl Correlator {
             imports: &self.imports,
             losses: &mut self.losses,
             finished: &mut self.finished,
+            room: &self.room,
             at_ns,
             tid,
         };
@@ -437,6 +448,7 @@ struct Context<'a> {
     imports: &'a HashMap<ImportId, Arc<Import>>,
     losses: &'a mut BTreeMap<(&'static str, &'static str), u64>,
     finished: &'a mut Vec<Trace>,
+    room: &'a room::Room,
     at_ns: u64,
     tid: u32,
 }
@@ -568,6 +580,10 @@ impl Context<'_> {
             children: Vec::new(),
             suspends: Vec::new(),
         };
+        let Some(share) = self.room.share(room::activation_bytes() + room::span_bytes(&span)) else {
+            self.count(room::OPEN_TRACES_LIMIT);
+            return;
+        };
         self.state.activations.insert(
             address,
             Activation {
@@ -583,6 +599,7 @@ impl Context<'_> {
                 suspended: None,
                 event_count: 1,
                 span_count: 1,
+                share,
                 losses: BTreeMap::new(),
                 cold: Vec::new(),
                 is_warm: false,
@@ -823,6 +840,9 @@ fn place(
         }
         parent.cold.extend(done.cold.into_iter().take(room));
         let end_ns = done.span.end_ns;
+        // The rest is given back: the activation is over, and its span is added like any other.
+        let all_but = room::activation_bytes() + room::span_bytes(&done.span);
+        parent.share.absorb(done.share, all_but);
         parent.add(done.span);
         parent.close_muted(end_ns);
         return;

@@ -50,7 +50,10 @@ use crate::{
     correlate::{Correlator, SETTLE_NS},
     decode::{Record, decode},
     event::{Coverage, Event, EventKind},
-    process::hosts::{FileId, Hosts},
+    process::{
+        code_store::CodeStore,
+        hosts::{FileId, Hosts},
+    },
     span::{Capture, Loss, Trace},
 };
 
@@ -68,6 +71,10 @@ pub struct Options {
     pub detail: Detail,
     /// How long a file stays probed that no process runs, nanoseconds.
     pub file_grace_ns: u64,
+    /// Bytes that the names and tables of all code objects may take together.
+    pub names_bytes: usize,
+    /// Bytes that all traces under way may take together.
+    pub open_traces_bytes: usize,
 }
 
 /// Which events are wanted.
@@ -123,6 +130,8 @@ pub struct Pipeline {
     hosts: Hosts,
     links: HashMap<FileId, FileLinks>,
     processes: HashMap<u32, Watched>,
+    /// What processes run, each once.
+    code: CodeStore,
     /// Processes that may be about to be gone.
     departing: HashSet<u32>,
     strays: Strays,
@@ -167,6 +176,7 @@ impl Pipeline {
             hosts: Hosts::default(),
             links: HashMap::new(),
             processes: HashMap::new(),
+            code: CodeStore::new(options.names_bytes),
             departing: HashSet::new(),
             strays: Strays::default(),
             movers: Movers::default(),
@@ -174,7 +184,7 @@ impl Pipeline {
             swap_checks: HashMap::new(),
             unused: Unused::default(),
             definitions: Definitions::default(),
-            correlator: Correlator::new(),
+            correlator: Correlator::with_room(options.open_traces_bytes),
             counted: BTreeMap::new(),
             losses: BTreeMap::new(),
             total_losses: BTreeMap::new(),
@@ -359,7 +369,8 @@ impl Pipeline {
             let before = self.counted.get(counter.name()).copied().unwrap_or(0);
             counters.get(counter) > before
         };
-        if undecodable > 0 || is_more(Counter::RingFull) || is_more(Counter::ThreadTableFull) {
+        let lossy = [Counter::RingFull, Counter::ThreadTableFull, Counter::ProcessThreadsFull];
+        if undecodable > 0 || lossy.into_iter().any(is_more) {
             for watched in self.processes.values_mut() {
                 watched.loads.forget();
             }
@@ -438,7 +449,7 @@ impl Pipeline {
             Record::Exec(_) => {
                 if self.processes.contains_key(&pid) {
                     push(EventKind::ProcessGone);
-                    self.process_replaced(pid, header.task, events);
+                    self.process_replaced(pid, (header.task, at_ns), events);
                 }
             }
             Record::ThreadExit(_) => {

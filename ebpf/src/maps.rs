@@ -6,8 +6,9 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
 };
 use wasmscope_common::{
-    AggregateKey, AggregateStats, COUNTER_SLOTS, Counter, HandedOver, HelperTask, HttpRequest, OTHER_ROWS, Observed,
-    OpenActivation, OpenKey, OpenRequest, ProbeHits, ProcessConfig, SeenCallSite, SeenCallee,
+    AggregateKey, AggregateStats, COUNTER_SLOTS, Counter, HandedOver, HelperTask, HttpRequest, MAX_PROCESSES,
+    MAX_THREADS, OTHER_ROWS, Observed, OpenActivation, OpenKey, OpenRequest, ProbeHits, ProcessConfig, SeenCallSite,
+    SeenCallee,
 };
 
 use crate::thread::Thread;
@@ -18,25 +19,25 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(16 << 20, 0);
 
 /// Processes watched, by pid.
 #[map]
-pub static PROCESSES: HashMap<u32, ProcessConfig> = HashMap::with_max_entries(4096, 0);
+pub static PROCESSES: HashMap<u32, ProcessConfig> = HashMap::with_max_entries(MAX_PROCESSES, 0);
 
 /// Syscalls, by process, of threads on which nothing was found before the agent had looked at the process's files: made by
 /// no activation if the runtime keeps its slot where was searched, else lost. The agent takes them out.
 #[map]
-static UNDECIDED: HashMap<u32, u64> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+static UNDECIDED: HashMap<u32, u64> = HashMap::with_max_entries(MAX_PROCESSES, BPF_F_NO_PREALLOC);
 
 /// What was seen of them. Unlike [`PROCESSES`], only programs write here, so that the agent undoes nothing.
 #[map]
-pub static OBSERVED: HashMap<u32, Observed> = HashMap::with_max_entries(4096, 0);
+pub static OBSERVED: HashMap<u32, Observed> = HashMap::with_max_entries(MAX_PROCESSES, 0);
 
 /// Rows of [`AGGREGATES`] that the agent has taken out again, by process. Only the agent writes here.
 #[map]
-pub static RELEASED_ROWS: HashMap<u32, u64> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+pub static RELEASED_ROWS: HashMap<u32, u64> = HashMap::with_max_entries(MAX_PROCESSES, BPF_F_NO_PREALLOC);
 
 /// Threads of watched processes, by tid: what is cached about them, and the workspace in which records are built. A
 /// thread can only be in one program at a time, unlike a CPU, on which uprobes preempt each other.
 #[map]
-pub static THREADS: HashMap<u32, Thread> = HashMap::with_max_entries(8192, 0);
+pub static THREADS: HashMap<u32, Thread> = HashMap::with_max_entries(MAX_THREADS, 0);
 
 /// [`Counter`]s. Incremented atomically, as uprobes of one CPU can interleave.
 #[map]
@@ -58,7 +59,7 @@ pub static OPEN: HashMap<OpenKey, OpenActivation> = HashMap::with_max_entries(16
 
 /// Hits of probes by process, for those that the agent governs.
 #[map]
-static HITS: PerCpuHashMap<u32, ProbeHits> = PerCpuHashMap::with_max_entries(4096, 0);
+static HITS: PerCpuHashMap<u32, ProbeHits> = PerCpuHashMap::with_max_entries(MAX_PROCESSES, 0);
 
 /// Call sites whose callee has been announced; the least recently used are forgotten and announced again.
 #[map]

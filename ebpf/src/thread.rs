@@ -2,12 +2,12 @@
 
 use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_get_current_pid_tgid};
 use wasmscope_common::{
-    AggregateKey, Counter, HandedOver, KIND_NONE, MAX_COPIES, MAX_RECORD_BYTES, ProcessConfig, RuntimeCopy,
-    THREAD_BYTES, TLS_DYNAMIC, TLS_STATIC, TLS_UNKNOWN, ThreadHead,
+    AggregateKey, Counter, HandedOver, KIND_NONE, MAX_COPIES, MAX_RECORD_BYTES, MAX_THREADS_PER_PROCESS, ProcessConfig,
+    RuntimeCopy, THREAD_BYTES, TLS_DYNAMIC, TLS_STATIC, TLS_UNKNOWN, ThreadHead,
 };
 
 use crate::{
-    maps::{OBSERVED, PROCESSES, THREADS, count, generation},
+    maps::{OBSERVED, PROCESSES, THREADS, add, count, generation},
     user::{read_user_word, thread_pointer},
 };
 
@@ -216,8 +216,22 @@ pub fn current(config: &ProcessConfig) -> Option<*mut Thread> {
     let thread = match THREADS.get_ptr_mut(&tid) {
         Some(thread) => thread,
         None => {
+            let observed = OBSERVED.get_ptr_mut(&pid);
+            if let Some(observed) = observed
+                // SAFETY: a pointer into a map value; a word is read whole.
+                && unsafe { core::ptr::read_volatile(&raw const (*observed).thread_count) } as i64
+                    >= i64::from(MAX_THREADS_PER_PROCESS)
+            {
+                count(Counter::ProcessThreadsFull);
+                return None;
+            }
             // A failure other than "already there" is a full table; the lookup below tells.
-            let _ = THREADS.insert(&tid, &NEW_THREAD, u64::from(BPF_NOEXIST));
+            if THREADS.insert(&tid, &NEW_THREAD, u64::from(BPF_NOEXIST)).is_ok()
+                && let Some(observed) = observed
+            {
+                // SAFETY: as above.
+                add(unsafe { &raw mut (*observed).thread_count }, 1);
+            }
             match THREADS.get_ptr_mut(&tid) {
                 Some(thread) => thread,
                 None => {

@@ -114,6 +114,8 @@ pub async fn run(loaded: Loaded, sources: Sources, logs: &Logs, set_filter: SetF
             Detail::BoundaryAndMetrics
         },
         file_grace_ns: start.capture.file_grace_seconds * 1_000_000_000,
+        names_bytes: (start.capture.names_mib as usize) << 20,
+        open_traces_bytes: (start.capture.open_traces_mib as usize) << 20,
     };
     // Loading takes seconds, in which health is to be answered.
     let governor = start.governor.clone();

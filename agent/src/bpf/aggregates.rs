@@ -109,28 +109,49 @@ impl Aggregates {
         let _ = self.released.remove(&pid);
     }
 
-    /// Takes out what is open in a process that is not watched any more. What cannot be found since the table changes all
-    /// the time is left.
-    pub fn take_open(&mut self, pid: u32) -> Vec<OpenActivation> {
-        self.take_open_of(|of| of == pid)
-            .into_iter()
-            .map(|(_, open)| open)
-            .collect()
+    /// Takes out what is open in a process that is not watched any more, or what was when it replaced its image. What cannot
+    /// be found since the table changes all the time is left.
+    pub fn take_open(&mut self, pid: u32, replaced_ns: Option<u64>) -> Vec<OpenActivation> {
+        let is_over = |open: &OpenActivation| replaced_ns.is_none_or(|replaced_ns| was_there(open, replaced_ns));
+        let taken = self.take_open_where(|of| of == pid, is_over);
+        taken.into_iter().map(|(_, open)| open).collect()
     }
 
     /// As [`Self::take_open`], of all processes that are meant, with their ids.
     pub fn take_open_of(&mut self, is_meant: impl Fn(u32) -> bool) -> Vec<(u32, OpenActivation)> {
+        self.take_open_where(is_meant, |_| true)
+    }
+
+    fn take_open_where(
+        &mut self,
+        is_meant: impl Fn(u32) -> bool,
+        is_over: impl Fn(&OpenActivation) -> bool,
+    ) -> Vec<(u32, OpenActivation)> {
         let steps = self.open.keys().take(OPEN_ENTRIES * STEPS_PER_ENTRY);
         let keys = distinct(steps.filter_map(Result::ok).map(|key| key.0), |key| is_meant(key.pid));
         keys.into_iter()
             .filter_map(|key| {
-                let open = self.open.get(&PodOpenKey(key), 0).ok()?;
+                let open = self
+                    .open
+                    .get(&PodOpenKey(key), 0)
+                    .ok()
+                    .filter(|open| is_over(&open.0))?;
                 // Whoever removes it counts it.
                 self.open.remove(&PodOpenKey(key)).ok()?;
                 Some((key.pid, open.0))
             })
             .collect()
     }
+}
+
+/// Whether an activation was there at a time. Of one whose begin was not seen, its host call tells; without one, it was.
+fn was_there(open: &OpenActivation, at_ns: u64) -> bool {
+    let seen_ns = if open.start_ns == 0 {
+        open.call_start_ns
+    } else {
+        open.start_ns
+    };
+    seen_ns <= at_ns
 }
 
 /// Those that are meant, each once.
@@ -176,6 +197,19 @@ fn sum(parts: impl Iterator<Item = AggregateStats>) -> AggregateStats {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_new_image_has_opened_is_not_of_the_old_one() {
+        let open = |start_ns, call_start_ns| OpenActivation {
+            start_ns,
+            call_start_ns,
+            ..OpenActivation::default()
+        };
+        let of_old = [open(9, 0), open(9, 10), open(0, 9), open(0, 0)];
+        assert!(of_old.iter().all(|open| was_there(open, 10)));
+        let of_new = [open(11, 0), open(11, 12), open(0, 11)];
+        assert!(!of_new.iter().any(|open| was_there(open, 10)));
+    }
 
     #[test]
     fn an_activation_that_a_walk_meets_again_is_taken_once_and_others_not_at_all() {

@@ -126,7 +126,7 @@ pub(super) enum Attacher {
 impl Attacher {
     pub(super) fn load(object: &[u8], ebpf: &mut Ebpf) -> Result<Self, LoadError> {
         match multi::supported() {
-            Ok(_) => SiteProgram::ALL
+            Ok(()) => SiteProgram::ALL
                 .into_iter()
                 .map(|program| {
                     MultiProgram::load(object, program.name(), map_fds(ebpf)).map(|loaded| (program, loaded))
@@ -177,7 +177,7 @@ impl Kernel {
                     .iter()
                     .find(|(loaded, _)| *loaded == program)
                     .expect("every site program was loaded");
-                let link = loaded.attach(path, &sites, None).map_err(|source| AttachError::Multi {
+                let link = loaded.attach(path, &sites).map_err(|source| AttachError::Multi {
                     count: sites.len(),
                     path: path.to_owned(),
                     source,
@@ -254,7 +254,7 @@ impl Kernel {
         let Some((_, loaded)) = programs.iter().find(|(loaded, _)| *loaded == program) else {
             return false;
         };
-        match loaded.attach_file(file.as_fd(), &links.sites, None) {
+        match loaded.attach_file(file.as_fd(), &links.sites) {
             Ok(link) => {
                 links.multi = Some(link);
                 links.paused = None;

@@ -75,7 +75,7 @@ pub fn probe() -> Vec<Finding> {
     findings.push(architecture());
     findings.push(types());
     findings.push(match multi::supported() {
-        Ok(_) => fine("uprobe.multi", "one link for all sites of a binary"),
+        Ok(()) => fine("uprobe.multi", "one link for all sites of a binary"),
         Err(multi::MultiError::Unsupported) => Finding {
             name: "uprobe.multi",
             severity: Severity::Degraded,

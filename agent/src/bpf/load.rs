@@ -7,7 +7,9 @@ use aya::{
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf},
     programs::{ProgramError, RawTracePoint},
 };
-use wasmscope_common::{AGGREGATE_CALLS, Counter, Observed, ProbeHits, ProcessConfig, THREAD_BYTES, ThreadHead};
+use wasmscope_common::{
+    AGGREGATE_CALLS, Counter, MAX_PROCESSES, Observed, ProbeHits, ProcessConfig, THREAD_BYTES, ThreadHead,
+};
 use zerocopy::FromBytes as _;
 
 use super::{
@@ -31,9 +33,6 @@ const TRACEPOINTS: [(&str, &str); 6] = [
     ("process_fork", "sched_process_fork"),
     ("signal_deliver", "signal_deliver"),
 ];
-
-/// Entries of the table of processes, as the programs define it.
-const MAX_PROCESSES: usize = 4096;
 
 /// Threads of one process that are sought in the table of threads.
 const MAX_THREADS: usize = 65_536;
@@ -226,7 +225,7 @@ impl Kernel {
     pub fn watched_pids(&self) -> std::collections::HashSet<u32> {
         self.processes
             .keys()
-            .take(2 * MAX_PROCESSES)
+            .take(2 * MAX_PROCESSES as usize)
             .filter_map(Result::ok)
             .collect()
     }

@@ -7,7 +7,6 @@
 
 use std::collections::HashSet;
 use std::ffi::{CStr, CString, c_char};
-use std::num::NonZeroU32;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -36,22 +35,12 @@ pub struct MultiSite {
     pub cookie: u64,
 }
 
-/// What the running kernel can do with `uprobe.multi` links.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MultiSupport {
-    /// Links can be limited to a process. Before Linux 6.10 the limit took one thread for the process, so it is not used there.
-    pub process_filter: bool,
-}
-
 /// Why a multi-site uprobe could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum MultiError {
     /// Perf-event uprobes are the alternative.
     #[error("this kernel has no uprobe.multi links (they came with Linux 6.6)")]
     Unsupported,
-    /// A program that filters by itself, or perf-event uprobes, are the alternatives.
-    #[error("this kernel cannot limit uprobe.multi links to a process (fixed in Linux 6.10)")]
-    ProcessFilterUnsupported,
     /// Neither present nor absent: the probe itself was refused, as without `CAP_BPF` and `CAP_PERFMON`.
     #[error("cannot find out whether the kernel has uprobe.multi links")]
     Probe {
@@ -123,7 +112,6 @@ pub enum MultiError {
 #[derive(Debug)]
 pub struct MultiProgram {
     program: OwnedFd,
-    support: MultiSupport,
 }
 
 /// Attached sites. They are detached when this is dropped, and by the kernel when the process ends, however it ends.
@@ -170,7 +158,7 @@ impl MultiProgram {
         };
         let function_key = definition.function_key();
         let license = definition.license.clone();
-        let support = supported()?;
+        supported()?;
 
         let type_info = load_type_info(&mut object);
         relocate(
@@ -190,11 +178,11 @@ impl MultiProgram {
             debug_info: type_info.as_ref().map(|type_info| (type_info.as_fd(), function)),
         };
         let program = load_with_verifier_log(&request)?;
-        Ok(Self { program, support })
+        Ok(Self { program })
     }
 
-    /// Runs the program at all of `sites` in the file at `path`, in processes that have it mapped and in those that will, or
-    /// in process `pid` (a thread-group id in the caller's pid namespace) alone. Either every site is attached or none.
+    /// Runs the program at all of `sites` in the file at `path`, in processes that have it mapped and in those that will.
+    /// Either every site is attached or none.
     ///
     /// `path` is resolved once, as seen by the caller, links followed; what counts from then on is the inode, so containers
     /// that share an image layer share the sites. A container's file is `/proc/PID/root/…`; a process's, even when it is
@@ -207,13 +195,10 @@ impl MultiProgram {
     ///
     /// The offsets must be starts of instructions: the kernel checks only that some instruction can be decoded there, and
     /// only in processes that have the file mapped. A breakpoint elsewhere changes what a process does, or the data it reads.
-    pub fn attach(&self, path: &Path, sites: &[MultiSite], pid: Option<NonZeroU32>) -> Result<MultiLink, MultiError> {
-        if pid.is_some() && !self.support.process_filter {
-            return Err(MultiError::ProcessFilterUnsupported);
-        }
+    pub fn attach(&self, path: &Path, sites: &[MultiSite]) -> Result<MultiLink, MultiError> {
         let c_path =
             CString::new(path.as_os_str().as_bytes()).map_err(|_| MultiError::Path { path: path.to_owned() })?;
-        match create_link(self.program.as_fd(), &c_path, sites, pid.map_or(0, NonZeroU32::get)) {
+        match create_link(self.program.as_fd(), &c_path, sites) {
             Ok(link) => Ok(MultiLink { _link: link }),
             Err(source) => Err(MultiError::Attach {
                 path: path.to_owned(),
@@ -225,13 +210,8 @@ impl MultiProgram {
 
     /// As [`Self::attach`], for a file that is open (`O_PATH` suffices): what has been examined is what gets probed, whoever
     /// renames files meanwhile. Needs `/proc`.
-    pub fn attach_file(
-        &self,
-        file: BorrowedFd<'_>,
-        sites: &[MultiSite],
-        pid: Option<NonZeroU32>,
-    ) -> Result<MultiLink, MultiError> {
-        self.attach(Path::new(&format!("/proc/self/fd/{}", file.as_raw_fd())), sites, pid)
+    pub fn attach_file(&self, file: BorrowedFd<'_>, sites: &[MultiSite]) -> Result<MultiLink, MultiError> {
+        self.attach(Path::new(&format!("/proc/self/fd/{}", file.as_raw_fd())), sites)
     }
 }
 
@@ -243,7 +223,7 @@ pub fn map_fds(loaded: &Ebpf) -> impl Iterator<Item = (&str, BorrowedFd<'_>)> {
 /// Asks the kernel whether it has `uprobe.multi` links, by trying.
 ///
 /// Answers [`MultiError::Unsupported`] before Linux 6.6, and [`MultiError::Probe`] when the caller may not find out.
-pub fn supported() -> Result<MultiSupport, MultiError> {
+pub fn supported() -> Result<(), MultiError> {
     let instructions = [
         instruction(BPF_ALU64 | BPF_MOV | BPF_K, 0, 0, 0, 0),
         instruction(BPF_JMP | BPF_EXIT, 0, 0, 0, 0),
@@ -261,30 +241,18 @@ pub fn supported() -> Result<MultiSupport, MultiError> {
         Some(libc::EINVAL) => MultiError::Unsupported,
         _ => MultiError::Probe { source },
     })?;
-    let errno_of_pid = |pid| match create_link(
-        program.as_fd(),
-        c"/",
-        &[MultiSite {
-            file_offset: 0,
-            cookie: 0,
-        }],
-        pid,
-    ) {
-        Ok(_link) => None,
-        Err(error) => error.raw_os_error(),
+    let site = MultiSite {
+        file_offset: 0,
+        cookie: 0,
     };
-    match errno_of_pid(0) {
-        Some(libc::EBADF) => {}
-        Some(errno @ (libc::EPERM | libc::EACCES)) => {
-            return Err(MultiError::Probe {
-                source: io::Error::from_raw_os_error(errno),
-            });
-        }
-        _ => return Err(MultiError::Unsupported),
+    let refused = create_link(program.as_fd(), c"/", &[site]).err();
+    match refused.and_then(|error| error.raw_os_error()) {
+        Some(libc::EBADF) => Ok(()),
+        Some(errno @ (libc::EPERM | libc::EACCES)) => Err(MultiError::Probe {
+            source: io::Error::from_raw_os_error(errno),
+        }),
+        _ => Err(MultiError::Unsupported),
     }
-    // The change that made the filter compare processes also made it refuse negative ids first.
-    let process_filter = errno_of_pid(u32::MAX) == Some(libc::EINVAL);
-    Ok(MultiSupport { process_filter })
 }
 
 /// Points every function of `object` at the maps and at the functions it calls.
@@ -395,8 +363,7 @@ fn load_program(request: &ProgramRequest<'_>, log: &mut [u8]) -> io::Result<Owne
     }
 }
 
-/// `pid` 0 means every process.
-fn create_link(program: BorrowedFd<'_>, path: &CStr, sites: &[MultiSite], pid: u32) -> io::Result<OwnedFd> {
+fn create_link(program: BorrowedFd<'_>, path: &CStr, sites: &[MultiSite]) -> io::Result<OwnedFd> {
     let offsets: Vec<u64> = sites.iter().map(|site| site.file_offset).collect();
     let cookies: Vec<u64> = sites.iter().map(|site| site.cookie).collect();
     let site_count = u32::try_from(sites.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?;
@@ -407,7 +374,6 @@ fn create_link(program: BorrowedFd<'_>, path: &CStr, sites: &[MultiSite], pid: u
     attributes.link_create.__bindgen_anon_3.uprobe_multi.offsets = address_of(&offsets);
     attributes.link_create.__bindgen_anon_3.uprobe_multi.cookies = address_of(&cookies);
     attributes.link_create.__bindgen_anon_3.uprobe_multi.cnt = site_count;
-    attributes.link_create.__bindgen_anon_3.uprobe_multi.pid = pid;
     // SAFETY: BPF_LINK_CREATE reads a NUL-terminated path and `cnt` words each at `offsets` and `cookies`, all of which outlive
     // the call.
     unsafe { bpf_fd(bpf_cmd::BPF_LINK_CREATE, &mut attributes) }
@@ -496,7 +462,6 @@ mod tests {
     use std::error::Error as _;
     use std::fs::{self, File};
     use std::hint::black_box;
-    use std::os::unix::process::parent_id;
 
     use aya::maps::{Array, IterableMap as _, MapData};
     use aya_obj::generated::{
@@ -514,7 +479,7 @@ mod tests {
         let executable = File::open("/proc/self/exe").unwrap();
 
         let link = program
-            .attach_file(executable.as_fd(), &[site(first, 3), site(second, 5)], None)
+            .attach_file(executable.as_fd(), &[site(first, 3), site(second, 5)])
             .unwrap();
         drop(program);
         (0..7).for_each(|_| call(first));
@@ -523,28 +488,6 @@ mod tests {
         call(first);
 
         assert_eq!(all(&counts), [0, 0, 0, 7, 0, 2, 0, 0]);
-    }
-
-    #[test]
-    fn a_link_limited_to_a_process_counts_that_process_only() {
-        let Some((program, counts)) = counting_program() else {
-            return;
-        };
-        if !program.support.process_filter {
-            eprintln!("skipped: limiting links to a process needs Linux 6.10");
-            return;
-        }
-        let executable = Path::new("/proc/self/exe");
-
-        let _parents = program
-            .attach(executable, &[site(third, 1)], NonZeroU32::new(parent_id()))
-            .unwrap();
-        let _own = program
-            .attach(executable, &[site(third, 2)], NonZeroU32::new(std::process::id()))
-            .unwrap();
-        call(third);
-
-        assert_eq!(all(&counts), [0, 0, 1, 0, 0, 0, 0, 0]);
     }
 
     #[test]
@@ -558,9 +501,9 @@ mod tests {
         };
 
         let error = program
-            .attach(Path::new("/proc/self/exe"), &[site(fourth, 1), outside], None)
+            .attach(Path::new("/proc/self/exe"), &[site(third, 1), outside])
             .unwrap_err();
-        call(fourth);
+        call(third);
 
         assert!(
             matches!(&error, MultiError::Attach { site_count: 2, source, .. } if source.raw_os_error() == Some(libc::EINVAL))
@@ -591,7 +534,7 @@ mod tests {
         let Some((program, _counts)) = counting_program() else {
             return;
         };
-        let error = program.attach(Path::new("/proc/self/exe\0"), &[], None).unwrap_err();
+        let error = program.attach(Path::new("/proc/self/exe\0"), &[]).unwrap_err();
 
         assert!(matches!(error, MultiError::Path { .. }), "{error}");
     }
@@ -640,13 +583,7 @@ mod tests {
             instruction(BPF_JMP | BPF_EXIT, 0, 0, 0, 0),
         ];
         let program = load_with_verifier_log(&request(&instructions)).unwrap();
-        Some((
-            MultiProgram {
-                program,
-                support: supported().unwrap(),
-            },
-            counts,
-        ))
+        Some((MultiProgram { program }, counts))
     }
 
     fn all(counts: &Array<MapData, u64>) -> Vec<u64> {
@@ -688,10 +625,5 @@ mod tests {
     #[inline(never)]
     fn third() -> u32 {
         black_box(3)
-    }
-
-    #[inline(never)]
-    fn fourth() -> u32 {
-        black_box(4)
     }
 }

@@ -194,6 +194,8 @@ async fn trace(arguments: TraceArguments) -> anyhow::Result<ExitCode> {
         watch_all,
         detail,
         file_grace_ns: FILE_GRACE_NS,
+        names_bytes: crate::process::code_store::MAX_NODE_BYTES,
+        open_traces_bytes: crate::correlate::MAX_OPEN_BYTES,
     })
     .context("cannot trace")?;
     if let Some(percent) = arguments.overhead_budget.0 {

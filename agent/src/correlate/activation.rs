@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::runtime_call::OpenRuntimeCall;
+use super::{
+    room::{OPEN_TRACES_LIMIT, Share, span_bytes},
+    runtime_call::OpenRuntimeCall,
+};
 use crate::{
     event::Coverage,
     span::{Bound, ColdStart, Import, Outcome, Pause, Span, SpanKind, Suspend},
@@ -11,7 +14,7 @@ use crate::{
 /// Spans kept of one trace; what comes later is counted as lost and told in the trace.
 pub const MAX_SPANS_PER_TRACE: u64 = 200_000;
 /// Reasons of losses that happen here, where a trace has no room.
-pub(super) const LIMITS: [&str; 3] = [TRACE_TOO_LARGE, SUSPEND_LIMIT, COLD_START_LIMIT];
+pub(super) const LIMITS: [&str; 4] = [TRACE_TOO_LARGE, SUSPEND_LIMIT, COLD_START_LIMIT, OPEN_TRACES_LIMIT];
 pub(super) const COLD_START_LIMIT: &str = "cold_start_limit";
 const TRACE_TOO_LARGE: &str = "trace_too_large";
 const SUSPEND_LIMIT: &str = "suspend_limit";
@@ -37,6 +40,8 @@ pub(super) struct Activation {
     pub(super) suspended: Option<(u64, u32)>,
     pub(super) event_count: u64,
     pub(super) span_count: u64,
+    /// What it and what is in it take of the room for all.
+    pub(super) share: Share,
     pub(super) losses: BTreeMap<(String, String), u64>,
     /// It, or one made below it, was the first call of a module.
     pub(super) cold: Vec<ColdStart>,
@@ -72,6 +77,11 @@ impl Activation {
             self.lose("correlate", SUSPEND_LIMIT, 1);
             return;
         }
+        // Its call, if there is one, has it too.
+        if !self.share.take(2 * size_of::<Suspend>()) {
+            self.lose("correlate", OPEN_TRACES_LIMIT, 1);
+            return;
+        }
         self.span.suspends.push(suspend);
         if let Some(call) = self.open_child() {
             call.suspends.push(suspend);
@@ -90,6 +100,10 @@ impl Activation {
     pub(super) fn add(&mut self, span: Span) {
         if self.span_count >= MAX_SPANS_PER_TRACE {
             self.lose("correlate", TRACE_TOO_LARGE, 1);
+            return;
+        }
+        if !self.share.take(span_bytes(&span)) {
+            self.lose("correlate", OPEN_TRACES_LIMIT, 1);
             return;
         }
         self.span_count += 1;

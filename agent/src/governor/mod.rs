@@ -4,7 +4,9 @@
 mod decide;
 
 use serde::{Deserialize, Serialize};
-use wasmscope_common::{HIT_ACTIVATION, HIT_HOST_CALL, HIT_HOST_CALL_END, HIT_KINDS, HIT_MARK, HIT_SYSCALL};
+use wasmscope_common::{
+    HIT_ACTIVATION, HIT_HELPER, HIT_HOST_CALL, HIT_HOST_CALL_END, HIT_KINDS, HIT_MARK, HIT_SYSCALL,
+};
 
 pub use self::decide::{Change, Governor, ProcessOverhead, Sample};
 use crate::span::ProbeKind;
@@ -135,6 +137,8 @@ impl ProbeCosts {
         costs[HIT_SYSCALL] = self.syscall_ns as f64;
         costs[HIT_ACTIVATION] = either(activations, self.activation_ns);
         costs[HIT_MARK] = either(activations, self.mark_ns);
+        // About what a mark does; recorded for as long as syscalls are.
+        costs[HIT_HELPER] = either(level < Level::Nothing, self.mark_ns);
         costs[HIT_HOST_CALL] = either(host_calls, self.host_call_ns);
         costs[HIT_HOST_CALL_END] = either(host_calls, self.host_call_end_ns) + step_ns;
         costs

@@ -258,3 +258,20 @@ fn values_out_of_range_are_refused() {
     });
     assert!(toml::from_str::<GovernorConfig>("proces_budget_percent = 1").is_err());
 }
+
+#[test]
+fn what_the_probes_of_helper_threads_cost_is_in_the_account_and_paused_with_the_syscalls_they_are_for() {
+    let mut world = World::new(config(), &[(1, [0, 0, 0])]);
+    world.run(1);
+    let mut sample = world.counted[&1];
+    let mut now_ns = world.now_ns;
+    let mut levels = Vec::new();
+    for _ in 0..3 {
+        now_ns += SECOND;
+        sample.cpu_ns += SECOND;
+        sample.hits[HIT_HELPER] += 300_000;
+        world.governor.tick(now_ns, &[sample]);
+        levels.push(world.governor.level(1));
+    }
+    assert!(levels.contains(&Level::Nothing), "{levels:?}");
+}

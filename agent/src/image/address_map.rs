@@ -9,6 +9,7 @@ use super::block::{Block, word};
 const NOWHERE: u32 = u32::MAX;
 
 /// The section's bytes and how to read them.
+#[derive(PartialEq)]
 pub(super) struct AddressMap {
     bytes: Vec<u8>,
     major: u32,

@@ -17,7 +17,7 @@ use super::{
     MAX_NAME_BYTES, ReadAt,
     address_map::AddressMap,
     bounded_name, component,
-    elf::{E, Elf, SectionHeader, Sym, read_header, read_section},
+    elf::{E, Elf, Sym, read_header, read_section},
     hex,
     info::{self, FunctionKey, Layout},
     read_exact_at,
@@ -87,6 +87,7 @@ pub enum SymbolSource {
 }
 
 /// A decoded code object. Holds no text.
+#[derive(PartialEq)]
 pub struct CodeObject {
     engine_version: String,
     kind: CodeKind,
@@ -100,7 +101,8 @@ pub struct CodeObject {
     traps: Result<TrapTable, Unavailable>,
     address_map: Result<AddressMap, Unavailable>,
     store_layout: Result<StoreLayout, LayoutError>,
-    hashed_sections: Vec<SectionHeader>,
+    /// Offset and size of each, bytes.
+    hashed_sections: Vec<(u64, u64)>,
 }
 
 impl fmt::Debug for CodeObject {
@@ -198,7 +200,11 @@ impl CodeObject {
                 .map(|bytes| AddressMap::new(bytes, major))
         });
         let hashed = [b".text".as_slice(), b".wasmtime.info", b".rodata.wasm", b".name.wasm"];
-        let hashed_sections = hashed.iter().filter_map(|name| elf.section(name).copied()).collect();
+        let hashed_sections = hashed
+            .iter()
+            .filter_map(|name| elf.section(name))
+            .map(|section| (section.sh_offset.get(E), section.sh_size.get(E)))
+            .collect();
         let is_pulley = flags & FLAGS_PULLEY != 0;
         let store_layout = layout_evidence(reader, &symbols, text_offset).decide(&engine_version);
         Ok(Self {
@@ -287,9 +293,21 @@ impl CodeObject {
         }
     }
 
-    /// Bytes of the tables that are kept whole.
+    /// Bytes that it takes, estimated: a name's own allocations are counted, what they round up to is not.
     pub fn held_bytes(&self) -> usize {
-        self.address_map.as_ref().map_or(0, AddressMap::len) + self.traps.as_ref().map_or(0, TrapTable::len)
+        let modules = self.modules.iter().flatten().map(ModuleNames::held_bytes);
+        size_of::<Self>()
+            + self.address_map.as_ref().map_or(0, AddressMap::len)
+            + self.traps.as_ref().map_or(0, TrapTable::len)
+            + self.symbols.held_bytes()
+            + modules.sum::<usize>()
+            + self.component.as_ref().map_or(0, ComponentNames::held_bytes)
+    }
+
+    /// Forgets the tables of addresses and traps: names are left.
+    pub fn drop_tables(&mut self) {
+        self.address_map = Err(Unavailable::TooLarge);
+        self.traps = Err(Unavailable::TooLarge);
     }
 
     /// Core modules in the image.
@@ -373,8 +391,7 @@ impl CodeObject {
         const CHUNK_BYTES: u64 = 1 << 20;
         let mut hash = Sha256::new();
         let mut budget = MAX_HASHED_BYTES;
-        for section in &self.hashed_sections {
-            let (offset, size) = (section.sh_offset.get(E), section.sh_size.get(E));
+        for (offset, size) in self.hashed_sections.iter().copied() {
             hash.update(size.to_le_bytes());
             let end = size.min(budget);
             budget -= end;
@@ -618,4 +635,36 @@ fn symbols_of_table(
         });
     }
     Ok(store.finish())
+}
+
+/// Code objects for tests of those who keep them.
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// One with a symbol and so many bytes of address map.
+    pub(crate) fn object_with(number: u32, map_bytes: usize) -> CodeObject {
+        let mut symbols = SymbolStore::default();
+        let name = symbols.intern(format!("function {number}").as_bytes());
+        symbols.entries.push(StoredEntry {
+            start: 0,
+            len: 16,
+            symbol: StoredSymbol::Other(name),
+        });
+        CodeObject {
+            engine_version: "48".to_owned(),
+            kind: CodeKind::Module,
+            is_pulley: false,
+            text_offset: 4096,
+            text_bytes: 4096,
+            symbols: symbols.finish(),
+            symbol_source: SymbolSource::SymbolTable,
+            modules: Vec::new(),
+            component: Err(Unavailable::Absent),
+            traps: Err(Unavailable::Absent),
+            address_map: Ok(AddressMap::new(vec![0; map_bytes], 48)),
+            store_layout: Err(LayoutError::UnknownVersion(String::new())),
+            hashed_sections: Vec::new(),
+        }
+    }
 }

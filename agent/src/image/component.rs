@@ -6,7 +6,10 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::{bounded_name, info::Cursor};
+use super::{
+    bounded_name,
+    info::{Cursor, SHARED_BYTES},
+};
 
 /// Module name of functions that a component imports outside of any interface, as component tools call it.
 const WORLD: &str = "$root";
@@ -66,6 +69,19 @@ pub struct ComponentNames {
 }
 
 impl ComponentNames {
+    /// Bytes that it takes, at most: as if no two strings were one.
+    pub(super) fn held_bytes(&self) -> usize {
+        let text = |name: &Arc<str>| name.len() + SHARED_BYTES;
+        let lowered = self.lowered.iter();
+        let lowered = lowered.map(|import| text(&import.interface) + text(&import.function));
+        size_of::<Self>()
+            + lowered.sum::<usize>()
+            + self.lifted.values().map(text).sum::<usize>()
+            + self.lowered.capacity() * size_of::<ComponentImport>()
+            + self.lifted.capacity() * size_of::<((u32, u32), Arc<str>)>()
+            + self.given.capacity() * size_of::<(u32, (u32, u32))>()
+    }
+
     /// Lowered imports. One import is lowered once for each set of options that the component lowers it with.
     pub fn lowered_imports(&self) -> &[ComponentImport] {
         &self.lowered

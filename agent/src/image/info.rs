@@ -121,7 +121,31 @@ pub struct ModuleNames {
     function_exports: Vec<(u32, u32)>,
 }
 
+/// What an `Arc<str>` takes beside its bytes.
+pub(super) const SHARED_BYTES: usize = 16;
+
 impl ModuleNames {
+    /// Bytes that it takes, at most: as if no two strings were one.
+    pub(super) fn held_bytes(&self) -> usize {
+        let text = |name: &Arc<str>| name.len() + SHARED_BYTES;
+        let imports = self
+            .imports
+            .iter()
+            .map(|import| text(&import.module) + text(&import.name));
+        let exports = self.exports.iter().map(|export| text(&export.name));
+        let limits = self.limits.as_ref().map_or(0, |limits| {
+            size_of_val(limits.memories.as_slice()) + size_of_val(limits.tables.as_slice())
+        });
+        size_of::<Self>()
+            + limits
+            + imports.sum::<usize>()
+            + exports.sum::<usize>()
+            + self.imports.capacity() * size_of::<ModuleImport>()
+            + self.exports.capacity() * size_of::<ModuleExport>()
+            + self.function_imports.capacity() * size_of::<u32>()
+            + self.function_exports.capacity() * size_of::<(u32, u32)>()
+    }
+
     /// Imported functions, which are also the first function indices.
     pub fn function_import_count(&self) -> u32 {
         self.function_imports.len() as u32

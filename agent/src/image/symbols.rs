@@ -55,7 +55,7 @@ pub enum Symbol<'a> {
     Other(&'a str),
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub(super) struct NameRef {
     offset: u32,
     len: u16,
@@ -65,7 +65,7 @@ impl NameRef {
     pub(super) const EMPTY: Self = Self { offset: 0, len: 0 };
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub(super) enum StoredSymbol {
     Function {
         module_index: u32,
@@ -88,6 +88,7 @@ pub(super) enum StoredSymbol {
     Other(NameRef),
 }
 
+#[derive(PartialEq)]
 pub(super) struct StoredEntry {
     pub start: u32,
     pub len: u32,
@@ -97,7 +98,7 @@ pub(super) struct StoredEntry {
 // The budget of the design is 64 bytes a symbol, the name included.
 const _: () = assert!(size_of::<StoredEntry>() <= 32);
 
-#[derive(Default)]
+#[derive(Default, PartialEq)]
 pub(super) struct SymbolStore {
     pub entries: Vec<StoredEntry>,
     names: String,
@@ -112,6 +113,11 @@ impl SymbolStore {
             offset,
             len: name.len() as u16,
         }
+    }
+
+    /// Bytes that it takes.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.entries.capacity() * size_of::<StoredEntry>() + self.names.capacity()
     }
 
     fn name(&self, name: NameRef) -> &str {

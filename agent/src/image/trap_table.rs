@@ -87,6 +87,7 @@ const SINCE_42: [&str; 43] = [
 ];
 
 /// The section's bytes and how to read them.
+#[derive(PartialEq)]
 pub(super) struct TrapTable {
     bytes: Vec<u8>,
     major: u32,

@@ -190,7 +190,7 @@ impl Pipeline {
         if self.is_finishing {
             let pids: Vec<_> = self.processes.keys().copied().collect();
             for pid in pids {
-                self.collect_open(pid);
+                self.collect_open(pid, None);
             }
         }
         for kind in [KIND_INVOCATION, KIND_HOST_CALL, KIND_SYSCALL] {
@@ -262,19 +262,23 @@ impl Pipeline {
     }
 
     /// Hands out the rows of a process that has ended or was never taken on, and takes them out of the kernel's tables.
-    /// Those of a new image of it stay.
-    pub(super) fn collect_aggregate(&mut self, pid: u32, next_epoch: Option<u32>) {
+    /// If it has replaced its image, `next` is the epoch of the new one's code and the time since when it runs: what is of that
+    /// stays.
+    pub(super) fn collect_aggregate(&mut self, pid: u32, next: Option<(u32, u64)>) {
         let is_known = self.processes.contains_key(&pid);
         // More than there were at the time of the last records.
         self.forget_keys();
         for key in self.keys_of(pid) {
-            if next_epoch.is_some_and(|next| key.epoch >= next && key.detail != DETAIL_OTHER) {
+            if next.is_some_and(|(next, _)| key.epoch >= next && key.detail != DETAIL_OTHER) {
                 continue;
             }
             let Some(stats) = self.kernel.aggregates.row(&key) else {
                 continue;
             };
-            if is_known {
+            if is_known && next.is_some() && key.detail == DETAIL_OTHER {
+                // The new image may be counting in it already: what is new from now on is the new one's.
+                self.collect_row(key, &stats, true);
+            } else if is_known {
                 self.collect_row(key, &stats, true);
                 self.kernel.aggregates.remove(&key);
                 self.collected.rows.remove(&key);
@@ -282,13 +286,14 @@ impl Pipeline {
                 self.abandon_row(key, &stats);
             }
         }
+        let replaced_ns = next.map(|(_, at_ns)| at_ns);
         if is_known {
-            self.collect_open(pid);
+            self.collect_open(pid, replaced_ns);
         } else {
-            let count = self.kernel.aggregates.take_open(pid).len();
+            let count = self.kernel.aggregates.take_open(pid, replaced_ns).len();
             self.lose_many("aggregate", "process_unknown", count as u64);
         }
-        if let Some(next) = next_epoch {
+        if let Some((next, _)) = next {
             self.epoch_begins(pid, next);
         } else {
             self.collected.forget(pid);
@@ -319,13 +324,14 @@ impl Pipeline {
         self.lose_many("aggregate", "process_unknown", count as u64);
     }
 
-    /// Counts what is open in a process that has ended, that is not watched any more, or of which probes are paused.
-    pub(super) fn collect_open(&mut self, pid: u32) {
+    /// Counts what is open in a process that has ended, that is not watched any more, or of which probes are paused; or what
+    /// was open in it when it replaced its image.
+    pub(super) fn collect_open(&mut self, pid: u32, replaced_ns: Option<u64>) {
         let follows = self
             .processes
             .get(&pid)
             .is_some_and(|watched| watched.coverage.activations);
-        for open in self.kernel.aggregates.take_open(pid) {
+        for open in self.kernel.aggregates.take_open(pid, replaced_ns) {
             if !follows {
                 // Without the probe that says when they end, what is there may be over.
                 continue;

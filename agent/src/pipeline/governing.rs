@@ -388,8 +388,8 @@ impl Pipeline {
                     SiteProgram::ActivationSwap | SiteProgram::Unwind | SiteProgram::Mark | SiteProgram::MarkEnd => {
                         level < Level::NoActivations
                     }
-                    // It keeps a table of tasks, and is hit seldom.
-                    SiteProgram::Helper => true,
+                    // They say whose the syscalls of helper threads are.
+                    SiteProgram::Helper => level < Level::Nothing,
                 };
                 if !is_wanted {
                     self.kernel.pause_links(links);
@@ -445,7 +445,7 @@ impl Pipeline {
         }
         if told_of_activations {
             // What is open may end unseen, and something else begin in its place: counted as what does not end.
-            self.collect_open(pid);
+            self.collect_open(pid, None);
         }
         self.describe(pid, events);
     }

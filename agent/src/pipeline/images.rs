@@ -3,22 +3,35 @@
 use std::ops::Range;
 
 use super::{Pipeline, watching::Watched};
-use crate::{clock, event::Event, process::reading::Verdict};
+use crate::{
+    clock,
+    event::Event,
+    process::{
+        guests::{AddError, Added},
+        reading::Verdict,
+    },
+};
 
-/// Why a code object is not known.
+/// Why a code object is not known, or not all of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unread {
     /// Too much has been read of its process lately.
     Deferred,
     /// It is none, or it is gone.
     Unreadable,
+    /// As many names are kept as there is room for.
+    NoRoom,
+    /// There was room for its names only.
+    WithoutTables,
 }
 
-/// How many of several are not.
+/// How many of several are not, or not whole.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Unscanned {
     pub(super) deferred_count: u64,
     pub(super) unreadable_count: u64,
+    pub(super) no_room_count: u64,
+    pub(super) without_tables_count: u64,
 }
 
 impl Unscanned {
@@ -28,6 +41,8 @@ impl Unscanned {
             Ok(()) => {}
             Err(Unread::Deferred) => self.deferred_count += 1,
             Err(Unread::Unreadable) => self.unreadable_count += 1,
+            Err(Unread::NoRoom) => self.no_room_count += 1,
+            Err(Unread::WithoutTables) => self.without_tables_count += 1,
         }
     }
 }
@@ -41,10 +56,15 @@ impl Watched {
             Verdict::Read => {
                 let added = self.guests.add(&self.memory, range.clone(), file_name);
                 self.reading.spend(self.guests.take_read_bytes());
-                added.map(drop).map_err(|_| Unread::Unreadable)
+                match added {
+                    Ok(Added::WithoutTables) => Err(Unread::WithoutTables),
+                    Ok(_) => Ok(()),
+                    Err(AddError::NoRoom) => Err(Unread::NoRoom),
+                    Err(AddError::Image(_)) => Err(Unread::Unreadable),
+                }
             }
         };
-        if read.is_err() {
+        if read.is_err_and(|unread| unread != Unread::WithoutTables) {
             // Nor does what was there before hold any longer.
             self.guests.remove(range);
         }
@@ -57,6 +77,8 @@ impl Pipeline {
     pub(super) fn lose_images(&mut self, missing: Unscanned) {
         self.lose_many("symbols", "image_unreadable", missing.unreadable_count);
         self.lose_many("symbols", "image_deferred", missing.deferred_count);
+        self.lose_many("symbols", "image_limit", missing.no_room_count);
+        self.lose_many("symbols", "image_tables_limit", missing.without_tables_count);
     }
 
     /// Reads what had to wait.

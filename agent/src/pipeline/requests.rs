@@ -85,7 +85,9 @@ impl Pipeline {
         undecodable: u64,
         events: &mut Vec<Event>,
     ) {
-        let lost_count = counters.get(Counter::RingFull) + counters.get(Counter::ThreadTableFull);
+        let lost_count = counters.get(Counter::RingFull)
+            + counters.get(Counter::ThreadTableFull)
+            + counters.get(Counter::ProcessThreadsFull);
         self.requests.note(lost_count, undecodable);
         if self.requests.are_reliable() {
             return;

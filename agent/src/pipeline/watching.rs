@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, io, ops::Range, path::Path};
 
-use wasmscope_common::{Counter, HOST_FUNCTIONS_SOUGHT, ImportTable, KEEP_TLS_ON_EXEC, ProcessConfig};
+use wasmscope_common::{Counter, HOST_FUNCTIONS_SOUGHT, ImportTable, KEEP_TLS_ON_EXEC, MAX_PROCESSES, ProcessConfig};
 
 use super::{
     Detail, FileLinks, Pipeline, SharedHost, cold::Loads, copies, images::Unscanned, requests, requests::Requests,
@@ -24,8 +24,6 @@ use crate::{
     span::{Place, Process},
 };
 
-/// Processes watched at once; the programs' table has the same size.
-const MAX_PROCESSES: usize = 4096;
 /// Executable ranges known of a process; more are known only after its mappings were read again.
 const MAX_UNLISTED: usize = 100_000;
 
@@ -196,7 +194,7 @@ impl Pipeline {
     }
 
     fn examine(&mut self, pid: u32, events: &mut Vec<Event>) -> Result<(), WatchError> {
-        if self.processes.len() >= MAX_PROCESSES {
+        if self.processes.len() >= MAX_PROCESSES as usize {
             return Err(WatchError::TooMany);
         }
         let inspect = |source| WatchError::Inspect { pid, source };
@@ -205,7 +203,7 @@ impl Pipeline {
         let mappings = maps::executable_mappings(pid).map_err(inspect)?;
         let mut watched = Watched {
             memory,
-            guests: Guests::default(),
+            guests: Guests::new(self.code.clone()),
             loads: Loads::default(),
             hosts: Vec::new(),
             facts,
@@ -471,13 +469,13 @@ impl Pipeline {
         }
     }
 
-    /// A process has another image, whose code begins with `next_epoch`.
-    pub(super) fn process_replaced(&mut self, pid: u32, next_epoch: u32, events: &mut Vec<Event>) {
+    /// A process has another image since `at_ns`, whose code begins with `next_epoch`.
+    pub(super) fn process_replaced(&mut self, pid: u32, (next_epoch, at_ns): (u32, u64), events: &mut Vec<Event>) {
         // It was the main thread of the image that is gone.
         self.departing.remove(&pid);
         self.stop_governing(pid);
         self.forget_swaps(pid, None);
-        self.collect_aggregate(pid, Some(next_epoch));
+        self.collect_aggregate(pid, Some((next_epoch, at_ns)));
         if self.is_bystander(pid) {
             self.settle_undecided(pid);
             self.remove_process(pid);

@@ -10,7 +10,10 @@ use std::{
 
 use wasmscope_common::ImportTable;
 
-use super::memory::ProcessMemory;
+use super::{
+    code_store::{CodeStore, Kept, Names, StoredCode},
+    memory::ProcessMemory,
+};
 use crate::{
     image::{
         CodeObject, ImageError, ReadAt,
@@ -23,8 +26,6 @@ use crate::{
 
 /// Code objects kept of one process.
 pub const MAX_OBJECTS: usize = 1024;
-/// Bytes of their tables kept of one process.
-const MAX_HELD_BYTES: usize = 256 << 20;
 /// Callees remembered of one process.
 const MAX_CALLEES: usize = 16_384;
 /// Types of imported functions looked at of one module.
@@ -39,34 +40,32 @@ const CALL_BYTES: usize = 5;
 #[derive(Debug)]
 struct Loaded {
     text: Range<u64>,
-    object: Arc<CodeObject>,
+    object: Arc<StoredCode>,
     modules: HashMap<u32, Arc<Module>>,
     hash: String,
     file_name: Option<String>,
 }
 
 /// All of them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Guests {
+    /// What all processes share.
+    store: CodeStore,
     /// By start of text.
     objects: BTreeMap<u64, Loaded>,
-    functions: HashMap<u64, Option<Arc<Function>>>,
+    functions: Names<u64, Option<Arc<Function>>>,
     /// By return address: the runtime's function that guest code calls there.
-    builtins: HashMap<u64, Option<Arc<str>>>,
-    callees: HashMap<u64, CallSite>,
-    callee_count: usize,
+    builtins: Names<u64, Option<Arc<str>>>,
+    /// The imports seen to be called from a place, by place and callee.
+    callees: Names<(u64, u64), Arc<Import>>,
+    /// The callees seen at a place.
+    call_sites: HashMap<u64, Vec<u64>>,
     /// Callees were forgotten of which the programs take it that they are known.
     are_callees_missing: bool,
     /// Bytes read of the process's code objects.
     read_bytes: u64,
     /// By return address in the trampoline.
-    trampolines: HashMap<u64, Option<Arc<Import>>>,
-}
-
-/// The imports seen to be called from one place.
-#[derive(Debug, Default)]
-struct CallSite {
-    by_callee: HashMap<u64, Arc<Import>>,
+    trampolines: Names<u64, Option<Arc<Import>>>,
 }
 
 /// Where the memory of a process is read as if it began at an image's first byte.
@@ -119,20 +118,54 @@ pub enum Added {
     New,
     /// It took the place of another, so names looked up before may be wrong.
     Replaced,
+    /// It is new, and there was room for its names only: where an instruction comes from and how it traps is not known.
+    WithoutTables,
+}
+
+/// Why a code object was not added.
+#[derive(Debug, thiserror::Error)]
+pub enum AddError {
+    /// It is none, or it is gone.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The process, or all of them, have as many names as are kept.
+    #[error("no room for more names")]
+    NoRoom,
+}
+
+impl Default for Guests {
+    fn default() -> Self {
+        Self::new(CodeStore::default())
+    }
 }
 
 impl Guests {
+    /// None, of a process that shares what it runs with others.
+    pub fn new(store: CodeStore) -> Self {
+        Self {
+            objects: BTreeMap::new(),
+            functions: Names::new(&store),
+            builtins: Names::new(&store),
+            callees: Names::new(&store),
+            call_sites: HashMap::new(),
+            are_callees_missing: false,
+            read_bytes: 0,
+            trampolines: Names::new(&store),
+            store,
+        }
+    }
+
     /// Reads the code object whose text starts at `text`.
     pub fn add(
         &mut self,
         memory: &ProcessMemory,
         text: Range<u64>,
         file_name: Option<String>,
-    ) -> Result<Added, ImageError> {
+    ) -> Result<Added, AddError> {
         let base = text
             .start
             .checked_sub(PAGE_BYTES)
-            .ok_or(ImageError::Malformed("text address"))?;
+            .ok_or(AddError::Image(ImageError::Malformed("text address")))?;
         let reader = At {
             memory,
             base,
@@ -161,9 +194,11 @@ impl Guests {
         } else {
             Added::New
         };
-        if self.held_bytes().saturating_add(object.held_bytes()) > MAX_HELD_BYTES {
-            return Err(ImageError::Malformed("more tables than are kept of one process"));
-        }
+        let (object, is_whole) = match self.store.keep(&hash, object, self.held_bytes()) {
+            Some(Kept::Whole(object)) => (object, true),
+            Some(Kept::WithoutTables(object)) => (object, false),
+            None => return Err(AddError::NoRoom),
+        };
         if self.objects.len() >= MAX_OBJECTS {
             self.objects.pop_first();
             added = Added::Replaced;
@@ -175,13 +210,13 @@ impl Guests {
             text.start,
             Loaded {
                 text,
-                object: Arc::new(object),
+                object,
                 modules: HashMap::new(),
                 hash,
                 file_name,
             },
         );
-        Ok(added)
+        Ok(if is_whole { added } else { Added::WithoutTables })
     }
 
     /// A core module of the code object whose text contains `address`, by its number in it.
@@ -227,7 +262,7 @@ impl Guests {
     fn forget_callees(&mut self) {
         self.are_callees_missing = true;
         self.callees.clear();
-        self.callee_count = 0;
+        self.call_sites.clear();
     }
 
     /// Whether callees were forgotten since this was asked last: the programs have to announce them again.
@@ -246,7 +281,7 @@ impl Guests {
     }
 
     fn held_bytes(&self) -> usize {
-        self.objects.values().map(|loaded| loaded.object.held_bytes()).sum()
+        self.objects.values().map(|loaded| loaded.object.bytes()).sum()
     }
 
     /// Whether an address lies in the code of one of them.
@@ -273,7 +308,7 @@ impl Guests {
 
     /// The versions of the runtime that made them, each once.
     pub fn engine_versions(&self) -> Vec<&str> {
-        let mut versions: Vec<_> = self.native().map(CodeObject::engine_version).collect();
+        let mut versions: Vec<_> = self.native().map(|object| object.engine_version()).collect();
         versions.sort_unstable();
         versions.dedup();
         versions
@@ -296,7 +331,7 @@ impl Guests {
 
     /// Those that the machine executes.
     fn native(&self) -> impl Iterator<Item = &CodeObject> {
-        let objects = self.objects.values().map(|loaded| &*loaded.object);
+        let objects = self.objects.values().map(|loaded| &**loaded.object);
         objects.filter(|object| !object.is_pulley())
     }
 
@@ -397,13 +432,16 @@ impl Guests {
         let Some(import) = self.import_of(table, is_code) else {
             return false;
         };
-        if self.callee_count >= MAX_CALLEES {
+        if self.callees.len() >= MAX_CALLEES {
             self.forget_callees();
         }
-        self.callee_count += 1;
-        let site = self.callees.entry(table.call_site).or_default();
-        site.by_callee.insert(table.callee, import);
-        true
+        let (site, callee) = (table.call_site, table.callee);
+        let is_new = self.callees.get(&(site, callee)).is_none();
+        let is_kept = self.callees.insert((site, callee), import);
+        if is_new && is_kept {
+            self.call_sites.entry(site).or_default().push(callee);
+        }
+        is_kept
     }
 
     fn import_of(&mut self, table: &ImportTable, is_code: impl Fn(u64) -> bool) -> Option<Arc<Import>> {
@@ -453,16 +491,18 @@ impl Guests {
 
     /// The import called from `call_site` with this callee.
     pub fn import(&mut self, call_site: u64, callee: u64) -> Option<Arc<Import>> {
-        let Some(site) = self.callees.get(&call_site) else {
+        let Some(callees) = self.call_sites.get(&call_site) else {
             // Destructors of a host's resources are host functions for core modules, called by a trampoline of a component.
             return self.trampoline_import(call_site);
         };
-        if let Some(known) = site.by_callee.get(&callee) {
+        if let Some(known) = self.callees.get(&(call_site, callee)) {
             return Some(known.clone());
         }
         // A new linker's function at a place that has always called the same import: guest code names imports, so it
         // still does.
-        let mut imports = site.by_callee.values();
+        let mut imports = callees
+            .iter()
+            .filter_map(|callee| self.callees.get(&(call_site, *callee)));
         let first = imports.next()?;
         imports.all(|import| import == first).then(|| first.clone())
     }

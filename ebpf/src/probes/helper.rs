@@ -2,11 +2,11 @@
 //! calls the task until the task is done, because the task has one address from the hand-over to the end.
 
 use aya_ebpf::{bindings::BPF_ANY, helpers::bpf_ktime_get_ns, macros::uprobe, programs::ProbeContext};
-use wasmscope_common::{AGGREGATE_SYSCALLS, Counter, EMIT_ACTIVATIONS, HandedOver, HelperTask, SiteKind};
+use wasmscope_common::{AGGREGATE_SYSCALLS, Counter, EMIT_ACTIVATIONS, HIT_HELPER, HandedOver, HelperTask, SiteKind};
 
 use crate::{
     activation::top,
-    maps::{HELPER_TASKS, count},
+    maps::{HELPER_TASKS, count, hit},
     thread::{Thread, current, select_file, watched},
     user::{argument, cookie},
 };
@@ -19,6 +19,7 @@ const MAX_HEADER_BYTES: u64 = 256;
 /// On all sites of helper threads; the site's kind tells which.
 #[uprobe]
 pub fn helper(ctx: ProbeContext) -> u32 {
+    hit(HIT_HELPER);
     let Some(config) = watched() else { return 0 };
     // SAFETY: a pointer into a map value.
     if unsafe { (*config).flags } & (EMIT_ACTIVATIONS | AGGREGATE_SYSCALLS) == 0 {

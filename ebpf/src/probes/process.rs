@@ -8,7 +8,7 @@ use wasmscope_common::{
 
 use crate::{
     aggregate,
-    maps::{OBSERVED, PROCESSES, TASK_MM_OFFSET, TASK_TGID_OFFSET, THREADS, count, global},
+    maps::{OBSERVED, PROCESSES, TASK_MM_OFFSET, TASK_TGID_OFFSET, THREADS, add, count, global},
     output::{Wake, emit, emit_with_frames, header},
     thread::NOTHING_KNOWN,
     user::read_kernel,
@@ -49,6 +49,8 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
             observed.code_start = 0;
             observed.code_end = 0;
             observed.code_epoch += 1;
+            // All others have ended, and this one's entry is gone.
+            observed.thread_count = 0;
             head.task = observed.code_epoch as u32;
         }
     } else {
@@ -109,9 +111,14 @@ fn replaced(tid: u32) {
 pub fn process_exit(_ctx: RawTracePointContext) -> i32 {
     let head = header(RecordKind::ThreadExit);
     // Whether or not its process is still watched: the id will be used again.
-    let _ = THREADS.remove(&head.tid);
+    let was_followed = THREADS.remove(&head.tid).is_ok();
     if PROCESSES.get_ptr(&head.pid).is_none() {
         return 0;
+    }
+    if was_followed && let Some(observed) = OBSERVED.get_ptr_mut(&head.pid) {
+        // One less.
+        // SAFETY: a pointer into a map value.
+        add(unsafe { &raw mut (*observed).thread_count }, u64::MAX);
     }
     let wake = if head.tid == head.pid { Wake::Now } else { Wake::Later };
     emit(
@@ -150,11 +157,13 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
         code_end: 0,
         code_epoch: 0,
         row_count: 0,
+        thread_count: 0,
     };
     if let Some(parent) = OBSERVED.get_ptr(&head.pid) {
         // SAFETY: as above.
         observed = unsafe { *parent };
         observed.row_count = 0;
+        observed.thread_count = 0;
     }
     if OBSERVED.insert(&child, &observed, u64::from(BPF_ANY)).is_err()
         || PROCESSES.insert(&child, &config, u64::from(BPF_ANY)).is_err()

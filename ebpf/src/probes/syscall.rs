@@ -319,6 +319,7 @@ fn code_published(ctx: &RawTracePointContext) {
                 code_end: address + length,
                 code_epoch: 0,
                 row_count: 0,
+                thread_count: 0,
             };
             if OBSERVED.insert(&head.pid, &observed, u64::from(BPF_ANY)).is_err()
                 || PROCESSES.insert(&head.pid, &config, u64::from(BPF_ANY)).is_err()
