@@ -73,7 +73,7 @@ pub const SCENARIOS: &[ComponentScenario] = &[
     },
     ComponentScenario {
         name: "wasi-components",
-        about: "a command of WASI 0.2 that looks at the clock, draws numbers and drops resources",
+        about: "a command of WASI 0.2 that looks at the clock, draws numbers and drops resources, and exits at last",
         guest: |engine| from_text(engine, WASI_GUEST),
         link: |linker, setup| match setup.options.mode {
             Mode::Sync => wasmtime_wasi::p2::add_to_linker_sync(linker),
@@ -341,6 +341,11 @@ fn wasi_task<'a>(session: &'a mut Session, options: &'a Options) -> super::TaskF
                 counts.counter(name).add(WASI_ROUNDS);
             }
         }
+        session.count(&["main/quit"]);
+        let counts = &session.invoker.counts.host_calls;
+        counts.counter("wasi:cli/exit@0.2.6.exit").add_one();
+        let result: Result<()> = session.call(None, "quit", ()).await;
+        ensure!(result.is_err(), "the guest did not exit");
         Ok(())
     })
 }
