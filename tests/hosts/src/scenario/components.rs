@@ -72,6 +72,20 @@ pub const SCENARIOS: &[ComponentScenario] = &[
         task: failing_task,
     },
     ComponentScenario {
+        name: "components-leave",
+        about: "`--calls` host calls of a component that do nothing, in one invocation",
+        guest: |engine| from_text(engine, include_str!("../../../guests/component_crossings.wat")),
+        link,
+        task: |session, options| {
+            Box::pin(async move {
+                session.count(&["crossings/leave"]);
+                let (sum,): (u32,) = session.call(None, "leave", (options.calls,)).await?;
+                ensure!(sum == options.calls, "the guest counted {sum}");
+                Ok(())
+            })
+        },
+    },
+    ComponentScenario {
         name: "wasi-components",
         about: "a command of WASI 0.2 that looks at the clock, draws numbers and drops resources, and exits at last",
         guest: |engine| from_text(engine, WASI_GUEST),
