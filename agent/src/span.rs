@@ -228,7 +228,7 @@ pub enum Outcome {
     },
     /// An invocation unwound by an error that a host call returned (or raised), or a host call that did so.
     HostError,
-    /// The guest asked to exit (`proc_exit`).
+    /// The guest asked to exit ([`Import::is_exit`]).
     Exit,
     /// A growth that failed: the guest was given -1.
     Refused,
@@ -283,6 +283,20 @@ pub struct Import {
     pub module: String,
     /// The function, `fd_write`; untrusted, at most 256 bytes.
     pub name: String,
+}
+
+impl Import {
+    /// Whether it is how WASI lets a guest end its program: a call of it that does not return is an exit. A function of the same
+    /// name in another interface is not.
+    pub fn is_exit(&self) -> bool {
+        match self.module.as_str() {
+            "wasi_snapshot_preview1" | "wasi_unstable" => self.name == "proc_exit",
+            interface => {
+                let name = interface.split('@').next();
+                name == Some("wasi:cli/exit") && matches!(self.name.as_str(), "exit" | "exit-with-code")
+            }
+        }
+    }
 }
 
 /// A counted loss.

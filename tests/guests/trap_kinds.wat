@@ -72,6 +72,8 @@
   (func (export "null_reference") (drop (call $present (ref.null func))))
   (func $element (param (ref $numbers) i32) (result i32) (array.get $numbers (local.get 0) (local.get 1)))
   (func (export "array") (drop (call $element (array.new $numbers (i32.const 0) (i32.const 3)) (i32.const 3))))
+  (func $allocate (param i32) (result (ref $numbers)) (array.new_default $numbers (local.get 0)))
+  (func (export "allocation") (drop (call $allocate (i32.const -1))))
   (func $cast (param anyref) (result (ref $line)) (ref.cast (ref $line) (local.get 0)))
   (func (export "cast") (drop (call $cast (struct.new $point (i32.const 1)))))
 

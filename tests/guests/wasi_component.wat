@@ -1,4 +1,4 @@
-;; A command of WASI 0.2: twenty rounds of five host calls, the last of which drops a resource of the host's.
+;; A command of WASI 0.2: twenty rounds of five host calls, the last of which drops a resource of the host's; and one that exits.
 (component $command
   (import "wasi:io/poll@0.2.6" (instance $poll
     (export "pollable" (type $pollable (sub resource)))
@@ -11,6 +11,8 @@
     (export "subscribe-duration" (func (param "when" u64) (result (own $pollable))))))
   (import "wasi:random/random@0.2.6" (instance $random
     (export "get-random-u64" (func (result u64)))))
+  (import "wasi:cli/exit@0.2.6" (instance $exit
+    (export "exit" (func (param "status" (result))))))
 
   (core module $main_module (@name "main")
     (import "wasi:clocks/monotonic-clock@0.2.6" "now" (func $now (result i64)))
@@ -18,7 +20,9 @@
     (import "wasi:random/random@0.2.6" "get-random-u64" (func $random (result i64)))
     (import "wasi:io/poll@0.2.6" "[method]pollable.ready" (func $ready (param i32) (result i32)))
     (import "wasi:io/poll@0.2.6" "[resource-drop]pollable" (func $drop (param i32)))
+    (import "wasi:cli/exit@0.2.6" "exit" (func $exit (param i32)))
 
+    (func $quit (export "quit") (call $exit (i32.const 1)))
     (func $round
       (local $pollable i32)
       (drop (call $now))
@@ -41,6 +45,7 @@
   (core func $random (canon lower (func $random "get-random-u64")))
   (core func $ready (canon lower (func $poll "[method]pollable.ready")))
   (core func $drop (canon resource.drop $pollable))
+  (core func $exit (canon lower (func $exit "exit")))
   (core instance $main (instantiate $main_module
     (with "wasi:clocks/monotonic-clock@0.2.6" (instance
       (export "now" (func $now))
@@ -48,8 +53,10 @@
     (with "wasi:random/random@0.2.6" (instance (export "get-random-u64" (func $random))))
     (with "wasi:io/poll@0.2.6" (instance
       (export "[method]pollable.ready" (func $ready))
-      (export "[resource-drop]pollable" (func $drop))))))
+      (export "[resource-drop]pollable" (func $drop))))
+    (with "wasi:cli/exit@0.2.6" (instance (export "exit" (func $exit))))))
 
   (func $run (result (result)) (canon lift (core func $main "wasi:cli/run@0.2.6#run")))
   (instance $command (export "run" (func $run)))
-  (export "wasi:cli/run@0.2.6" (instance $command)))
+  (export "wasi:cli/run@0.2.6" (instance $command))
+  (func (export "quit") (canon lift (core func $main "quit"))))

@@ -145,7 +145,7 @@ fn count(span: &Span, host_call: Option<&str>, counts: &mut Counts) {
             add(&mut counts.invocations, &name_of(function.as_deref()));
             match &span.outcome {
                 Outcome::Trap { code } => add(&mut counts.traps, code),
-                Outcome::HostError => add(&mut counts.traps, "host_error"),
+                Outcome::HostError | Outcome::Exit => add(&mut counts.traps, span.outcome.as_str()),
                 _ => {}
             }
             counts.suspends += span.suspends.len() as u64;

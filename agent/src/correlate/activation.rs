@@ -162,7 +162,7 @@ pub(super) fn outcome(activation: &Activation, coverage: Coverage, unwinding: bo
     });
     match failed {
         Some(call) if unwinding || activation.failed_call.is_some() => {
-            if call.import.is_some_and(|import| import.name == "proc_exit") {
+            if call.import.is_some_and(|import| import.is_exit()) {
                 Outcome::Exit
             } else {
                 Outcome::HostError

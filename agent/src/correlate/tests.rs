@@ -11,6 +11,13 @@ const PID: u32 = 100;
 fn below(activation: u64) -> u64 {
     activation - 16
 }
+/// Imports by id: interface and function.
+const IMPORTS: [(&str, &str); 4] = [
+    ("host", "fetch"),
+    ("wasi_snapshot_preview1", "proc_exit"),
+    ("host", "proc_exit"),
+    ("wasi:cli/exit@0.2.6", "exit"),
+];
 const WORKER_STACK: u64 = 0x7f00_0000_0000;
 const FIBER: u64 = 0x7e00_0001_0000;
 const FIBER_TWO: u64 = 0x7e80_0001_0000;
@@ -53,13 +60,13 @@ fn correlator() -> Correlator {
             },
         ));
     }
-    for (id, name) in ["fetch", "proc_exit"].into_iter().enumerate() {
+    for (id, (module, name)) in IMPORTS.into_iter().enumerate() {
         correlator.push(event(
             0,
             PID,
             EventKind::Import {
                 id: id as u32,
-                module: "host".to_owned(),
+                module: module.to_owned(),
                 name: name.to_owned(),
             },
         ));
@@ -313,6 +320,48 @@ fn a_trap_is_told_by_its_signal_and_a_host_error_by_its_unwinding() {
     ]);
     let outcomes: Vec<_> = traces.iter().map(|trace| trace.root.outcome.as_str()).collect();
     assert_eq!(outcomes, ["trap", "host_error", "exit"]);
+}
+
+#[test]
+fn only_what_wasi_exits_with_is_an_exit() {
+    for (import, outcome) in [(0, "host_error"), (1, "exit"), (2, "host_error"), (3, "exit")] {
+        let (traces, _) = run([
+            (10, 1, swap(0, FIBER, below(FIBER))),
+            (20, 1, host_call(FIBER, import)),
+            (
+                30,
+                1,
+                EventKind::HostCallEnd {
+                    frame: 0,
+                    succeeded: false,
+                },
+            ),
+            (40, 1, swap(FIBER, 0, below(FIBER))),
+            (41, 1, EventKind::Unwind),
+        ]);
+        assert_eq!(
+            traces[0].root.outcome.as_str(),
+            outcome,
+            "{:?}",
+            IMPORTS[import as usize]
+        );
+    }
+    let is_exit = |module: &str, name: &str| {
+        let (module, name) = (module.to_owned(), name.to_owned());
+        crate::span::Import { module, name }.is_exit()
+    };
+    assert!(is_exit("wasi_unstable", "proc_exit"));
+    assert!(is_exit("wasi:cli/exit", "exit"));
+    assert!(is_exit("wasi:cli/exit@0.3.0-rc-2025-09-16", "exit-with-code"));
+    for (module, name) in [
+        ("wasi:cli/exit@0.2.6", "proc_exit"),
+        ("wasi:cli/exiting@0.2.6", "exit"),
+        ("wasi_snapshot_preview1", "exit"),
+        ("test:cli/exit@0.2.6", "exit"),
+        ("", "proc_exit"),
+    ] {
+        assert!(!is_exit(module, name), "{module} {name}");
+    }
 }
 
 fn runtime_call(call: RuntimeCall) -> EventKind {

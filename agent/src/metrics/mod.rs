@@ -116,6 +116,7 @@ pub struct Metrics {
     memory_grows: BoundedFamily<GrowLabels, Counter>,
     table_grows: BoundedFamily<GrowLabels, Counter>,
     memory_bytes: BoundedFamily<ModuleLabels, Gauge<u64, AtomicU64>>,
+    memory_max_bytes: BoundedFamily<ModuleLabels, Gauge<u64, AtomicU64>>,
     events: BoundedFamily<KindLabels, Counter>,
     losses: BoundedFamily<LossLabels, Counter>,
     pod_resolutions: BoundedFamily<ResolutionLabels, Counter>,
@@ -209,6 +210,10 @@ impl Metrics {
             memory_bytes: families.counters(
                 "wasm_memory_bytes",
                 "Largest linear memory that an instance was seen to have after a memory.grow of the module's code; memories never shrink, and those that never grow are not seen",
+            ),
+            memory_max_bytes: families.counters(
+                "wasm_memory_max_bytes",
+                "Largest size that the module itself declares for those linear memories, where it declares any",
             ),
             events: families.counters("wasmscope_events", "Kernel records handled"),
             losses: families.counters("wasmscope_events_lost", "What the agent knows it missed or dropped"),
@@ -314,7 +319,7 @@ impl Metrics {
     }
 
     /// The families whose series are of processes.
-    fn expiring(&self) -> [&dyn Expiring; 16] {
+    fn expiring(&self) -> [&dyn Expiring; 17] {
         [
             &self.invocations,
             &self.invocation_time,
@@ -332,6 +337,7 @@ impl Metrics {
             &self.memory_grows,
             &self.table_grows,
             &self.memory_bytes,
+            &self.memory_max_bytes,
         ]
     }
 
@@ -455,6 +461,11 @@ impl Metrics {
                 self.memory_grows.with(&labels, owner, increment);
                 if let Some(bytes) = growth.new_bytes() {
                     self.memory_bytes.with(&labels.module, owner, |gauge| {
+                        gauge.inner().fetch_max(bytes, Ordering::Relaxed);
+                    });
+                }
+                if let Some(bytes) = growth.maximum_bytes() {
+                    self.memory_max_bytes.with(&labels.module, owner, |gauge| {
                         gauge.inner().fetch_max(bytes, Ordering::Relaxed);
                     });
                 }

@@ -131,6 +131,7 @@ fn with_a_series_each() -> Metrics {
         memory_grows,
         table_grows,
         memory_bytes,
+        memory_max_bytes,
         events,
         losses,
         pod_resolutions,
@@ -189,6 +190,7 @@ fn with_a_series_each() -> Metrics {
     cold_starts.with(&module, &Owner::Agent, |_| ());
     instantiations.with(&module, &Owner::Agent, |_| ());
     memory_bytes.with(&module, &Owner::Agent, |_| ());
+    memory_max_bytes.with(&module, &Owner::Agent, |_| ());
     suspended_time.with(&export, &Owner::Agent, |_| ());
     interruptions.with(
         &InterruptionLabels {

@@ -180,6 +180,7 @@ fn growth_and_interruptions_are_counted_by_how_they_ended() {
         (format!("wasm_memory_grows_total{{{module},outcome=\"refused\"}}"), 1.0),
         // 9 + 2 pages, not the 3 + 2 that came later.
         (format!("wasm_memory_bytes{{{module}}}"), 11.0 * 65_536.0),
+        (format!("wasm_memory_max_bytes{{{module}}}"), 20.0 * 65_536.0),
         (
             format!("wasm_interruptions_total{{{RUN},kind=\"fuel\",outcome=\"ok\"}}"),
             1.0,

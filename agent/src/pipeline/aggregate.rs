@@ -447,7 +447,7 @@ impl Pipeline {
         } else {
             watched.guests.function(function)
         };
-        let is_exit = import.as_ref().is_some_and(|import| import.name == "proc_exit");
+        let is_exit = import.as_ref().is_some_and(|import| import.is_exit());
         match key.kind {
             KIND_HOST_CALL => {
                 let is_named = import.is_some();

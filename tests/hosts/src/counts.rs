@@ -75,8 +75,9 @@ impl TrapCounters {
     }
 }
 
-/// How invocations fail: traps by wasmtime's kinds, and `host_error` for an error that came from a host function.
-pub const TRAP_KINDS: [&str; 10] = [
+/// How invocations fail: traps by wasmtime's kinds, and `host_error` for an error that came from a host function, `exit` for
+/// the one with which WASI ends a program.
+pub const TRAP_KINDS: [&str; 11] = [
     "memory_out_of_bounds",
     "unreachable",
     "integer_division_by_zero",
@@ -86,6 +87,7 @@ pub const TRAP_KINDS: [&str; 10] = [
     "bad_signature",
     "table_out_of_bounds",
     "host_error",
+    "exit",
     "other_trap",
 ];
 

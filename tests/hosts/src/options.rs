@@ -72,6 +72,10 @@ pub struct Options {
     #[arg(long)]
     pub pooling: bool,
 
+    /// The version that compiled code says it is of, whatever it is.
+    #[arg(long)]
+    pub module_version: Option<String>,
+
     /// Print `ready`, then wait for a line on stdin before the first instance is made.
     #[arg(long)]
     pub wait: bool,

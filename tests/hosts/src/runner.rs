@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use clap::Parser as _;
 use serde_json::json;
-use wasmtime::{Config, Engine, InstanceAllocationStrategy, InstancePre, Linker, PoolingAllocationConfig};
+use wasmtime::{
+    Config, Engine, InstanceAllocationStrategy, InstancePre, Linker, ModuleVersionStrategy, PoolingAllocationConfig,
+};
 
 use crate::counts::Counts;
 use crate::nap::{Alarm, Bed};
@@ -108,6 +110,9 @@ fn engine(scenario: Option<&Scenario>, options: &Options) -> Result<Engine> {
     let mut config = Config::new();
     if let Some(scenario) = scenario {
         scenario.configure(&mut config);
+    }
+    if let Some(version) = &options.module_version {
+        config.module_version(ModuleVersionStrategy::Custom(version.clone()))?;
     }
     if options.pooling {
         let instances = u32::from(options.tasks).saturating_mul(4).max(100);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use wasmtime::{AsContextMut, Engine, Instance, InstancePre, Store, Trap, TypedFunc, WasmParams, WasmResults};
+use wasmtime_wasi::I32Exit;
 use wasmtime_wasi::p1::WasiP1Ctx;
 
 use crate::counts::{Counter, Counts};
@@ -103,6 +104,7 @@ pub fn trap_kind(error: &wasmtime::Error) -> &'static str {
         Some(Trap::IntegerDivisionByZero) => "integer_division_by_zero",
         Some(Trap::UnreachableCodeReached) => "unreachable",
         Some(_) => "other_trap",
+        None if error.downcast_ref::<I32Exit>().is_some() => "exit",
         None => "host_error",
     }
 }

@@ -127,7 +127,10 @@ fn fibers_of_a_stripped_host_are_seen_exactly() {
 #[test]
 fn code_mapped_from_a_file_is_seen_exactly_in_a_stripped_host() {
     let Some(_kernel) = Kernel::acquire() else { return };
-    assert_learns_and_remembers(&["--scenario", "cwasm", "--calls", "50", "--repeat", "4"]);
+    let arguments = ["--scenario", "cwasm", "--calls", "50", "--repeat", "4"];
+    assert_learns_and_remembers(&arguments);
+    let fibers = ["--mode", "async", "--tasks", "4", "--threads", "2"];
+    assert_learns_and_remembers(&[&arguments[..], &fibers].concat());
 }
 
 #[test]

@@ -11,8 +11,13 @@ use wasmscope_tests::workload::Workload;
 
 /// The host runs and each of its instances is called this often.
 const REPEAT: &str = "3";
-/// Steps shorter than this say nothing about how much of them was seen.
-const LONG_NS: u64 = 1_000_000;
+/// Steps, the length under which one says nothing about how much of it was seen (nanoseconds), and the least share of the rest that the
+/// phases in it must make up, in the median.
+const LONG: [(&str, u64, f64); 3] = [
+    ("compile", 1_000_000, 0.8),
+    ("deserialize", 200_000, 0.8),
+    ("instantiate", 1_000_000, 0.8),
+];
 
 /// One step of the host's, timed with the clock of probes.
 #[derive(Clone, Debug, Deserialize)]
@@ -250,17 +255,17 @@ fn compiling_and_deserializing_are_told_apart() {
     );
 }
 
-/// Phases lie inside of what the host timed, and of what took it long they are at least half. The clocks are one, so the
-/// first is exact; the second leaves room for the machine to do something else between the host's look at the clock and
-/// the function it calls, and is asked of the best of several.
+/// Phases lie inside of what the host timed, and of what took it long they are at least four fifths. The clocks are one, so the
+/// first is exact; the second leaves room for what the host does between its look at the clock and the function that is probed, and for
+/// the machine to do something else meanwhile, and is asked of the median of all runs.
 #[test]
 fn phases_lie_inside_of_the_hosts_own_times_and_make_up_most_of_them() {
     let Some(_kernel) = Kernel::acquire() else { return };
-    let mut best: BTreeMap<&str, f64> = BTreeMap::new();
+    let mut shares: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     for variant in VARIANTS {
         let run = Run::of(variant);
         for cold in cold_starts(&run.seen) {
-            for step in ["compile", "deserialize", "instantiate"] {
+            for (step, long_ns, _) in LONG {
                 let inside = |kind: PhaseKind| match step {
                     "compile" => kind == PhaseKind::Compile,
                     "deserialize" => matches!(kind, PhaseKind::Read | PhaseKind::Deserialize),
@@ -277,10 +282,8 @@ fn phases_lie_inside_of_the_hosts_own_times_and_make_up_most_of_them() {
                 }
                 let ours: u64 = phases.iter().map(|phase| phase.duration_ns()).sum();
                 let all = host.end_ns - host.start_ns;
-                if all >= LONG_NS {
-                    let ratio = ours as f64 / all as f64;
-                    let best = best.entry(step).or_default();
-                    *best = best.max(ratio);
+                if all >= long_ns {
+                    shares.entry(step).or_default().push(ours as f64 / all as f64);
                 }
             }
             let publish = cold
@@ -291,14 +294,14 @@ fn phases_lie_inside_of_the_hosts_own_times_and_make_up_most_of_them() {
             assert!((publish.start_ns..=publish.end_ns).contains(&cold.published_ns));
         }
     }
-    eprintln!("shares of the host's own times: {best:?}");
-    for (step, ratio) in &best {
-        assert!(*ratio > 0.5 && *ratio <= 1.0, "{step}: {ratio}");
+    eprintln!("shares of the host's own times: {shares:?}");
+    for (step, _, least) in LONG {
+        let mut shares = shares.remove(step).unwrap_or_default();
+        assert!(shares.len() >= VARIANTS.len(), "{step}: only {shares:?} took long");
+        shares.sort_by(f64::total_cmp);
+        let median = shares[shares.len() / 2];
+        assert!(median >= least && shares[shares.len() - 1] <= 1.0, "{step}: {shares:?}");
     }
-    assert!(
-        best.contains_key("compile") && best.contains_key("instantiate"),
-        "{best:?}"
-    );
 }
 
 #[test]

@@ -208,6 +208,14 @@ fn assert_syscalls(program: &Path, options: &[&str], name: &str) -> Captured {
             "{mode}; losses: {:?}",
             seen.capture.losses
         );
+        if !options.contains(&"0") {
+            let found = seen.counts();
+            assert_eq!(found.invocations, counted.invocations, "{name} {mode}");
+            assert_eq!(
+                (found.suspends, found.resumes, found.moves),
+                (counted.suspends, counted.resumes, counted.moves)
+            );
+        }
         seen.assert_lost_only_before_calibration();
         all = Some(seen);
     }
@@ -233,7 +241,7 @@ fn tier_0_sees_the_same_syscalls_of_components() {
 }
 
 #[test]
-fn a_wasi_command_is_seen_exactly_and_its_resources_are_seen_to_be_dropped() {
+fn a_wasi_command_is_seen_exactly_down_to_the_resources_that_it_drops_and_its_exit() {
     let Some(_kernel) = Kernel::acquire() else { return };
     for mode in ["sync", "async"] {
         let arguments = [
@@ -253,13 +261,20 @@ fn a_wasi_command_is_seen_exactly_and_its_resources_are_seen_to_be_dropped() {
         let counts = seen.counts();
         assert_eq!(counts.host_calls, counted.host_calls, "{mode}");
         assert_eq!(counts.invocations, counted.invocations, "{mode}");
+        assert_eq!(counts.traps, counted.traps, "{mode}");
+        // Each task ends so.
+        assert_eq!(counted.traps, Numbers::from([("exit".to_owned(), 4)]));
         assert_eq!(
             counted.host_calls["wasi:io/poll@0.2.6.[resource-drop]pollable"],
             4 * 5 * 20
         );
         for call in seen.traces.iter().flat_map(|trace| &trace.root.children) {
             if call.role() == Role::HostCall {
-                assert_eq!(stack_names(call), ["round", "wasi:cli/run@0.2.6#run"], "{call:?}");
+                let stack: &[&str] = match import_of(call).as_str() {
+                    "wasi:cli/exit@0.2.6.exit" => &["quit"],
+                    _ => &["round", "wasi:cli/run@0.2.6#run"],
+                };
+                assert_eq!(stack_names(call), stack, "{call:?}");
             }
         }
     }

@@ -5,13 +5,19 @@ use std::collections::BTreeSet;
 use wasmscope::span::{Growth, Outcome, Role, Span, SpanKind};
 use wasmscope_tests::agent::Agent;
 use wasmscope_tests::captured::Captured;
-use wasmscope_tests::environment::Kernel;
+use wasmscope_tests::environment::{self, Kernel};
+use wasmscope_tests::samples::{self, sums};
 use wasmscope_tests::workload::{Counts, Numbers, Workload};
 
 fn traced(mode: &str, pooling: &[&str]) -> (Captured, Counts, Numbers) {
+    traced_with(mode, pooling, &[])
+}
+
+fn traced_with(mode: &str, pooling: &[&str], options: &[&str]) -> (Captured, Counts, Numbers) {
     let arguments = ["--scenario", "grow", "--mode", mode, "--tasks", "3", "--threads", "2"];
     let workload = Workload::ready(&[&arguments, pooling].concat());
-    let agent = Agent::json_of(&workload.pid());
+    let pid = workload.pid();
+    let agent = Agent::watching(["--pid", &pid, "--format", "json"].iter().chain(options));
     let (counted, notes) = workload.run_with_notes();
     (agent.captured(), counted, notes)
 }
@@ -64,6 +70,32 @@ fn each_growth_is_told_with_its_sizes() {
         let instances: BTreeSet<_> = growths(&seen).map(|(_, growth)| growth.instance).collect();
         assert_eq!(instances.len(), 3, "one for each task");
     }
+}
+
+/// The host's own sizes after each growth, pages.
+fn sizes<'a>(notes: &'a Numbers, memory: &'a str) -> impl Iterator<Item = u64> + 'a {
+    notes.keys().filter_map(move |note| {
+        let (_, after) = note.strip_prefix(memory)?.split_once('=')?;
+        after.split(' ').next()?.parse().ok()
+    })
+}
+
+#[test]
+fn gauges_of_memory_are_the_hosts_own_largest_and_the_modules_maximum() {
+    const PAGE: u64 = 65_536;
+
+    let Some(_kernel) = Kernel::acquire() else { return };
+    let Some(python) = environment::python() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("metrics.txt");
+    let (_, _, notes) = traced_with("sync", &[], &["--metrics-file", file.to_str().unwrap()]);
+    let largest = sizes(&notes, "memory ").chain(sizes(&notes, "other ")).max().unwrap();
+    assert!(largest > 20, "{notes:?}");
+    let samples = samples::read(python, &file);
+    let of_module = |pages: u64| Numbers::from([("grow".to_owned(), pages * PAGE)]);
+    assert_eq!(sums(&samples, "wasm_memory_bytes", "module"), of_module(largest));
+    // The other memory declares none.
+    assert_eq!(sums(&samples, "wasm_memory_max_bytes", "module"), of_module(80));
 }
 
 #[test]

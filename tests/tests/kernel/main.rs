@@ -41,5 +41,6 @@ mod soak;
 mod stripped;
 mod trap_kinds;
 mod traps;
+mod unknown_version;
 mod untouched;
 mod versions;

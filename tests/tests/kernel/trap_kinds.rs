@@ -92,9 +92,16 @@ fn each_kind_of_trap_is_told_with_its_function_and_wasm_offset() {
     let Some(_kernel) = Kernel::acquire() else { return };
     for mode in ["sync", "async"] {
         let (seen, notes) = traced("trap-kinds", mode);
-        assert_eq!(notes.len(), 27, "{notes:?}");
+        assert_eq!(notes.len(), 28, "{notes:?}");
         assert_eq!(endings(&seen), expected(notes), "{mode}");
     }
+}
+
+#[test]
+fn traps_of_code_mapped_from_a_file_are_told_alike() {
+    let Some(_kernel) = Kernel::acquire() else { return };
+    let (seen, notes) = traced("trap-kinds-cwasm", "sync");
+    assert_eq!(endings(&seen), expected(notes));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Runs the workload again and again, traced by each subject in turn.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -69,7 +70,7 @@ pub(crate) fn run(workspace: &Workspace, subjects: &[Subject], rounds: u32, call
 /// Runs `writes` once, with the tracer attached before its work begins and ended after it.
 fn once(workspace: &Workspace, subject: Option<Subject>, calls: u32) -> Result<u64> {
     let arguments = ["--scenario", "writes", "--mode", "sync"];
-    let (report, counted) = work(workspace, subject, &arguments, calls)?;
+    let (report, counted) = work(workspace, subject, &arguments, calls, None)?;
     if let Some(counted) = counted {
         ensure!(
             counted >= u64::from(calls),
@@ -91,12 +92,14 @@ pub(crate) fn elapsed_ns(report: &Value) -> Result<u64> {
         .with_context(|| format!("no elapsed_ns in {report}"))
 }
 
-/// Runs the workload once, traced from before its work begins until it is done: its report, and what the tracer counted.
+/// Runs the workload once, traced from before its work begins until it is done: its report, and what the tracer counted. Wasmscope
+/// writes its own counts to `metrics`.
 pub(crate) fn work(
     workspace: &Workspace,
     subject: Option<Subject>,
     arguments: &[&str],
     calls: u32,
+    metrics: Option<&Path>,
 ) -> Result<(Value, Option<u64>)> {
     let mut command = Command::new(workspace.release_binary("workload"));
     command
@@ -105,7 +108,7 @@ pub(crate) fn work(
     let mut workload = Running::start_with_stdin(&mut command)?;
     workload.wait_for("it is ready", START_LIMIT, |line| (line == "ready").then_some(()))?;
     let attached = subject
-        .map(|subject| subject.attach(workspace, workload.id()))
+        .map(|subject| subject.attach(workspace, workload.id(), metrics))
         .transpose()?;
     workload.send_line("go")?;
     let report: Value = workload.wait_for("its report", RUN_LIMIT, |line| serde_json::from_str(line).ok())?;

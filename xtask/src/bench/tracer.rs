@@ -53,13 +53,14 @@ impl Subject {
         }
     }
 
-    /// Attaches to process `pid` and returns when it is watching.
-    pub(crate) fn attach(self, workspace: &Workspace, pid: u32) -> Result<Attached> {
+    /// Attaches to process `pid` and returns when it is watching. Wasmscope writes what it counted to `metrics` when it ends.
+    pub(crate) fn attach(self, workspace: &Workspace, pid: u32, metrics: Option<&Path>) -> Result<Attached> {
         match self {
             Self::Wasmscope(depth) => {
                 let agent = Agent(workspace.release_binary("wasmscope"));
                 let outputs = Outputs {
                     discard: true,
+                    metrics,
                     ..Outputs::default()
                 };
                 agent.trace(pid, depth, outputs).map(Attached::Wasmscope)

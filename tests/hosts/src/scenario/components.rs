@@ -72,8 +72,22 @@ pub const SCENARIOS: &[ComponentScenario] = &[
         task: failing_task,
     },
     ComponentScenario {
+        name: "components-leave",
+        about: "`--calls` host calls of a component that do nothing, in one invocation",
+        guest: |engine| from_text(engine, include_str!("../../../guests/component_crossings.wat")),
+        link,
+        task: |session, options| {
+            Box::pin(async move {
+                session.count(&["crossings/leave"]);
+                let (sum,): (u32,) = session.call(None, "leave", (options.calls,)).await?;
+                ensure!(sum == options.calls, "the guest counted {sum}");
+                Ok(())
+            })
+        },
+    },
+    ComponentScenario {
         name: "wasi-components",
-        about: "a command of WASI 0.2 that looks at the clock, draws numbers and drops resources",
+        about: "a command of WASI 0.2 that looks at the clock, draws numbers and drops resources, and exits at last",
         guest: |engine| from_text(engine, WASI_GUEST),
         link: |linker, setup| match setup.options.mode {
             Mode::Sync => wasmtime_wasi::p2::add_to_linker_sync(linker),
@@ -341,6 +355,11 @@ fn wasi_task<'a>(session: &'a mut Session, options: &'a Options) -> super::TaskF
                 counts.counter(name).add(WASI_ROUNDS);
             }
         }
+        session.count(&["main/quit"]);
+        let counts = &session.invoker.counts.host_calls;
+        counts.counter("wasi:cli/exit@0.2.6.exit").add_one();
+        let result: Result<()> = session.call(None, "quit", ()).await;
+        ensure!(result.is_err(), "the guest did not exit");
         Ok(())
     })
 }

@@ -8,17 +8,18 @@ use super::{Guests, Scenario, calls};
 pub(super) const SCENARIO: Scenario = Scenario {
     name: "cwasm",
     about: "`calls`, with the guest mapped from a file compiled ahead of time",
-    guests,
+    guests: |engine| mapped(engine, calls::GUEST),
     ..calls::SCENARIO
 };
 
+/// A guest that is compiled into a file, which is then mapped.
 #[expect(
     unsafe_code,
     reason = "wasmtime cannot check that a file is its own output; this one is"
 )]
-fn guests(engine: &Engine) -> Result<Guests> {
-    let compiled = engine.precompile_module(calls::GUEST.as_bytes())?;
-    let file = tempfile::Builder::new().prefix("calls-").suffix(".cwasm").tempfile();
+pub(super) fn mapped(engine: &Engine, guest: &str) -> Result<Guests> {
+    let compiled = engine.precompile_module(guest.as_bytes())?;
+    let file = tempfile::Builder::new().prefix("guest-").suffix(".cwasm").tempfile();
     let path = file.context("cannot make a temporary file")?.into_temp_path();
     std::fs::write(&path, compiled).context("cannot write the compiled guest")?;
     // SAFETY: the file was made by this engine a moment ago, is readable by this user only, and stays as it is while

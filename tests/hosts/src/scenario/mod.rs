@@ -91,6 +91,7 @@ pub const SCENARIOS: &[Scenario] = &[
     calls::SCENARIO,
     crossings::ENTER,
     crossings::LEAVE,
+    crossings::YIELD,
     crossings::BURST,
     phases::SCENARIO,
     nested::SCENARIO,
@@ -110,6 +111,7 @@ pub const SCENARIOS: &[Scenario] = &[
     stall::SCENARIO,
     trap_kinds::SCENARIO,
     trap_kinds::REPORTED,
+    trap_kinds::MAPPED,
     interruptions::FUEL,
     interruptions::EPOCH,
     grow::SCENARIO,
@@ -120,7 +122,7 @@ impl Scenario {
     /// Sets what its guests must be compiled with.
     pub fn configure(&self, config: &mut Config) {
         match self.name {
-            "trap-kinds" => {
+            "trap-kinds" | "trap-kinds-cwasm" => {
                 config.wasm_gc(true);
             }
             "trap-kinds-reported" => {

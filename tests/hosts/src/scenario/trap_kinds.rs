@@ -12,12 +12,7 @@ use crate::session::{Session, State};
 pub(super) const SCENARIO: Scenario = Scenario {
     name: "trap-kinds",
     about: "each instruction that can trap `--calls` times, a host function's error and `proc_exit`",
-    guests: |engine| {
-        Ok(Guests::from(vec![Module::new(
-            engine,
-            include_str!("../../../guests/trap_kinds.wat"),
-        )?]))
-    },
+    guests: |engine| Ok(Guests::from(vec![Module::new(engine, GUEST)?])),
     link,
     task,
     heartbeat: None,
@@ -31,7 +26,17 @@ pub(super) const REPORTED: Scenario = Scenario {
     ..SCENARIO
 };
 
-const EXPORTS: [&str; 28] = [
+/// The same guest, mapped from a file compiled ahead of time.
+pub(super) const MAPPED: Scenario = Scenario {
+    name: "trap-kinds-cwasm",
+    about: "as trap-kinds, with the guest mapped from a file compiled ahead of time",
+    guests: |engine| super::cwasm::mapped(engine, GUEST),
+    ..SCENARIO
+};
+
+const GUEST: &str = include_str!("../../../guests/trap_kinds.wat");
+
+const EXPORTS: [&str; 29] = [
     "unreachable",
     "load",
     "store",
@@ -56,6 +61,7 @@ const EXPORTS: [&str; 28] = [
     "wait_unshared",
     "null_reference",
     "array",
+    "allocation",
     "cast",
     "host_error",
     "exit",
