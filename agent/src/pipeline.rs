@@ -467,6 +467,7 @@ impl Pipeline {
                 if !self.believes(pid, tid, swap, events) {
                     return;
                 }
+                self.learning.saw_guest(pid);
                 let entry = self.function(pid, swap.entry_handler, events);
                 self.tell_task(&header, swap.new, events);
                 // Before the activation is gone.

@@ -648,3 +648,33 @@ fn a_component_of_a_version_that_is_not_known_has_no_names() {
     let image = CodeObject::read(&bytes).expect("it is still a code object");
     assert_eq!(image.component(), Err(Unavailable::UnknownVersion("98".to_owned())));
 }
+
+#[test]
+fn a_component_tells_where_it_keeps_the_host_functions_that_it_lowers() {
+    for name in components() {
+        let image = code_object(&name);
+        let lowerings = image.lowerings().expect("its trampolines are those of a known kind");
+        // As its trampolines say when they are disassembled: the function of the first of two, and its data.
+        let first = match name.split('/').next() {
+            Some("36" | "38" | "50") => 0x70,
+            _ => 0x80,
+        };
+        assert_eq!(lowerings.end(), first + 2 * 16, "{name}");
+        assert_eq!(lowerings.ways().len(), 2, "{name}");
+        let symbols: Vec<_> = image.symbols().collect();
+        for way in lowerings.ways() {
+            assert!(
+                symbols
+                    .iter()
+                    .any(|entry| entry.start == *way && matches!(entry.symbol, Symbol::ComponentTrampoline(_)))
+            );
+        }
+        let mut context = vec![0; lowerings.end()];
+        context[first..first + 8].copy_from_slice(&0x1000_u64.to_le_bytes());
+        context[first + 16..first + 24].copy_from_slice(&0x2000_u64.to_le_bytes());
+        assert_eq!(lowerings.functions(&context).collect::<Vec<_>>(), [0x1000, 0x2000]);
+        assert_eq!(lowerings.functions(&context[..first + 24]).count(), 1);
+        assert_eq!(lowerings.functions(&context[..first]).count(), 0);
+    }
+    assert_eq!(code_object("48/host_calls").lowerings(), None);
+}

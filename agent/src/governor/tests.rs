@@ -92,7 +92,12 @@ fn a_process_that_mostly_waits_keeps_its_probes_within_the_floor_and_not_beyond(
     let sample = |cpu_ns, count| {
         let mut hits = [0; HIT_KINDS];
         hits[HIT_SYSCALL] = count;
-        Sample { pid: 1, cpu_ns, hits, stepped_share: 0.0 }
+        Sample {
+            pid: 1,
+            cpu_ns,
+            hits,
+            stepped_share: 0.0,
+        }
     };
     for (syscalls, is_paused) in [(6_000, false), (7_000, true)] {
         let mut governor = Governor::new(config(), ProbeCosts::default(), 2);

@@ -12,6 +12,7 @@ pub use super::component::{ComponentImport, ComponentNames};
 pub use super::elf::ElfError as ImageError;
 pub use super::info::{ItemKind, ModuleExport, ModuleImport, ModuleNames};
 pub use super::limits::{MemoryLimits, ModuleLimits, TableLimits};
+pub use super::lowerings::Lowerings;
 pub use super::symbols::{Symbol, SymbolEntry};
 use super::{
     MAX_NAME_BYTES, ReadAt,
@@ -101,6 +102,7 @@ pub struct CodeObject {
     traps: Result<TrapTable, Unavailable>,
     address_map: Result<AddressMap, Unavailable>,
     store_layout: Result<StoreLayout, LayoutError>,
+    lowerings: Option<Lowerings>,
     /// Offset and size of each, bytes.
     hashed_sections: Vec<(u64, u64)>,
 }
@@ -207,6 +209,11 @@ impl CodeObject {
             .collect();
         let is_pulley = flags & FLAGS_PULLEY != 0;
         let store_layout = layout_evidence(reader, &symbols, text_offset).decide(&engine_version);
+        let lowerings = component
+            .as_ref()
+            .ok()
+            .filter(|_| !is_pulley)
+            .and_then(|names| Lowerings::read(reader, &symbols, text_offset, names.lowered_imports().len()));
         Ok(Self {
             engine_version,
             kind,
@@ -220,6 +227,7 @@ impl CodeObject {
             traps,
             address_map,
             store_layout,
+            lowerings,
             hashed_sections,
         })
     }
@@ -242,6 +250,12 @@ impl CodeObject {
     /// Compiled for wasmtime's interpreter: the text is never executed by the machine.
     pub fn is_pulley(&self) -> bool {
         self.is_pulley
+    }
+
+    /// Where an instance of the component keeps the host functions that it calls; `None` for modules, and if the code does not
+    /// tell.
+    pub fn lowerings(&self) -> Option<&Lowerings> {
+        self.lowerings.as_ref()
     }
 
     /// Where the runtime that made this keeps the places at which it enters and leaves wasm.
@@ -302,6 +316,7 @@ impl CodeObject {
             + self.symbols.held_bytes()
             + modules.sum::<usize>()
             + self.component.as_ref().map_or(0, ComponentNames::held_bytes)
+            + self.lowerings.as_ref().map_or(0, Lowerings::held_bytes)
     }
 
     /// Forgets the tables of addresses and traps: names are left.
@@ -664,6 +679,7 @@ pub(crate) mod testing {
             traps: Err(Unavailable::Absent),
             address_map: Ok(AddressMap::new(vec![0; map_bytes], 48)),
             store_layout: Err(LayoutError::UnknownVersion(String::new())),
+            lowerings: None,
             hashed_sections: Vec::new(),
         }
     }

@@ -15,6 +15,7 @@ pub mod gates;
 pub mod host;
 mod info;
 mod limits;
+mod lowerings;
 pub mod prologue;
 pub mod returns;
 pub mod store_layout;

@@ -249,12 +249,29 @@ struct Store {
 
 /// What a trampoline writes to such records before it calls anything.
 fn stores_to_field(code: &[u8]) -> Vec<Store> {
+    follow(code).0
+}
+
+/// Offset of the field that a trampoline calls, in the context that is its first argument, if it passes the next field as
+/// second argument: `VMLowering`, which every version has had as `callee, data`.
+pub(super) fn called_lowering(code: &[u8]) -> Option<u32> {
+    let (callee, data) = follow(code).1?;
+    let (Value::Record(Register::RDI, callee), Value::Record(Register::RDI, data)) = (callee, data) else {
+        return None;
+    };
+    let offset = u32::try_from(callee).ok()?;
+    (data == callee.checked_add(8)?).then_some(offset)
+}
+
+/// What a trampoline writes to such records before it calls anything, and whom it calls first with which second argument.
+fn follow(code: &[u8]) -> (Vec<Store>, Option<(Value, Value)>) {
     let mut registers = [Value::Unknown; 16];
     registers[Register::RDI.number()] = Value::Context(Register::RDI);
     registers[Register::RSI.number()] = Value::Context(Register::RSI);
     registers[Register::RSP.number()] = Value::StackPointer;
     let mut factory = InstructionInfoFactory::new();
     let mut stores = Vec::new();
+    let mut called = None;
     // Any address that leaves room for the whole trampoline will do: code refers to itself relatively.
     let address = 0x1000;
     // Where a branch that was not taken leads: from there on, registers may hold what another path left.
@@ -268,6 +285,11 @@ fn stores_to_field(code: &[u8]) -> Vec<Store> {
             FlowControl::ConditionalBranch if instruction.near_branch_target() > instruction.ip() => {
                 straight_end = straight_end.min(instruction.near_branch_target());
                 continue;
+            }
+            FlowControl::IndirectCall if instruction.op0_kind() == OpKind::Register => {
+                let callee = registers[instruction.op0_register().full_register().number()];
+                called = Some((callee, registers[Register::RSI.number()]));
+                break;
             }
             _ => break,
         }
@@ -323,7 +345,7 @@ fn stores_to_field(code: &[u8]) -> Vec<Store> {
             }
         }
     }
-    stores
+    (stores, called)
 }
 
 /// Whether the boolean that a call returned is looked at first of all.

@@ -2,7 +2,7 @@
 //! remembered per file and build, so that the next process is probed from its first call.
 //!
 //! A hardware breakpoint waits on the module's ways out. Its one hit brings the caller's import table, which holds the
-//! address of every function that the module imports. What is learnt is checked against the file: only the beginning of
+//! address of every function that the module imports; of a component its context, which does too. What is learnt is checked against the file: only the beginning of
 //! a function of the very file that is going to be probed is taken.
 
 use std::{
@@ -20,7 +20,7 @@ use crate::{
     event::{Coverage, Event},
     image::host::HostFunction,
     process::{hosts::FileId, maps},
-    runtime::{PlannedSite, wasmtime::ARRAY_CALL},
+    runtime::PlannedSite,
     span::Process,
 };
 
@@ -35,6 +35,8 @@ const MAX_FUNCTIONS: usize = 4096;
 const MAX_MODULES: usize = 4096;
 /// Builds remembered.
 const MAX_BUILDS: usize = 256;
+/// Processes remembered to have run guests.
+const MAX_ACTIVE: usize = 1024;
 /// Addresses looked at per import table.
 const MAX_IMPORTS: usize = 256;
 
@@ -48,8 +50,10 @@ pub(super) struct Learning {
     is_crowded: bool,
     /// How much is wanted.
     wanted_count: usize,
-    /// Doubled whenever nothing has been learnt in it.
+    /// Doubled whenever everybody has had it and nothing has been learnt.
     patience: Duration,
+    /// Processes whose guests have run while there were too few breakpoints: only they get some, if there are any.
+    active: HashSet<u32>,
     /// When breakpoints were changed last.
     changed: Option<Instant>,
     /// Why there are no breakpoints, if so.
@@ -71,7 +75,7 @@ struct Armed {
 struct Way {
     pid: u32,
     file_id: FileId,
-    module_hash: String,
+    module: String,
     address: u64,
 }
 
@@ -81,7 +85,7 @@ struct Learnt {
     /// By file offset.
     functions: BTreeSet<u64>,
     sites: Vec<PlannedSite>,
-    /// Modules whose imports are known, by hash.
+    /// Modules whose imports are known, as [`crate::process::guests::WaysOut`] calls them.
     modules: HashSet<String>,
     attempts: HashMap<String, u32>,
 }
@@ -90,6 +94,13 @@ impl Learning {
     /// Takes all breakpoints away.
     pub(super) fn disarm(&mut self) {
         self.armed.clear();
+    }
+
+    /// A guest of the process runs: it may call a host function soon.
+    pub(super) fn saw_guest(&mut self, pid: u32) {
+        if self.is_crowded && self.active.len() < MAX_ACTIVE && self.active.insert(pid) {
+            self.patience = PATIENCE.start;
+        }
     }
 
     /// No process runs the file any more; what is known of its build stays.
@@ -102,10 +113,9 @@ impl Learning {
         self.is_crowded
     }
 
-    fn wants(&self, file_id: FileId, module_hash: &str) -> bool {
+    fn wants(&self, file_id: FileId, module: &str) -> bool {
         self.files.get(&file_id).is_none_or(|learnt| {
-            !learnt.modules.contains(module_hash)
-                && learnt.attempts.get(module_hash).copied().unwrap_or(0) < MAX_ATTEMPTS
+            !learnt.modules.contains(module) && learnt.attempts.get(module).copied().unwrap_or(0) < MAX_ATTEMPTS
         })
     }
 }
@@ -146,7 +156,12 @@ impl Pipeline {
 
     /// The description of a process, with what has been learnt so far.
     pub(super) fn process_of(&self, pid: u32, watched: &Watched) -> Process {
-        let limits = copies::limits(&watched.hosts, &watched.guests, |host| self.limits_of(host));
+        let mut limits = copies::limits(&watched.hosts, &watched.guests, |host| self.limits_of(host));
+        if watched.learning_host().is_some() && watched.guests.hides_ways_out() {
+            limits.push(
+                "stripped, and a component's code does not tell its host functions: they are not seen".to_owned(),
+            );
+        }
         watched.describe(pid, limits)
     }
 
@@ -155,12 +170,22 @@ impl Pipeline {
         if self.is_finishing || !self.options.detail.has_probes() {
             return;
         }
-        let wanted = self.wanted();
+        let mut wanted = self.wanted();
         self.learning.armed.retain(|armed| wanted.contains(&armed.way));
         self.learning.is_crowded = wanted.len() > MAX_BREAKPOINTS;
         if wanted.len() != self.learning.wanted_count {
             self.learning.wanted_count = wanted.len();
             self.learning.patience = PATIENCE.start;
+        }
+        if self.learning.is_crowded {
+            let active = &mut self.learning.active;
+            let pids: HashSet<_> = wanted.iter().map(|way| way.pid).collect();
+            active.retain(|pid| pids.contains(pid));
+            if !active.is_empty() {
+                wanted.retain(|way| active.contains(&way.pid));
+            }
+        } else {
+            self.learning.active.clear();
         }
         self.learning.changed = Some(Instant::now());
         for step in 0..wanted.len() {
@@ -173,7 +198,7 @@ impl Pipeline {
             }
             match self.kernel.break_at(way.address) {
                 Ok(breakpoint) => {
-                    tracing::debug!(pid = way.pid, module = way.module_hash, "host functions are sought");
+                    tracing::debug!(pid = way.pid, module = way.module, "host functions are sought");
                     self.learning.refused = None;
                     self.learning.armed.push(Armed {
                         way: way.clone(),
@@ -207,9 +232,12 @@ impl Pipeline {
             .changed
             .is_some_and(|changed| changed.elapsed() >= patience);
         if self.learning.is_crowded && is_due {
-            self.learning.patience = (patience * 2).min(PATIENCE.end);
             self.learning.armed.clear();
             self.seek_host_functions();
+            let everyone_had_a_turn = self.learning.next < MAX_BREAKPOINTS;
+            if everyone_had_a_turn && self.learning.patience == patience {
+                self.learning.patience = (patience * 2).min(PATIENCE.end);
+            }
         }
     }
 
@@ -219,12 +247,12 @@ impl Pipeline {
             let Some(host) = watched.learning_host() else {
                 continue;
             };
-            let is_wanted = |hash: &str| self.learning.wants(host.file_id, hash);
-            for (hash, addresses) in watched.guests.ways_out(is_wanted) {
-                wanted.extend(addresses.into_iter().map(|address| Way {
+            let is_wanted = |module: &str| self.learning.wants(host.file_id, module);
+            for ways in watched.guests.ways_out(is_wanted) {
+                wanted.extend(ways.addresses.into_iter().map(|address| Way {
                     pid: *pid,
                     file_id: host.file_id,
-                    module_hash: hash.to_owned(),
+                    module: ways.key.clone(),
                     address,
                 }));
             }
@@ -243,9 +271,9 @@ impl Pipeline {
         };
         let code = &watched.code;
         let is_code = |address: u64| code.iter().any(|range| range.contains(&address));
-        let imported = watched.guests.imported_functions(table, is_code);
-        let is_news = imported.as_ref().is_some_and(|(_, addresses)| {
-            let mut addresses = addresses.iter().take(MAX_IMPORTS);
+        let imported = watched.guests.imported_functions(&watched.memory, table, is_code);
+        let is_news = imported.as_ref().is_some_and(|imported| {
+            let mut addresses = imported.addresses.iter().take(MAX_IMPORTS);
             addresses.any(|address| !watched.known_functions.contains(address))
         });
         let mappings = if is_news && watched.looks.maps.has_any(clock::monotonic_ns()) {
@@ -258,13 +286,14 @@ impl Pipeline {
         let learnt = self.learning.files.entry(host.file_id).or_default();
         let mut functions = Vec::new();
         let mut is_understood = false;
-        if let Some((module, addresses)) = imported {
-            is_understood = true;
-            for address in addresses.into_iter().take(MAX_IMPORTS) {
+        let caller = imported.as_ref().map(|imported| imported.key.clone());
+        if let Some(imported) = imported {
+            is_understood = imported.is_whole;
+            for address in imported.addresses.into_iter().take(MAX_IMPORTS) {
                 if watched.known_functions.contains(&address) {
                     continue;
                 }
-                match host.function_in(address, &mappings, &watched.memory, ARRAY_CALL) {
+                match host.function_in(address, &mappings, &watched.memory, imported.path) {
                     Ok(function) => {
                         functions.extend(function);
                         if watched.known_functions.len() < MAX_FUNCTIONS {
@@ -283,7 +312,7 @@ impl Pipeline {
                     // They are learnt again.
                     learnt.modules.clear();
                 }
-                learnt.modules.insert(module);
+                learnt.modules.insert(imported.key);
             }
         }
         if table.header.flags & HOST_FUNCTIONS_SOUGHT != 0 {
@@ -299,7 +328,8 @@ impl Pipeline {
                     length = table.length,
                     "an import table says nothing"
                 );
-                let modules: BTreeSet<_> = spent.into_iter().map(|armed| armed.way.module_hash).collect();
+                let spent: BTreeSet<_> = spent.into_iter().map(|armed| armed.way.module).collect();
+                let modules = caller.map_or(spent, |caller| BTreeSet::from([caller]));
                 if learnt.attempts.len() >= MAX_MODULES {
                     learnt.attempts.clear();
                 }
@@ -324,7 +354,7 @@ impl Pipeline {
             .into_iter()
             .flatten()
             .filter(|(function, first_bytes)| {
-                host.function_from(function.file_offset, ARRAY_CALL).as_ref() == Some(function)
+                host.function_from(function.file_offset, function.path).as_ref() == Some(function)
                     && host.first_bytes(function) == *first_bytes
             })
             .map(|(function, _)| function.clone())

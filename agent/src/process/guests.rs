@@ -10,6 +10,8 @@ use std::{
 
 use wasmscope_common::ImportTable;
 
+mod ways_out;
+
 use super::{
     code_store::{CodeStore, Kept, Names, StoredCode},
     memory::ProcessMemory,
@@ -19,10 +21,12 @@ use crate::{
         CodeObject, ImageError, ReadAt,
         code_object::{CodeKind, ModuleLimits, Symbol},
         store_layout::{LayoutError, StoreLayout},
-        vmcontext::{ImportLayout, import_ordinal, imported_functions},
+        vmcontext::{ImportLayout, import_ordinal},
     },
     span::{Function, Import, Module},
 };
+
+pub use ways_out::{ImportedFunctions, WaysOut};
 
 /// Code objects kept of one process.
 pub const MAX_OBJECTS: usize = 1024;
@@ -456,37 +460,6 @@ impl Guests {
             module: module.to_owned(),
             name: name.to_owned(),
         }))
-    }
-
-    /// The ways of every wanted module to the functions it imports: its hash, and the addresses that are passed, one for
-    /// each type of function.
-    pub fn ways_out(&self, is_wanted: impl Fn(&str) -> bool) -> impl Iterator<Item = (&str, Vec<u64>)> {
-        self.objects
-            .values()
-            .filter(move |loaded| !loaded.object.is_pulley() && is_wanted(&loaded.hash))
-            .map(|loaded| {
-                let ways = loaded
-                    .object
-                    .symbols()
-                    .filter(|entry| matches!(entry.symbol, Symbol::WasmToArray { .. }))
-                    .map(|entry| loaded.text.start.saturating_add(u64::from(entry.start)));
-                (loaded.hash.as_str(), ways.take(MAX_WAYS_OUT).collect())
-            })
-    }
-
-    /// Hash of the module that a caller is an instance of, and the addresses of the functions it imports.
-    pub fn imported_functions(
-        &mut self,
-        table: &ImportTable,
-        is_code: impl Fn(u64) -> bool,
-    ) -> Option<(String, Vec<u64>)> {
-        let loaded = self.loaded(table.call_site)?;
-        let layout = ImportLayout::of_major(loaded.object.engine_major()?)?;
-        let module_index = loaded.module_index(table.call_site)?;
-        let count = loaded.object.function_import_count(module_index)?;
-        let length = usize::try_from(table.length).ok()?.min(table.vmcontext.len());
-        let functions = imported_functions(&table.vmcontext[..length], layout, count, table.callee, is_code)?;
-        Some((loaded.hash.clone(), functions))
     }
 
     /// The import called from `call_site` with this callee.

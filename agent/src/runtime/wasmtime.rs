@@ -77,14 +77,7 @@ impl RuntimeAdapter for Wasmtime {
         let host_functions: Vec<_> = symbols.array_call_trampolines.iter().take(MAX_HOST_FUNCTIONS).collect();
         let mut without_end = plan.host_functions(host_functions.iter().copied(), image, file);
         let component_functions: Vec<_> = symbols.cabi_entrypoints.iter().take(MAX_HOST_FUNCTIONS).collect();
-        for function in &component_functions {
-            plan.enter_from_component(function, file);
-            if !plan.leave_through_gates(function, image, file)
-                && !plan.leave(SiteProgram::HostCallEnd, SiteKind::Plain, function, file)
-            {
-                without_end += 1;
-            }
-        }
+        without_end += plan.host_functions(component_functions.iter().copied(), image, file);
         let has_host_functions = !host_functions.is_empty() || !component_functions.is_empty();
         plan.coverage = Coverage {
             activations: swaps.count() > 0,
@@ -123,6 +116,8 @@ impl RuntimeAdapter for Wasmtime {
     }
 }
 
+/// Path of the functions that call host functions for components, as of wasmtime 41.
+pub const CABI_ENTRYPOINT: &str = "wasmtime::runtime::component::func::host::HostFn::cabi_entrypoint";
 /// Path of the functions that call host functions.
 pub const ARRAY_CALL: &str = "wasmtime::runtime::func::HostFunc::array_call_trampoline";
 
@@ -162,7 +157,11 @@ impl ProbePlan {
     ) -> usize {
         let mut without_end = 0;
         for function in functions {
-            self.enter(SiteProgram::HostCall, function, file, 2);
+            if function.path.contains("::component::") {
+                self.enter_from_component(function, file);
+            } else {
+                self.enter(SiteProgram::HostCall, function, file, 2);
+            }
             if !self.leave_through_gates(function, all, file)
                 && !self.leave(SiteProgram::HostCallEnd, SiteKind::Plain, function, file)
             {
@@ -370,9 +369,6 @@ impl ProbePlan {
         }
         if !self.coverage.host_calls && !self.learns_host_functions {
             limit("no host call trampolines found: only host calls that make syscalls are seen".to_owned());
-        }
-        if self.learns_host_functions {
-            limit("stripped: of host calls of components, only their syscalls are seen".to_owned());
         }
         if without_end > 0 {
             limit(format!(

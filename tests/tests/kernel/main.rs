@@ -39,6 +39,7 @@ mod rows;
 mod scrape;
 mod soak;
 mod stripped;
+mod stripped_components;
 mod trap_kinds;
 mod traps;
 mod unknown_version;
