@@ -28,10 +28,10 @@ pub(super) enum Unread {
 /// How many of several are not, or not whole.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Unscanned {
-    pub(super) deferred_count: u64,
-    pub(super) unreadable_count: u64,
-    pub(super) no_room_count: u64,
-    pub(super) without_tables_count: u64,
+    pub(super) deferred: u64,
+    pub(super) unreadable: u64,
+    pub(super) no_room: u64,
+    pub(super) without_tables: u64,
 }
 
 impl Unscanned {
@@ -39,10 +39,10 @@ impl Unscanned {
     pub(super) fn count(&mut self, read: Result<(), Unread>) {
         match read {
             Ok(()) => {}
-            Err(Unread::Deferred) => self.deferred_count += 1,
-            Err(Unread::Unreadable) => self.unreadable_count += 1,
-            Err(Unread::NoRoom) => self.no_room_count += 1,
-            Err(Unread::WithoutTables) => self.without_tables_count += 1,
+            Err(Unread::Deferred) => self.deferred += 1,
+            Err(Unread::Unreadable) => self.unreadable += 1,
+            Err(Unread::NoRoom) => self.no_room += 1,
+            Err(Unread::WithoutTables) => self.without_tables += 1,
         }
     }
 }
@@ -75,10 +75,10 @@ impl Watched {
 impl Pipeline {
     /// Counts what is not known of the guests of a process.
     pub(super) fn lose_images(&mut self, missing: Unscanned) {
-        self.lose_many("symbols", "image_unreadable", missing.unreadable_count);
-        self.lose_many("symbols", "image_deferred", missing.deferred_count);
-        self.lose_many("symbols", "image_limit", missing.no_room_count);
-        self.lose_many("symbols", "image_tables_limit", missing.without_tables_count);
+        self.lose_many("symbols", "image_unreadable", missing.unreadable);
+        self.lose_many("symbols", "image_deferred", missing.deferred);
+        self.lose_many("symbols", "image_limit", missing.no_room);
+        self.lose_many("symbols", "image_tables_limit", missing.without_tables);
     }
 
     /// Reads what had to wait.

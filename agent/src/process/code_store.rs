@@ -169,7 +169,7 @@ impl<K: Eq + Hash, V> Names<K, V> {
     }
 
     /// How many there are.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.entries.len()
     }
 

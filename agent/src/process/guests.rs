@@ -312,7 +312,7 @@ impl Guests {
 
     /// The versions of the runtime that made them, each once.
     pub fn engine_versions(&self) -> Vec<&str> {
-        let mut versions: Vec<_> = self.native().map(|object| object.engine_version()).collect();
+        let mut versions: Vec<_> = self.native().map(CodeObject::engine_version).collect();
         versions.sort_unstable();
         versions.dedup();
         versions
@@ -358,7 +358,7 @@ impl Guests {
             return known.clone();
         }
         let found = self.loaded(address).and_then(|loaded| loaded.function(address));
-        if self.functions.len() >= MAX_CALLEES {
+        if self.functions.count() >= MAX_CALLEES {
             self.functions.clear();
         }
         self.functions.insert(address, found.clone());
@@ -404,7 +404,7 @@ impl Guests {
             return known.clone();
         }
         let found = self.find_builtin(memory, return_address);
-        if self.builtins.len() >= MAX_CALLEES {
+        if self.builtins.count() >= MAX_CALLEES {
             self.builtins.clear();
         }
         self.builtins.insert(return_address, found.clone());
@@ -436,7 +436,7 @@ impl Guests {
         let Some(import) = self.import_of(table, is_code) else {
             return false;
         };
-        if self.callees.len() >= MAX_CALLEES {
+        if self.callees.count() >= MAX_CALLEES {
             self.forget_callees();
         }
         let (site, callee) = (table.call_site, table.callee);
@@ -498,7 +498,7 @@ impl Guests {
                 name: name.to_string(),
             })
         });
-        if self.trampolines.len() >= MAX_CALLEES {
+        if self.trampolines.count() >= MAX_CALLEES {
             self.trampolines.clear();
         }
         self.trampolines.insert(return_address, found.clone());
