@@ -542,7 +542,7 @@ mod tests {
     /// Whether this kernel or the rights of this process rule out testing on the kernel.
     fn skipped() -> bool {
         match supported() {
-            Ok(_) => false,
+            Ok(()) => false,
             Err(error) => {
                 eprintln!("skipped, needs Linux 6.6, CAP_BPF and CAP_PERFMON: {error}");
                 true
