@@ -24,6 +24,14 @@ fn traced(version: &str, mode: &str) -> (Captured, Counts) {
     (agent.captured(), counted)
 }
 
+/// Invocations without the name of their module, which is not read where the version is not known: the hash stands for it.
+fn by_export(counts: &Counts) -> Vec<(&str, u64)> {
+    let invocations = counts.invocations.iter();
+    invocations
+        .map(|(name, count)| (name.rsplit('/').next().unwrap_or_default(), *count))
+        .collect()
+}
+
 #[test]
 fn an_unknown_version_is_followed_as_its_own_code_says() {
     let Some(_kernel) = Kernel::acquire() else { return };
@@ -31,7 +39,7 @@ fn an_unknown_version_is_followed_as_its_own_code_says() {
         let (seen, counted) = traced("99", mode);
         seen.assert_well_formed();
         let found = seen.counts();
-        assert_eq!(found.invocations, counted.invocations, "{mode}");
+        assert_eq!(by_export(&found), by_export(&counted), "{mode}");
         assert_eq!(found.syscalls(), counted.syscalls(), "{mode}");
         assert_eq!(
             (found.suspends, found.resumes, found.moves),
