@@ -288,7 +288,7 @@ impl Pipeline {
         let mut is_understood = false;
         let caller = imported.as_ref().map(|imported| imported.key.clone());
         if let Some(imported) = imported {
-            is_understood = imported.is_whole;
+            is_understood = true;
             for address in imported.addresses.into_iter().take(MAX_IMPORTS) {
                 if watched.known_functions.contains(&address) {
                     continue;

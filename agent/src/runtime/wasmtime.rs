@@ -370,6 +370,9 @@ impl ProbePlan {
         if !self.coverage.host_calls && !self.learns_host_functions {
             limit("no host call trampolines found: only host calls that make syscalls are seen".to_owned());
         }
+        if self.learns_host_functions {
+            limit("stripped: destructors that a host gives resources of components are not seen".to_owned());
+        }
         if without_end > 0 {
             limit(format!(
                 "{without_end} host functions whose returns cannot be probed: their ends are inferred"

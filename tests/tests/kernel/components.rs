@@ -44,11 +44,11 @@ pub fn import_of(span: &Span) -> String {
 #[track_caller]
 fn assert_equal(seen: &Captured, counted: &Counts) {
     seen.assert_nothing_lost();
-    assert_same(seen, counted);
+    assert_same(seen, counted, Outcome::Ok);
 }
 
 #[track_caller]
-pub fn assert_same(seen: &Captured, counted: &Counts) {
+pub fn assert_same(seen: &Captured, counted: &Counts, outcome: Outcome) {
     seen.assert_well_formed();
     assert_eq!(&seen.counts(), counted);
     let of_a_round = [
@@ -60,7 +60,7 @@ pub fn assert_same(seen: &Captured, counted: &Counts) {
     ];
     for trace in &seen.traces {
         let root = &trace.root;
-        assert_eq!(root.outcome, Outcome::Ok, "{}", trace.trace_id);
+        assert_eq!(root.outcome, outcome, "{}", trace.trace_id);
         let name = function_of(root);
         if name != START {
             assert!([GREET, ALLOCATE, CLEAN_UP].contains(&name.as_str()), "{name}");

@@ -1,6 +1,6 @@
 //! Components in hosts without symbols: their host calls, once the functions have been learnt from one.
 
-use wasmscope::span::{Bound, Role, SpanKind};
+use wasmscope::span::{Bound, Outcome, Role, SpanKind};
 use wasmscope_tests::agent::Agent;
 use wasmscope_tests::captured::Captured;
 use wasmscope_tests::environment::Kernel;
@@ -17,7 +17,7 @@ struct Pair {
     second: (Captured, Counts),
 }
 
-fn learnt_and_remembered(arguments: &[&str], [lasting, brief]: [&[&str]; 2], learnt_at_least: usize) -> Pair {
+fn learnt_and_remembered(arguments: &[&str], [lasting, brief]: [&[&str]; 2]) -> Pair {
     let (_directory, program) = stripped_workload();
     let arguments = [&["--scenario"], arguments, &["--hold"]].concat();
     // It runs until every way out has had its turn at the breakpoints.
@@ -27,9 +27,7 @@ fn learnt_and_remembered(arguments: &[&str], [lasting, brief]: [&[&str]; 2], lea
     let pids = ["--pid", &first.pid(), "--pid", &second.pid()];
     let agent = Agent::watching_with(pids.iter().chain(&["--format", "json"]), &LOG);
     let learnt_from = counted_and_held(&mut first);
-    for _ in 0..learnt_at_least {
-        agent.0.stderr_line(|line| line.contains(LEARNT));
-    }
+    agent.0.stderr_line(|line| line.contains(LEARNT));
     assert_eq!(perf_event_count(&agent), 0, "of breakpoints that have done their work");
     let counted = counted_and_held(&mut second);
     agent.interrupt();
@@ -107,24 +105,10 @@ fn components_of_a_stripped_host_are_seen_exactly_once_another_process_of_it_has
         let Pair {
             second: (seen, counted),
             ..
-        } = learnt_and_remembered(arguments, [&["--nap-us", "5000"], &[]], 1);
+        } = learnt_and_remembered(arguments, [&["--nap-us", "5000"], &[]]);
         assert!(counted.host_calls.values().sum::<u64>() >= ROUND * 600);
-        assert_same(&seen, &counted);
+        assert_same(&seen, &counted, Outcome::Unknown);
         let (calls, exact) = ends(&seen);
         assert_eq!(calls, exact, "ends of host calls that are inferred");
     }
-}
-
-#[test]
-fn destructors_of_resources_are_learnt_of_a_stripped_host_too() {
-    let Some(_kernel) = Kernel::acquire() else { return };
-    let arguments = ["wasi-components", "--mode", "async", "--tasks", "4", "--threads", "2"];
-    // What the component imports, and its destructors.
-    let Pair {
-        second: (seen, counted),
-        ..
-    } = learnt_and_remembered(&arguments, [&["--repeat", "200"], &["--repeat", "5"]], 2);
-    seen.assert_well_formed();
-    assert_eq!(seen.counts().host_calls, counted.host_calls);
-    assert_eq!(seen.counts().invocations, counted.invocations);
 }
