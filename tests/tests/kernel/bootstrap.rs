@@ -14,11 +14,11 @@ use wasmscope_tests::running::DEADLINE;
 use wasmscope_tests::workload::{Counts, FOREVER, Workload, stripped};
 
 /// What the agent logs when it knows more host functions than before.
-pub const LEARNT: &str = "host functions learnt";
+pub(crate) const LEARNT: &str = "host functions learnt";
 /// Makes the agent say so.
-pub const LOG: [(&str, &str); 1] = [("WASMSCOPE_LOG", "wasmscope=info")];
+pub(crate) const LOG: [(&str, &str); 1] = [("WASMSCOPE_LOG", "wasmscope=info")];
 
-pub fn stripped_workload() -> (TempDir, PathBuf) {
+pub(crate) fn stripped_workload() -> (TempDir, PathBuf) {
     let directory = tempdir().unwrap();
     let path = directory.path().join("workload");
     stripped(&environment::test_host("workload"), &path);
@@ -26,13 +26,13 @@ pub fn stripped_workload() -> (TempDir, PathBuf) {
 }
 
 /// Lets a workload go and waits until it has counted, while it stays.
-pub fn counted_and_held(workload: &mut Workload) -> Counts {
+pub(crate) fn counted_and_held(workload: &mut Workload) -> Counts {
     workload.0.send_line();
     let line = workload.0.stdout_line(|line| line.starts_with("{\"scenario\""));
     Counts::among([line.as_str()])
 }
 
-pub fn of_process(seen: &Captured, workload: &Workload) -> Captured {
+pub(crate) fn of_process(seen: &Captured, workload: &Workload) -> Captured {
     let (traces, capture) = (seen.traces.clone(), seen.capture.clone());
     Captured { traces, capture }.of_process(workload.0.pid())
 }
@@ -48,7 +48,7 @@ fn assert_named(seen: &Captured) {
 }
 
 /// Nothing is lost but the begins of host calls that ran while their probes were attached.
-pub fn assert_lost_only_on_attaching(seen: &Captured) {
+pub(crate) fn assert_lost_only_on_attaching(seen: &Captured) {
     let is_explained = |loss: &Loss| loss.reason == "host_call_end_without_begin";
     assert!(
         seen.capture.losses.iter().all(is_explained),
@@ -59,7 +59,7 @@ pub fn assert_lost_only_on_attaching(seen: &Captured) {
 }
 
 /// Descriptors of perf events that the agent has open.
-pub fn perf_event_count(agent: &Agent) -> usize {
+pub(crate) fn perf_event_count(agent: &Agent) -> usize {
     fs::read_dir(format!("/proc/{}/fd", agent.0.pid()))
         .unwrap()
         .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())

@@ -16,7 +16,7 @@ const ALLOCATE: &str = "libc/cabi_realloc";
 const CLEAN_UP: &str = "main/cabi_post_greet";
 const STACK: [&str; 3] = ["emit", "loop_emit", "test:guest/runner@1.0.0#start"];
 /// Host calls of one round.
-pub const ROUND: u64 = 5;
+pub(crate) const ROUND: u64 = 5;
 
 fn traced(arguments: &[&str]) -> (Captured, Counts) {
     let arguments = [&["--scenario"], arguments].concat();
@@ -33,7 +33,7 @@ fn function_of(span: &Span) -> String {
     }
 }
 
-pub fn import_of(span: &Span) -> String {
+pub(crate) fn import_of(span: &Span) -> String {
     match &span.kind {
         SpanKind::HostCall { import: Some(import) } => format!("{}.{}", import.module, import.name),
         other => panic!("{other:?} is no host call with a name"),
@@ -44,11 +44,11 @@ pub fn import_of(span: &Span) -> String {
 #[track_caller]
 fn assert_equal(seen: &Captured, counted: &Counts) {
     seen.assert_nothing_lost();
-    assert_same(seen, counted, Outcome::Ok);
+    assert_same(seen, counted, &Outcome::Ok);
 }
 
 #[track_caller]
-pub fn assert_same(seen: &Captured, counted: &Counts, outcome: Outcome) {
+pub(crate) fn assert_same(seen: &Captured, counted: &Counts, outcome: &Outcome) {
     seen.assert_well_formed();
     assert_eq!(&seen.counts(), counted);
     let of_a_round = [
@@ -60,7 +60,7 @@ pub fn assert_same(seen: &Captured, counted: &Counts, outcome: Outcome) {
     ];
     for trace in &seen.traces {
         let root = &trace.root;
-        assert_eq!(root.outcome, outcome, "{}", trace.trace_id);
+        assert_eq!(&root.outcome, outcome, "{}", trace.trace_id);
         let name = function_of(root);
         if name != START {
             assert!([GREET, ALLOCATE, CLEAN_UP].contains(&name.as_str()), "{name}");

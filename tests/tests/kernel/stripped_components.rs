@@ -107,7 +107,7 @@ fn components_of_a_stripped_host_are_seen_exactly_once_another_process_of_it_has
             ..
         } = learnt_and_remembered(arguments, [&["--nap-us", "5000"], &[]]);
         assert!(counted.host_calls.values().sum::<u64>() >= ROUND * 600);
-        assert_same(&seen, &counted, Outcome::Unknown);
+        assert_same(&seen, &counted, &Outcome::Unknown);
         let (calls, exact) = ends(&seen);
         assert_eq!(calls, exact, "ends of host calls that are inferred");
     }

@@ -14,7 +14,7 @@ use wasmscope_tests::samples::{self, sums};
 use wasmscope_tests::workload::{Counts, UNREACHABLE, Workload};
 
 /// What the issue calls a minute.
-const LEAST: Duration = Duration::from_secs(60);
+const LEAST: Duration = Duration::from_mins(1);
 /// Rounds of about a dozen naps of 25 ms each, which last that long and a little more.
 const ROUNDS: u64 = 210;
 const REPEAT: &str = "--repeat=210";
