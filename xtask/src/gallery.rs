@@ -34,13 +34,17 @@ const PATHS: [&str; 7] = [
 ];
 
 /// What runs beside it, one after the other.
-const BESIDE: [&[&str]; 5] = [
+const BESIDE: [&[&str]; 6] = [
     &["--scenario", "grow"],
     &["--scenario", "fuel", "--mode", "async", "--calls", "5"],
     &["--scenario", "coldstart", "--repeat", "2"],
     &["--scenario", "traps", "--calls", "2"],
     &["--calls", "5", "--output", "/dev/full"],
+    // So many calls that probes are paused.
+    &["--scenario", "burst", "--calls", "100000", "--repeat", "30"],
 ];
+/// Has the kernel measure how long programs run.
+const RUN_TIMES: &str = "/proc/sys/kernel/bpf_stats_enabled";
 /// How long one of them waits for the agent to look at it.
 const PACE: Duration = Duration::from_secs(2);
 /// Between two requests: they are to be a service's, not a benchmark's.
@@ -82,6 +86,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     }
     fs::create_dir_all(&directory).with_context(|| format!("while making {}", directory.display()))?;
 
+    let _run_times = RunTimes::measured()?;
     let mut host = Running::start(Command::new(workspace.release_binary("edge-host")).args([
         "--listen",
         "127.0.0.1:0",
@@ -150,6 +155,24 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     );
     println!("{}", pictures.trim());
     Ok(())
+}
+
+/// The kernel measures run times while this lives, as for the panels that show them; what was set before is set again.
+struct RunTimes(String);
+
+impl RunTimes {
+    fn measured() -> Result<Self> {
+        let before = fs::read_to_string(RUN_TIMES).with_context(|| format!("while reading {RUN_TIMES}"))?;
+        fs::write(RUN_TIMES, "1").with_context(|| format!("while writing {RUN_TIMES}"))?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for RunTimes {
+    fn drop(&mut self) {
+        // Whoever may write it once may do so again.
+        let _ = fs::write(RUN_TIMES, &self.0);
+    }
 }
 
 /// Requests and programs that go on while pictures are drawn.
