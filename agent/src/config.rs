@@ -114,10 +114,10 @@ pub struct CaptureConfig {
     /// How long a host binary stays probed that no process runs any more, seconds, 0 to 86400. Default: 300.
     pub file_grace_seconds: u64,
     /// Most memory that names and tables of the modules that run on the node take, each different module once, MiB, 16 to
-    /// 65536; one process may have half of it. Beyond it, modules have names but no source positions, or neither. Default: 256.
+    /// 65536; one process may have half of it. Beyond it, modules have names but no source positions, or neither. Default: 128.
     pub names_mib: u32,
     /// Most memory that traces under way take, estimated, MiB, 1 to 65536. What finds no room is missing from its trace and
-    /// counted. Default: 96.
+    /// counted. Default: 64.
     pub open_traces_mib: u32,
 }
 
@@ -163,8 +163,8 @@ impl Default for CaptureConfig {
             queue_traces: 8_192,
             queue_mib: 32,
             file_grace_seconds: 300,
-            names_mib: 256,
-            open_traces_mib: 96,
+            names_mib: 128,
+            open_traces_mib: 64,
         }
     }
 }

@@ -228,6 +228,19 @@ fn every_query_parses_and_asks_for_metrics_and_labels_that_exist() {
 }
 
 #[test]
+fn every_query_of_a_panel_asks_for_the_clusters_that_were_chosen() {
+    for target in dashboards::targets() {
+        for (metric, labels) in asked(&target.place, &target.query).metrics {
+            assert!(
+                labels.iter().any(|label| label == "cluster"),
+                "{}: {metric}",
+                target.place
+            );
+        }
+    }
+}
+
+#[test]
 fn every_family_of_the_agent_is_in_a_panel() {
     let mut shown = BTreeSet::new();
     for (place, query) in dashboard_queries() {

@@ -9,7 +9,7 @@ use super::Activation;
 use crate::span::Span;
 
 /// Bytes that all traces under way may take, estimated, unless the options say otherwise.
-pub const MAX_OPEN_BYTES: usize = 96 << 20;
+pub const MAX_OPEN_BYTES: usize = 64 << 20;
 /// Reason of what is lost when they are reached.
 pub(super) const OPEN_TRACES_LIMIT: &str = "open_traces_limit";
 /// What a span's name takes, and its share of an unfilled list.

@@ -14,7 +14,7 @@ use std::{
 use crate::image::CodeObject;
 
 /// Bytes that code objects may take on a node, unless the options say otherwise.
-pub const MAX_NODE_BYTES: usize = 256 << 20;
+pub const MAX_NODE_BYTES: usize = 128 << 20;
 /// Of the node's budget, the share that one process may have: one in so many.
 const PROCESS_SHARE: usize = 2;
 /// Names of functions and imports remembered by address, of all processes.
