@@ -241,7 +241,7 @@ impl Pipeline {
         self.forget_requests_if_lost(&counters, undecodable, &mut output.events);
         let is_drained = records.len() < RECORDS_PER_TURN;
         // What has been begun and waits for nothing but time is busy too.
-        let is_waiting = !self.departing.is_empty() || self.learning.is_rotating();
+        let is_waiting = !self.departing.is_empty() || self.learning.is_rotating() || self.has_pauses();
         self.rest.turned(!records.is_empty() || is_waiting);
         for record in records {
             self.handle(&record, &mut output.events);

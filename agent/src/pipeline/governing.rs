@@ -225,6 +225,17 @@ impl Pipeline {
         coverage
     }
 
+    /// Whether probes of any process are paused: those are looked at more often than a quiet loop turns.
+    pub(super) fn has_pauses(&self) -> bool {
+        let mut governors = self.governing.iter();
+        governors.any(|governing| {
+            governing
+                .governor
+                .overheads()
+                .any(|(_, overhead)| overhead.level != Level::Full)
+        })
+    }
+
     fn level_of(&self, pid: u32) -> Level {
         let governing = self.governing.as_ref();
         governing.map_or(Level::Full, |governing| governing.governor.level(pid))
