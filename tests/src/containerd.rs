@@ -47,6 +47,17 @@ pub enum Network {
     Pods,
 }
 
+/// A shim that containerd is to have beside runc's.
+#[derive(Clone, Copy, Debug)]
+pub struct Shim<'a> {
+    /// Its binary, called `containerd-shim-NAME-v1`.
+    pub binary: &'a Path,
+    /// Name of the runtime class, and of the shim.
+    pub name: &'a str,
+    /// What shims find in their environment.
+    pub variables: &'a [(&'a str, &'a str)],
+}
+
 const CNI_PLUGINS: &str = "/usr/lib/cni";
 
 /// What a pod is to be.
@@ -84,6 +95,15 @@ impl Containerd {
 
     /// As [`Self::start`], with a network.
     pub fn start_on(directory: &Path, network: Network) -> Option<Self> {
+        Self::start_as(directory, network, None)
+    }
+
+    /// As [`Self::start`], with a shim: a runtime class of its name, for [`Self::run_in_class`].
+    pub fn start_with_shim(directory: &Path, shim: Shim<'_>) -> Option<Self> {
+        Self::start_as(directory, Network::Host, Some(shim))
+    }
+
+    fn start_as(directory: &Path, network: Network, shim: Option<Shim<'_>>) -> Option<Self> {
         for program in ["containerd", "runc", "ctr"] {
             if Command::new(program).arg("--version").output().is_err() {
                 left_out(&format!("{program} is not installed (cargo xtask setup --tests)"));
@@ -101,7 +121,7 @@ impl Containerd {
         let directory = directory.to_owned();
         let config = directory.join("containerd.toml");
         let shown = directory.display();
-        let text = format!(
+        let mut text = format!(
             r#"version = 2
 root = "{shown}/root"
 state = "{shown}/state"
@@ -120,6 +140,14 @@ state = "{shown}/state"
     snapshotter = "native"
 "#
         );
+        if let Some(Shim { name, .. }) = shim {
+            text.push_str(&format!(
+                r#"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{name}]
+      runtime_type = "io.containerd.{name}.v1"
+"#
+            ));
+        }
         fs::write(&config, text).expect("the folder can be written");
         let mut command = if network == Network::Pods {
             fs::create_dir_all(directory.join("cni")).expect("the folder can be written");
@@ -136,6 +164,13 @@ state = "{shown}/state"
             Command::new("containerd")
         };
         command.arg("--config").arg(&config).args(["--log-level", "warn"]);
+        if let Some(shim) = shim {
+            let folder = shim.binary.parent().expect("it is in a folder");
+            let inherited = std::env::var_os("PATH").unwrap_or_default();
+            let folders = std::iter::once(folder.to_owned()).chain(std::env::split_paths(&inherited));
+            command.env("PATH", std::env::join_paths(folders).expect("it has no colon"));
+            command.envs(shim.variables.iter().copied());
+        }
         let daemon = Running::start(command);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -269,6 +304,16 @@ state = "{shown}/state"
 
     /// Makes a pod with one container.
     pub fn run_as(&mut self, sandbox_config: PodSandboxConfig, container_config: ContainerConfig) -> Container {
+        self.run_in_class(sandbox_config, container_config, "")
+    }
+
+    /// As [`Self::run_as`], in a runtime class.
+    pub fn run_in_class(
+        &mut self,
+        sandbox_config: PodSandboxConfig,
+        container_config: ContainerConfig,
+        class: &str,
+    ) -> Container {
         let uid = sandbox_config.metadata.as_ref().expect("pods have names").uid.clone();
         let log = Path::new(&sandbox_config.log_directory).join(&container_config.log_path);
         let mut client = self.client.clone();
@@ -276,7 +321,7 @@ state = "{shown}/state"
         let (id, pid, address) = self.runtime.block_on(async {
             let request = RunPodSandboxRequest {
                 config: Some(sandbox_config.clone()),
-                runtime_handler: String::new(),
+                runtime_handler: class.to_owned(),
             };
             let answer = client.run_pod_sandbox(request).await.expect("the sandbox runs");
             let sandbox = answer.into_inner().pod_sandbox_id;

@@ -123,6 +123,11 @@ pub(crate) fn ensure_test_tools(workspace: &Workspace) -> Result<Vec<String>> {
     ensure_all(workspace, test_tools::all(workspace))
 }
 
+/// The same for what building the shim of the slow tests takes beside a compiler.
+pub(crate) fn ensure_shim_tools(workspace: &Workspace) -> Result<Vec<String>> {
+    ensure_all(workspace, test_tools::of_shim())
+}
+
 /// The same for some of them, by name.
 pub(crate) fn ensure_tools(workspace: &Workspace, names: &[&str]) -> Result<Vec<String>> {
     let all = test_tools::all(workspace);

@@ -23,6 +23,9 @@ pub(crate) struct Options {
     /// Leave out the tests that trace real processes.
     #[arg(long)]
     fast: bool,
+    /// Also run the slow tests: a guest that is a pod, run by a runwasi shim under containerd. Building the shim, once, takes ten minutes.
+    #[arg(long, conflicts_with = "fast")]
+    slow: bool,
     /// Run only tests whose name contains this, and no lints.
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
@@ -37,6 +40,10 @@ const LINKED_HOSTS: &str = "test hosts linked in other ways";
 const TOOLS: &str = "tools for tests";
 const KERNEL: &str = "tests on the real kernel";
 const INTEGRATION: &str = "integration tests";
+const SHIM: &str = "runwasi shim";
+const SLOW: &str = "slow tests on the real kernel";
+/// The shim's binary; containerd finds it by this name.
+const SHIM_BINARY: &str = "containerd-shim-wasmtime-v1";
 /// The test target of `wasmscope-tests` that traces real processes; its others run anywhere.
 const KERNEL_TARGET: &str = "kernel";
 
@@ -61,6 +68,9 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> 
     let is_complete = left_out.is_empty() || options.fast;
     if is_ci && !is_complete {
         println!("!! CI=true: leaving out tests is a failure");
+    }
+    if !options.slow && !options.fast {
+        println!("the slow stage (a guest as a pod of a runwasi shim) was not asked for: cargo xtask test --slow");
     }
     println!("{summary}");
     let is_success = summary.is_success() && (is_complete || !is_ci);
@@ -190,20 +200,58 @@ impl Stages<'_> {
                     command.args(["--test", target]);
                 }
             }
-            command
-                .args(["--", "--test-threads=1"])
-                .args(filter)
-                .env("WASMSCOPE_BIN", workspace.debug_binary("wasmscope"))
-                .env("WASMSCOPE_TEST_HOSTS_DIR", workspace.target.join("release"))
-                .env("WASMSCOPE_TEST_PYTHON", setup::python(workspace))
-                .env("WASMSCOPE_TEST_WHEELS", setup::wheels(workspace));
+            command.args(["--", "--test-threads=1"]).args(filter);
+            set_paths(&mut command, workspace);
             run_tests(&mut command)
         })?;
-        if let Some(reason) = cannot_trace {
-            self.summary
-                .add(KERNEL, std::time::Duration::ZERO, Outcome::LeftOut(reason));
+        if let Some(reason) = &cannot_trace {
+            let reason = Outcome::LeftOut(reason.clone());
+            self.summary.add(KERNEL, std::time::Duration::ZERO, reason);
         }
-        Ok(())
+        match (options.slow, cannot_trace) {
+            (false, _) => Ok(()),
+            (true, None) => self.run_slow(filter),
+            (true, Some(reason)) => {
+                let reason = Outcome::LeftOut(reason);
+                self.summary.add(SLOW, std::time::Duration::ZERO, reason);
+                Ok(())
+            }
+        }
+    }
+
+    /// What takes long to build: the tests that are ignored otherwise.
+    fn run_slow(&mut self, filter: Option<&str>) -> Result<()> {
+        let workspace = self.workspace;
+        // Beside the rest, for its crates are others.
+        let target = workspace.target.join("runwasi-shim");
+        self.run(SHIM, || {
+            let missing = setup::ensure_shim_tools(workspace)?;
+            if !missing.is_empty() {
+                bail!("{}", missing.join("; "));
+            }
+            let manifest = "tests/runwasi-shim/Cargo.toml";
+            let mut command = workspace.cargo(["build", "--locked", "--release", "--manifest-path", manifest]);
+            command.env("CARGO_TARGET_DIR", &target);
+            run_all([command])
+        })?;
+        self.run(SLOW, || {
+            let mut command = workspace.cargo([
+                "test",
+                "--locked",
+                "--package",
+                "wasmscope-tests",
+                "--test",
+                KERNEL_TARGET,
+                "--",
+                "--test-threads=1",
+                "--ignored",
+            ]);
+            command
+                .args(filter)
+                .env("WASMSCOPE_TEST_SHIM", target.join("release").join(SHIM_BINARY));
+            set_paths(&mut command, workspace);
+            run_tests(&mut command)
+        })
     }
 
     /// Runs one stage; only an interruption ends the run.
@@ -218,6 +266,15 @@ impl Stages<'_> {
         self.summary.add(name, started.elapsed(), outcome);
         Ok(())
     }
+}
+
+/// Tells integration tests where everything is that they run.
+fn set_paths(command: &mut Command, workspace: &Workspace) {
+    command
+        .env("WASMSCOPE_BIN", workspace.debug_binary("wasmscope"))
+        .env("WASMSCOPE_TEST_HOSTS_DIR", workspace.target.join("release"))
+        .env("WASMSCOPE_TEST_PYTHON", setup::python(workspace))
+        .env("WASMSCOPE_TEST_WHEELS", setup::wheels(workspace));
 }
 
 /// Begins the verdict of `wasmscope check`.

@@ -36,6 +36,7 @@ mod pods;
 mod python;
 mod replay;
 mod rows;
+mod runwasi;
 mod scrape;
 mod soak;
 mod stripped;

@@ -86,6 +86,18 @@ pub(crate) fn all(workspace: &Workspace) -> Vec<Tool> {
     tools
 }
 
+/// What building `tests/runwasi-shim` takes beside the compilers that building the agent needs.
+pub(crate) fn of_shim() -> Vec<Tool> {
+    vec![
+        // Youki, by which the shim makes containers, links it.
+        Tool::Packaged {
+            file: "/usr/include/seccomp.h",
+            package: "libseccomp-dev",
+        },
+        Tool::Program("pkg-config"),
+    ]
+}
+
 /// The interpreter of the virtual environment, whether or not it is there yet.
 pub(crate) fn python(workspace: &Workspace) -> PathBuf {
     workspace.tools().join("python/bin/python3")
