@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::agent_cli::Agent;
 use crate::interrupt;
+use crate::musl;
 use crate::setup;
 use crate::step::shown;
 use crate::summary::{Count, Outcome, Summary};
@@ -23,6 +24,9 @@ pub(crate) struct Options {
     /// Leave out the tests that trace real processes.
     #[arg(long)]
     fast: bool,
+    /// Also the tests that take long to build or to run.
+    #[arg(long, conflicts_with = "fast")]
+    slow: bool,
     /// Run only tests whose name contains this, and no lints.
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
@@ -34,6 +38,7 @@ const UNIT: &str = "unit and snapshot tests";
 const HOSTS: &str = "test hosts";
 const HOST_TESTS: &str = "tests of the test hosts";
 const LINKED_HOSTS: &str = "test hosts linked in other ways";
+const MUSL_HOST: &str = "test host of static musl";
 const TOOLS: &str = "tools for tests";
 const KERNEL: &str = "tests on the real kernel";
 const INTEGRATION: &str = "integration tests";
@@ -169,6 +174,9 @@ impl Stages<'_> {
                 linked("workload-fixed", "relocation-model=static"),
             ])
         })?;
+        if options.slow {
+            self.run(MUSL_HOST, || musl::build_host(workspace))?;
+        }
         self.run(TOOLS, || {
             let missing = setup::ensure_test_tools(workspace)?;
             Ok(if missing.is_empty() {
@@ -192,6 +200,7 @@ impl Stages<'_> {
             }
             command
                 .args(["--", "--test-threads=1"])
+                .args(options.slow.then_some("--include-ignored"))
                 .args(filter)
                 .env("WASMSCOPE_BIN", workspace.debug_binary("wasmscope"))
                 .env("WASMSCOPE_TEST_HOSTS_DIR", workspace.target.join("release"))
