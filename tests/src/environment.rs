@@ -96,6 +96,8 @@ pub enum Linking {
     Static,
     /// At the addresses that the file says: `workload-fixed`.
     Fixed,
+    /// Without an interpreter, against musl, and without unwinding: `workload-musl`.
+    Musl,
 }
 
 /// A test host that is linked in another way than usual. `None`, after saying so as [`left_out`] does, if it is not.
@@ -103,11 +105,18 @@ pub fn linked_host(linking: Linking) -> Option<PathBuf> {
     const EXECUTABLE: u8 = 2;
     const INTERPRETER: &[u8] = b"/ld-linux-x86-64.so.2\0";
     const HEAD_BYTES: usize = 4096;
+    /// A function that only musl has.
+    const MUSL: &[u8] = b"\0libc_start_main_stage2\0";
     let name = match linking {
         Linking::Static => "workload-static",
         Linking::Fixed => "workload-fixed",
+        Linking::Musl => "workload-musl",
     };
     let path = test_host(name);
+    if linking == Linking::Musl && !path.exists() {
+        left_out(&format!("{name} is built by `cargo xtask test --slow`"));
+        return None;
+    }
     let bytes = std::fs::read(&path).expect("test hosts are built");
     let head = &bytes[..bytes.len().min(HEAD_BYTES)];
     let is_fixed = head.get(16) == Some(&EXECUTABLE);
@@ -115,6 +124,7 @@ pub fn linked_host(linking: Linking) -> Option<PathBuf> {
     let is_as_named = match linking {
         Linking::Static => !has_interpreter,
         Linking::Fixed => is_fixed,
+        Linking::Musl => !has_interpreter && bytes.windows(MUSL.len()).any(|window| window == MUSL),
     };
     if is_as_named {
         return Some(path);

@@ -8,6 +8,7 @@ mod fixtures;
 mod gallery;
 mod http;
 mod interrupt;
+mod musl;
 mod process;
 mod setup;
 mod soak;

@@ -15,6 +15,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::toolchain::{Search, Toolchain, on_path};
 use crate::workspace::Workspace;
 
+pub(crate) use apt::install as install_packages;
 use test_tools::Tool;
 pub(crate) use test_tools::{python, wheels};
 

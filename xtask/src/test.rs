@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::agent_cli::Agent;
 use crate::interrupt;
+use crate::musl;
 use crate::setup;
 use crate::step::shown;
 use crate::summary::{Count, Outcome, Summary};
@@ -23,7 +24,8 @@ pub(crate) struct Options {
     /// Leave out the tests that trace real processes.
     #[arg(long)]
     fast: bool,
-    /// Also run the slow tests: a guest that is a pod, run by a runwasi shim under containerd. Building the shim, once, takes ten minutes.
+    /// Also run the slow tests: a host of static musl, and a guest that is a pod, run by a runwasi shim under containerd. Building both, once, takes
+    /// twenty minutes.
     #[arg(long, conflicts_with = "fast")]
     slow: bool,
     /// Run only tests whose name contains this, and no lints.
@@ -37,6 +39,7 @@ const UNIT: &str = "unit and snapshot tests";
 const HOSTS: &str = "test hosts";
 const HOST_TESTS: &str = "tests of the test hosts";
 const LINKED_HOSTS: &str = "test hosts linked in other ways";
+const MUSL_HOST: &str = "test host of static musl";
 const TOOLS: &str = "tools for tests";
 const KERNEL: &str = "tests on the real kernel";
 const INTEGRATION: &str = "integration tests";
@@ -70,7 +73,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> 
         println!("!! CI=true: leaving out tests is a failure");
     }
     if !options.slow && !options.fast {
-        println!("the slow stage (a guest as a pod of a runwasi shim) was not asked for: cargo xtask test --slow");
+        println!("the slow stage (a host of static musl, a guest as a pod of a runwasi shim) was not asked for: cargo xtask test --slow");
     }
     println!("{summary}");
     let is_success = summary.is_success() && (is_complete || !is_ci);
@@ -179,6 +182,9 @@ impl Stages<'_> {
                 linked("workload-fixed", "relocation-model=static"),
             ])
         })?;
+        if options.slow {
+            self.run(MUSL_HOST, || musl::build_host(workspace))?;
+        }
         self.run(TOOLS, || {
             let missing = setup::ensure_test_tools(workspace)?;
             Ok(if missing.is_empty() {

@@ -33,3 +33,9 @@ fn a_statically_linked_host_is_seen_exactly() {
 fn a_host_at_a_fixed_address_is_seen_exactly() {
     is_seen_exactly(Linking::Fixed);
 }
+
+#[test]
+#[ignore = "slow: cargo xtask test --slow"]
+fn a_static_musl_host_is_seen_exactly() {
+    is_seen_exactly(Linking::Musl);
+}
