@@ -73,7 +73,9 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> 
         println!("!! CI=true: leaving out tests is a failure");
     }
     if !options.slow && !options.fast {
-        println!("the slow stage (a host of static musl, a guest as a pod of a runwasi shim) was not asked for: cargo xtask test --slow");
+        println!(
+            "the slow stage (a host of static musl, a guest as a pod of a runwasi shim) was not asked for: cargo xtask test --slow"
+        );
     }
     println!("{summary}");
     let is_success = summary.is_success() && (is_complete || !is_ci);
