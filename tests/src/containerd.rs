@@ -141,12 +141,13 @@ state = "{shown}/state"
 "#
         );
         if let Some(Shim { name, .. }) = shim {
-            text.push_str(&format!(
+            let runtime = format!(
                 r#"
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{name}]
       runtime_type = "io.containerd.{name}.v1"
 "#
-            ));
+            );
+            text.push_str(&runtime);
         }
         fs::write(&config, text).expect("the folder can be written");
         let mut command = if network == Network::Pods {
