@@ -15,11 +15,16 @@ const TARGET: &str = "x86_64-unknown-linux-musl";
 /// The compiler of Debian's package `rustc-web`, whose standard library `rust-web-src` has.
 const COMPILER: &str = "/usr/bin/rustc";
 const LINKER: &str = "musl-gcc";
+/// `musl-gcc` knows programs with an interpreter and those at a fixed address; this is a static one that relocates itself.
+const STATIC_PIE: &str = "link-args=-nostartfiles -Wl,--no-dynamic-linker,-Bstatic,-ztext \
+    /usr/lib/x86_64-linux-musl/rcrt1.o /usr/lib/x86_64-linux-musl/crti.o /usr/lib/x86_64-linux-musl/crtn.o -lc";
 /// What must be there, and the package that has it.
-const NEEDED: [(&str, &str); 3] = [
+const NEEDED: [(&str, &str); 4] = [
     (COMPILER, "rustc-web"),
     ("/usr/lib/rustlib/src/rust/library/std", "rust-web-src"),
     ("/usr/bin/musl-gcc", "musl-tools"),
+    // `tests/hosts/musl/libunwind.a` says so.
+    ("/usr/lib/llvm-19/lib/libunwind.a", "libunwind-19-dev"),
 ];
 
 /// Leaves `workload-musl` beside the other test hosts.
@@ -50,6 +55,8 @@ pub(crate) fn build_host(workspace: &Workspace) -> Result<Outcome> {
         "--",
         "-C",
         "link-self-contained=no",
+        "-C",
+        STATIC_PIE,
         "-L",
     ]);
     command
