@@ -143,6 +143,8 @@ state = "{shown}/state"
         if let Some(Shim { name, .. }) = shim {
             let runtime = format!(
                 r#"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{name}]
       runtime_type = "io.containerd.{name}.v1"
 "#
