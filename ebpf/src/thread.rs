@@ -380,12 +380,16 @@ pub fn slot_address(copy: &RuntimeCopy) -> u64 {
 }
 
 /// The current thread's TLS block of one shared library, 0 if it has none (glibc and musl: word 1 of the thread
-/// control block is the vector, glibc's entries are 16 bytes and -1 means "not allocated yet").
+/// control block is the vector, glibc's entries are 16 bytes and -1 means "not allocated yet"; what lies behind those that the
+/// entry before the first counts is not the vector's).
 #[inline(always)]
 pub fn dynamic_block(thread_pointer: u64, module: u32) -> u64 {
     let Some(vector) = read_user_word(thread_pointer + 8) else {
         return 0;
     };
+    if read_user_word(vector.wrapping_sub(16)).unwrap_or(0) < u64::from(module) {
+        return 0;
+    }
     match read_user_word(vector + 16 * u64::from(module)) {
         Some(block) if block != u64::MAX => block,
         _ => 0,

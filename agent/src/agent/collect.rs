@@ -57,6 +57,8 @@ impl Collector {
         }
         self.count(&events, &[], &mut cold);
         self.inventory.refresh(pipeline);
+        // Whoever waits for readiness before the first scrape finds all families.
+        self.observation.set_tables(pipeline.table_entries());
         self.health.turned(pipeline.watched_count());
         self.health.attached();
         let mut next_liveness = Instant::now() + LIVENESS_INTERVAL;

@@ -8,7 +8,13 @@ use crate::{
         features::{self, Finding, Severity},
     },
     pipeline::kernel_release,
-    process::{describe, hosts::Hosts, maps, memory::ProcessMemory},
+    process::{
+        describe,
+        hosts::{Found, Hosts},
+        looks::Looks,
+        maps,
+        memory::ProcessMemory,
+    },
     sink::text::printable,
 };
 
@@ -116,13 +122,9 @@ fn processes() {
         };
         found += 1;
         let views: Vec<_> = hosts
-            .of_process(
-                pid,
-                &mappings,
-                &mut crate::process::looks::Looks::default().at_libraries(),
-            )
+            .of_process(pid, &mappings, &mut Looks::default().at_libraries())
             .iter()
-            .map(|host| {
+            .map(|Found { host, .. }| {
                 let tier = if host.plan.coverage.activations {
                     "tiers 0 1"
                 } else {

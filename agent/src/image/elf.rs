@@ -13,6 +13,7 @@ pub(super) type FileHeader = elf::FileHeader64<LittleEndian>;
 pub(super) type SectionHeader = elf::SectionHeader64<LittleEndian>;
 pub(super) type ProgramHeader = elf::ProgramHeader64<LittleEndian>;
 pub(super) type Sym = elf::Sym64<LittleEndian>;
+pub(super) type Rela = elf::Rela64<LittleEndian>;
 
 /// Sections looked at; debug information brings a few dozen, `-ffunction-sections` is gone once linked.
 pub(super) const MAX_SECTIONS: usize = 1024;

@@ -6,7 +6,7 @@ use object::{LittleEndian, elf, pod::slice_from_bytes};
 pub use super::elf::ElfError as HostError;
 use super::{
     ReadAt,
-    elf::{E, Elf, ProgramHeader, SectionHeader, Sym as ElfSym, check_bound, read_section},
+    elf::{E, Elf, ProgramHeader, Rela, SectionHeader, Sym as ElfSym, check_bound, read_section},
     hex, read_exact_at, string_at,
     symbol_path::rust_path,
 };
@@ -25,6 +25,10 @@ const MAX_NOTES_BYTES: u64 = 64 << 10;
 const MAX_DYNAMIC_BYTES: u64 = 1 << 20;
 /// Symbols decoded at a time.
 const SYMBOLS_PER_READ: u64 = 32 << 10;
+/// Relocations looked at; the library of wasmtime 50 has 26,000.
+const MAX_RELOCATIONS: u64 = 4 << 20;
+/// Relocations decoded at a time.
+const RELOCATIONS_PER_READ: u64 = 32 << 10;
 
 /// A function of a host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -187,6 +191,8 @@ pub struct HostImage {
     pub exports_c_api: bool,
     /// No program interprets it: an executable without shared libraries, as a static one of musl.
     pub is_static: bool,
+    /// Address of the word that the loader writes the number of the library's thread-local block into, if it has one.
+    pub tls_number: Option<u64>,
 }
 
 impl HostImage {
@@ -228,7 +234,11 @@ impl HostImage {
             functions: Vec::new(),
             exports_c_api: false,
             is_static: is_executable && !has_interpreter,
+            tls_number: None,
         };
+        if tls.is_some() && !is_executable {
+            image.tls_number = tls_number(reader, &elf).unwrap_or_default();
+        }
         if let Some(dynamic) = elf.section_of_type(elf::SHT_DYNSYM) {
             image.exports_c_api = exports_c_api(reader, &elf, dynamic).unwrap_or(false);
         }
@@ -252,6 +262,14 @@ impl HostImage {
                 None
             }
         })
+    }
+
+    /// Bytes to an address from where the file's first byte would be, had a process mapped the whole of it as it maps the code. `None` if
+    /// the code is in several segments, whose places differ.
+    pub fn from_first_byte(&self, address: u64) -> Option<u64> {
+        let mut codes = self.loads.iter().filter(|load| load.is_executable);
+        let code = codes.next().filter(|_| codes.next().is_none())?;
+        Some(address.wrapping_sub(code.address).wrapping_add(code.file_offset))
     }
 
     /// What shows that the file contains wasmtime, as far as its symbols tell.
@@ -776,6 +794,33 @@ fn for_each_symbol<R: ReadAt + ?Sized>(
         position += some as u64;
     }
     Ok(())
+}
+
+/// The word that the file's own code reads the number of its thread-local block from: the relocation of a block without a symbol.
+fn tls_number<R: ReadAt + ?Sized>(reader: &R, elf: &Elf) -> Result<Option<u64>, HostError> {
+    const ENTRY_BYTES: u64 = size_of::<Rela>() as u64;
+    for section in &elf.sections {
+        if section.sh_type.get(E) != elf::SHT_RELA {
+            continue;
+        }
+        let count = section.sh_size.get(E) / ENTRY_BYTES;
+        check_bound("relocation count", count, MAX_RELOCATIONS)?;
+        let mut position = 0;
+        while position < count {
+            let some = RELOCATIONS_PER_READ.min(count - position);
+            let offset = section.sh_offset.get(E).checked_add(position * ENTRY_BYTES);
+            let offset = offset.ok_or(HostError::Malformed("section offset"))?;
+            let bytes = read_exact_at(reader, offset, (some * ENTRY_BYTES) as usize)?;
+            let (entries, _) =
+                slice_from_bytes::<Rela>(&bytes, some as usize).map_err(|()| HostError::Malformed("relocations"))?;
+            let own = |entry: &&Rela| entry.r_type(E, false) == elf::R_X86_64_DTPMOD64 && entry.r_sym(E, false) == 0;
+            if let Some(found) = entries.iter().find(own) {
+                return Ok(Some(found.r_offset.get(E)));
+            }
+            position += some;
+        }
+    }
+    Ok(None)
 }
 
 fn exports_c_api<R: ReadAt + ?Sized>(reader: &R, elf: &Elf, table: &SectionHeader) -> Result<bool, HostError> {

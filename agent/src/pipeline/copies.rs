@@ -2,11 +2,18 @@
 //! and how those are laid out.
 
 use wasmscope_common::{
-    LAYOUT_ALIKE, LAYOUT_UNSUPPORTED, MAX_COPIES, ProcessConfig, RuntimeCopy, TLS_SEARCH, TLS_UNKNOWN,
+    LAYOUT_ALIKE, LAYOUT_UNSUPPORTED, MAX_COPIES, ProcessConfig, RuntimeCopy, TLS_DYNAMIC, TLS_SEARCH, TLS_UNKNOWN,
 };
 
 use super::SharedHost;
-use crate::{event::Coverage, image::store_layout::StoreLayout, process::guests::Guests};
+use crate::{
+    event::Coverage,
+    image::store_layout::StoreLayout,
+    process::{guests::Guests, memory::ProcessMemory},
+};
+
+/// Numbers of thread-local blocks that are believed; a process has one for each library with thread-local variables.
+const MAX_TLS_NUMBER: u32 = 1 << 16;
 
 /// Writes the layouts of a process's guests into its config. What the programs have guessed before anybody had looked at
 /// the guests is taken back if it is none of them.
@@ -53,6 +60,22 @@ pub(super) fn apply_hosts(config: &mut ProcessConfig, hosts: &[SharedHost]) {
     }
     config.task_offset = hosts.iter().find_map(|host| host.plan.task_offset).unwrap_or(0);
     config.other_copies = hosts.len().saturating_sub(1) as u32;
+}
+
+/// Names the thread-local block of each library that has one by now, as the loader says. Else the programs would have to look for it on
+/// threads, where the blocks of other libraries may resemble it.
+pub(super) fn apply_tls_numbers(config: &mut ProcessConfig, places: &[Option<u64>], memory: &ProcessMemory) {
+    for (copy, place) in config.copies.iter_mut().zip(places) {
+        let Some(place) = place.filter(|_| copy.tls_kind == TLS_DYNAMIC && copy.tls_module == 0) else {
+            continue;
+        };
+        // Not there yet: 0. A process that is gone needs none.
+        let number = memory.read_array(place).map_or(0, u64::from_le_bytes);
+        copy.tls_module = u32::try_from(number)
+            .ok()
+            .filter(|number| *number <= MAX_TLS_NUMBER)
+            .unwrap_or(0);
+    }
 }
 
 /// What is observed in all copies.

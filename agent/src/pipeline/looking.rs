@@ -6,7 +6,10 @@ use super::{Pipeline, copies};
 use crate::{
     clock,
     event::Coverage,
-    process::maps::{self, ExecutableMapping},
+    process::{
+        hosts::Found,
+        maps::{self, ExecutableMapping},
+    },
 };
 
 impl Pipeline {
@@ -33,7 +36,7 @@ impl Pipeline {
         if look.is_cut {
             self.lose("symbols", "libraries_limit");
         }
-        for host in hosts {
+        for Found { host, tls_number_at } in hosts {
             let Some(watched) = self.processes.get(&pid) else {
                 return;
             };
@@ -56,6 +59,7 @@ impl Pipeline {
                 copies::common_coverage(watched.coverage, coverage)
             };
             watched.hosts.push(host);
+            watched.tls_numbers_at.push(tls_number_at);
         }
     }
 }

@@ -36,6 +36,8 @@ pub(super) struct Watched {
     pub(super) guests: Guests,
     /// Files that each bring a copy of the runtime, in the order in which they were noticed.
     pub(super) hosts: Vec<SharedHost>,
+    /// Of each, [`crate::process::hosts::Found::tls_number_at`].
+    pub(super) tls_numbers_at: Vec<Option<u64>>,
     pub(super) loads: Loads,
     pub(super) facts: describe::ProcessFacts,
     /// As its cgroup says.
@@ -206,6 +208,7 @@ impl Pipeline {
             guests: Guests::new(self.code.clone()),
             loads: Loads::default(),
             hosts: Vec::new(),
+            tls_numbers_at: Vec::new(),
             facts,
             place: cgroup::place_of(pid),
             code: Vec::new(),
@@ -258,6 +261,7 @@ impl Pipeline {
         };
         copies::apply_layouts(&mut config, &watched.guests);
         copies::apply_hosts(&mut config, &watched.hosts);
+        copies::apply_tls_numbers(&mut config, &watched.tls_numbers_at, &watched.memory);
         if let Some(range) = watched.guests.code_range() {
             config.code_start = range.start;
             config.code_end = range.end;

@@ -123,6 +123,32 @@ impl Host {
     }
 }
 
+/// A host that a process runs.
+#[derive(Debug)]
+pub struct Found {
+    /// It.
+    pub host: Arc<Host>,
+    /// Where in the process's memory the loader puts the number of the host's thread-local block, if it does.
+    pub tls_number_at: Option<u64>,
+}
+
+impl Found {
+    fn executable(host: Arc<Host>) -> Self {
+        Self {
+            host,
+            tls_number_at: None,
+        }
+    }
+
+    fn mapped(host: Arc<Host>, mapping: &ExecutableMapping) -> Self {
+        let first_byte = mapping.range.start.wrapping_sub(mapping.file_offset);
+        Self {
+            tls_number_at: host.plan.tls_number.map(|offset| first_byte.wrapping_add(offset)),
+            host,
+        }
+    }
+}
+
 /// Remembers what files are.
 #[derive(Debug, Default)]
 pub struct Hosts {
@@ -135,15 +161,10 @@ pub struct Hosts {
 impl Hosts {
     /// The files with a runtime in them that a process runs: its executable and those of its libraries that `look` takes, each
     /// once.
-    pub fn of_process(
-        &mut self,
-        pid: u32,
-        mappings: &[ExecutableMapping],
-        look: &mut LibraryLook<'_>,
-    ) -> Vec<Arc<Host>> {
-        let mut hosts: Vec<Arc<Host>> = Vec::new();
+    pub fn of_process(&mut self, pid: u32, mappings: &[ExecutableMapping], look: &mut LibraryLook<'_>) -> Vec<Found> {
+        let mut hosts: Vec<Found> = Vec::new();
         if let Ok(Some(host)) = self.look_up(&PathBuf::from(format!("/proc/{pid}/exe"))) {
-            hosts.push(host);
+            hosts.push(Found::executable(host));
         }
         for mapping in mappings {
             let Some(file) = &mapping.file else { continue };
@@ -156,9 +177,9 @@ impl Hosts {
             let Ok(found) = self.look_up(&path) else { continue };
             look.was_looked_at(file);
             if let Some(host) = found
-                && hosts.iter().all(|known| known.file_id != host.file_id)
+                && hosts.iter().all(|known| known.host.file_id != host.file_id)
             {
-                hosts.push(host);
+                hosts.push(Found::mapped(host, mapping));
             }
         }
         hosts

@@ -47,6 +47,8 @@ pub struct ProbePlan {
     pub sites: Vec<PlannedSite>,
     /// Where threads keep their activation.
     pub tls: TlsPlan,
+    /// Where a process has the number of the library's thread-local block, as [`HostImage::from_first_byte`] counts.
+    pub tls_number: Option<u64>,
     /// What will be observed if all sites are attached.
     pub coverage: Coverage,
     /// What will not be, in words for a person.

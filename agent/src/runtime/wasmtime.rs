@@ -61,6 +61,7 @@ impl RuntimeAdapter for Wasmtime {
                 None if image.is_executable => TlsPlan::Search,
                 None => TlsPlan::Unknown,
             },
+            tls_number: image.tls_number.and_then(|address| image.from_first_byte(address)),
             ..ProbePlan::default()
         };
         let swaps = symbols
