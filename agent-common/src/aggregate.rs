@@ -17,8 +17,18 @@ pub const KIND_HOST_CALL: u32 = 1;
 pub const KIND_SYSCALL: u32 = 2;
 /// [`AggregateKey::kind`]: nothing.
 pub const KIND_NONE: u32 = u32::MAX;
+/// [`AggregateKey::kind`] in the table of rows has above these bits the number of the shard: a row that several CPUs count in would go back and
+/// forth between them.
+pub const KIND_BITS: u32 = 16;
 /// Rows that take what the table has no room for, by kind.
 pub const OTHER_ROWS: u32 = 4;
+
+/// Rows of the table, shards counted: 10 MiB of kernel memory when all are there.
+pub const MAX_ROWS: u32 = 16 << 10;
+/// Rows that one process may have.
+pub const MAX_ROWS_PER_PROCESS: u32 = MAX_ROWS / 8;
+/// Shards of a row at most; a power of two.
+pub const MAX_SHARDS: u32 = 4;
 
 /// [`AggregateKey::detail`] of the row, of each kind and process, that takes what the process has no rows for. Nothing else
 /// of its key is set.
@@ -47,7 +57,7 @@ pub struct AggregateKey {
     pub pid: u32,
     /// [`crate::Observed::code_epoch`]: which code the addresses are of.
     pub epoch: u32,
-    /// `KIND_*`.
+    /// `KIND_*`; in the table of rows with a shard, see [`KIND_BITS`].
     pub kind: u32,
     /// Of an invocation `ENDED_*`, of a host call [`crate::COMPONENT_CALL`] and [`CALL_UNFINISHED`], of a syscall its number.
     pub detail: u32,
@@ -60,7 +70,7 @@ pub struct AggregateKey {
     pub callee: u64,
 }
 
-/// What is summed up per row and CPU.
+/// What is summed up per row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct AggregateStats {

@@ -82,11 +82,26 @@ impl Counter {
         }
     }
 
-    /// Whether a count means that something is missing from the picture.
+    /// Whether a count means that something is missing from the picture. What the aggregate counts without a name is counted all the same: see
+    /// [`Self::overflow`].
     pub fn is_loss(self) -> bool {
         !matches!(
             self,
-            Self::Emitted | Self::SyscallOffActivation | Self::StackTooDeep | Self::NoGuestFrames
+            Self::Emitted
+                | Self::SyscallOffActivation
+                | Self::StackTooDeep
+                | Self::NoGuestFrames
+                | Self::AggregateFull
+                | Self::ProcessRowsFull
         )
+    }
+
+    /// The table that was full, if a count means that something was counted under another name and nothing is missing.
+    pub fn overflow(self) -> Option<&'static str> {
+        match self {
+            Self::AggregateFull => Some("kernel_rows"),
+            Self::ProcessRowsFull => Some("process_rows"),
+            _ => None,
+        }
     }
 }

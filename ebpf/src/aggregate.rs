@@ -1,4 +1,4 @@
-//! Counting without records: rows of counts and histograms per CPU, and the activations and host calls that are open.
+//! Counting without records: rows of counts and histograms, which a few CPUs share, and the activations and host calls that are open.
 //!
 //! An activation is open from the moment its record is put on a thread until it leaves the thread whose stack it lies on;
 //! a fiber that is suspended leaves on another stack, and stays open. Uprobes on one CPU preempt each other, so all is
@@ -6,17 +6,18 @@
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
-    helpers::bpf_ktime_get_ns,
+    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns},
 };
 use wasmscope_common::{
     AGGREGATE_CALLS, AggregateKey, AggregateStats, BUCKET_COUNT, CALL_UNFINISHED, COMPONENT_CALL, Counter,
-    DETAIL_OTHER, ENDED_BY_FAILED_CALL, ENDED_BY_ITSELF, ENDED_IN_CALL, ENDED_UNSEEN, ENDED_UNSURE, KIND_HOST_CALL,
-    KIND_INVOCATION, KIND_NONE, KIND_SYSCALL, OpenActivation, OpenKey, PARENT_UNKNOWN, bucket_of,
+    DETAIL_OTHER, ENDED_BY_FAILED_CALL, ENDED_BY_ITSELF, ENDED_IN_CALL, ENDED_UNSEEN, ENDED_UNSURE, KIND_BITS,
+    KIND_HOST_CALL, KIND_INVOCATION, KIND_NONE, KIND_SYSCALL, MAX_ROWS_PER_PROCESS, MAX_SHARDS, OpenActivation,
+    OpenKey, PARENT_UNKNOWN, bucket_of,
 };
 
 use crate::{
     activation::top,
-    maps::{AGGREGATES, OBSERVED, OPEN, OTHER, RELEASED_ROWS, ROWS_PER_PROCESS, add, count, global, increment},
+    maps::{AGGREGATES, OBSERVED, OPEN, OTHER, RELEASED_ROWS, add, count, increment},
     thread::{NO_COPY, Thread},
 };
 
@@ -55,16 +56,25 @@ fn lies_in_frame(activation: u64, stack_pointer: u64) -> bool {
 /// key is changed to that of the process.
 #[inline(always)]
 fn row(key: &mut AggregateKey) -> Option<*mut AggregateStats> {
-    if let Some(stats) = AGGREGATES.get_ptr_mut(&*key) {
-        return Some(stats);
+    let kind = key.kind;
+    key.kind |= (cpu() & (MAX_SHARDS - 1)) << KIND_BITS;
+    let mut found = AGGREGATES.get_ptr_mut(&*key);
+    if found.is_none() {
+        make_row(key);
+        found = AGGREGATES.get_ptr_mut(&*key);
     }
-    make_row(key);
-    let key = &*key;
-    if let Some(stats) = AGGREGATES.get_ptr_mut(key) {
-        return Some(stats);
+    key.kind = kind;
+    if found.is_some() {
+        return found;
     }
     count(Counter::AggregateFull);
-    OTHER.get_ptr_mut(key.kind)
+    OTHER.get_ptr_mut(kind)
+}
+
+#[inline(always)]
+fn cpu() -> u32 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_get_smp_processor_id() }
 }
 
 /// Makes the row of a key, or changes the key to that of the row for what the process has no rows for.
@@ -81,7 +91,7 @@ fn make_row(key: *mut AggregateKey) -> u64 {
         };
         // SAFETY: as above.
         let made = unsafe { core::ptr::read_volatile(&raw const (*observed).row_count) };
-        if made >= released + u64::from(global(&ROWS_PER_PROCESS)) {
+        if made >= released + u64::from(MAX_ROWS_PER_PROCESS) {
             count(Counter::ProcessRowsFull);
             key.epoch = 0;
             key.detail = DETAIL_OTHER;

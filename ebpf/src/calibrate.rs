@@ -365,8 +365,9 @@ pub fn find_announced(thread: &mut Thread, config: &mut ProcessConfig, copy: usi
         return false;
     }
     if config.copies[copy].tls_module != 0 {
-        thread.copies[copy].slot = slot_address(&config.copies[copy]);
-        return thread.copies[copy].slot != 0;
+        let slot = slot_address(&config.copies[copy]);
+        thread.copies[copy].slot = slot;
+        return slot != 0 && read_user_word(slot).unwrap_or(0) & !1 == thread.copies[copy].announced;
     }
     let offset = config.copies[copy].tls_offset;
     let announced = thread.copies[copy].announced;

@@ -6,7 +6,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
 };
 use wasmscope_common::{
-    AggregateKey, AggregateStats, COUNTER_SLOTS, Counter, HandedOver, HelperTask, HttpRequest, MAX_PROCESSES,
+    AggregateKey, AggregateStats, COUNTER_SLOTS, Counter, HandedOver, HelperTask, HttpRequest, MAX_PROCESSES, MAX_ROWS,
     MAX_THREADS, OTHER_ROWS, Observed, OpenActivation, OpenKey, OpenRequest, ProbeHits, ProcessConfig, SeenCallSite,
     SeenCallee,
 };
@@ -43,11 +43,10 @@ pub static THREADS: HashMap<u32, Thread> = HashMap::with_max_entries(MAX_THREADS
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTER_SLOTS, 0);
 
-/// What is counted without records, for processes whose config asks for it. A row takes memory on every CPU from when it is
-/// first counted in; the agent sizes the table by the number of CPUs.
+/// What is counted without records, for processes whose config asks for it. Not a map per CPU, whose rows would be fewer the more CPUs there
+/// are: a few CPUs share a row of each key.
 #[map]
-pub static AGGREGATES: PerCpuHashMap<AggregateKey, AggregateStats> =
-    PerCpuHashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+pub static AGGREGATES: HashMap<AggregateKey, AggregateStats> = HashMap::with_max_entries(MAX_ROWS, BPF_F_NO_PREALLOC);
 
 /// What [`AGGREGATES`] has no room for, by kind.
 #[map]
@@ -105,10 +104,6 @@ pub static WATCH_FLAGS: u32 = 0;
 /// `EMIT_*` flags of a process that is watched from its first code object on.
 #[unsafe(no_mangle)]
 pub static NEW_PROCESS_FLAGS: u32 = 0;
-
-/// Rows of [`AGGREGATES`] that one process may have.
-#[unsafe(no_mangle)]
-pub static ROWS_PER_PROCESS: u32 = 1024;
 
 /// The generation that what threads have cached must be of.
 #[inline(always)]

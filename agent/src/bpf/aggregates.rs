@@ -3,28 +3,23 @@
 //! Programs go on adding while a map is read. A walk over a hash map starts again where the entry it stands on is removed, so
 //! every walk has an end of its own.
 
-use std::collections::HashSet;
+use std::collections::{HashMap as Table, HashSet};
 
 use aya::{
     Ebpf, Pod,
-    maps::{HashMap, MapData, PerCpuArray, PerCpuHashMap},
+    maps::{HashMap, MapData, PerCpuArray},
 };
-use wasmscope_common::{AggregateKey, AggregateStats, DETAIL_OTHER, OpenActivation, OpenKey};
+use wasmscope_common::{
+    AggregateKey, AggregateStats, DETAIL_OTHER, KIND_BITS, MAX_ROWS, MAX_SHARDS, OpenActivation, OpenKey,
+};
 
 use super::load::{LoadError, take};
 
-/// Memory that all rows may take together, bytes.
-const MAX_ROW_BYTES: usize = 12 << 20;
-/// Rows of the table, however many CPUs there are.
-const ROWS: std::ops::RangeInclusive<usize> = 256..=4096;
-/// Bytes of a row beside its key and values.
-const ROW_OVERHEAD_BYTES: usize = 64;
-/// Of all rows, the share that one process may have: one in so many.
-const PROCESS_SHARE: u32 = 4;
 /// Entries of the table of open activations, as the programs define it.
 const OPEN_ENTRIES: usize = 16_384;
 /// Steps of a walk, per entry that the map has room for.
 const STEPS_PER_ENTRY: usize = 2;
+const ROW_STEPS: usize = MAX_ROWS as usize * STEPS_PER_ENTRY;
 
 #[derive(Clone, Copy)]
 #[repr(transparent)]
@@ -50,7 +45,7 @@ unsafe impl Pod for PodOpen {}
 
 /// What the programs have counted.
 pub struct Aggregates {
-    rows: PerCpuHashMap<MapData, PodKey, PodStats>,
+    rows: HashMap<MapData, PodKey, PodStats>,
     other: PerCpuArray<MapData, PodStats>,
     open: HashMap<MapData, PodOpenKey, PodOpen>,
     /// How many rows were taken out, by process.
@@ -67,23 +62,38 @@ impl Aggregates {
         })
     }
 
-    /// Every row, summed over CPUs since it was made. Buckets wrap.
+    /// Every row, summed over its shards since it was made. Buckets wrap.
     pub fn rows(&self) -> Vec<(AggregateKey, AggregateStats)> {
-        let rows = self.rows.iter().take(row_steps()).filter_map(Result::ok);
-        rows.map(|(key, per_cpu)| (key.0, sum(per_cpu.iter().map(|stats| stats.0))))
-            .collect()
+        // A walk that has started again meets a shard twice.
+        let shards = self.rows.iter().take(ROW_STEPS).filter_map(Result::ok);
+        let shards: Table<_, _> = shards.map(|(key, stats)| (key.0, stats.0)).collect();
+        let mut rows: Table<AggregateKey, AggregateStats> = Table::new();
+        for (key, stats) in shards {
+            let row = rows.entry(whole(key)).or_insert(AggregateStats::EMPTY);
+            *row = sum([*row, stats].into_iter());
+        }
+        rows.into_iter().collect()
     }
 
     /// Which rows there are: at half the price of [`Self::rows`].
     pub fn keys(&self) -> Vec<AggregateKey> {
-        let keys = self.rows.keys().take(row_steps()).filter_map(Result::ok);
-        keys.map(|key| key.0).collect()
+        let keys = self.rows.keys().take(ROW_STEPS).filter_map(Result::ok);
+        let keys: HashSet<_> = keys.map(|key| whole(key.0)).collect();
+        keys.into_iter().collect()
+    }
+
+    /// Entries of the table: each shard of each row.
+    pub fn entry_count(&self) -> usize {
+        let keys = self.rows.keys().take(ROW_STEPS).filter_map(Result::ok);
+        keys.map(|key| key.0).collect::<HashSet<_>>().len()
     }
 
     /// One row, as [`Self::rows`].
     pub fn row(&self, key: &AggregateKey) -> Option<AggregateStats> {
-        let per_cpu = self.rows.get(&PodKey(*key), 0).ok()?;
-        Some(sum(per_cpu.iter().map(|stats| stats.0)))
+        let found: Vec<_> = shards(key)
+            .filter_map(|shard| Some(self.rows.get(&PodKey(shard), 0).ok()?.0))
+            .collect();
+        (!found.is_empty()).then(|| sum(found.into_iter()))
     }
 
     /// What there was no row for, of one kind.
@@ -96,11 +106,14 @@ impl Aggregates {
 
     /// Takes a row out that nothing is added to any more.
     pub fn remove(&mut self, key: &AggregateKey) {
-        // It may be gone already, which is what is wanted.
-        if self.rows.remove(&PodKey(*key)).is_ok() && key.detail != DETAIL_OTHER {
+        // What is gone already is as it is wanted.
+        let removed = shards(key)
+            .filter(|shard| self.rows.remove(&PodKey(*shard)).is_ok())
+            .count() as u64;
+        if removed > 0 && key.detail != DETAIL_OTHER {
             let released = self.released.get(&key.pid, 0).unwrap_or(0);
             // Without room, the process has that many rows less.
-            let _ = self.released.insert(key.pid, released + 1, 0);
+            let _ = self.released.insert(key.pid, released + removed, 0);
         }
     }
 
@@ -159,20 +172,19 @@ fn distinct(keys: impl Iterator<Item = OpenKey>, is_meant: impl Fn(&OpenKey) -> 
     keys.filter(is_meant).collect()
 }
 
-fn row_steps() -> usize {
-    row_count() as usize * STEPS_PER_ENTRY
+/// The key of a row in the table, without its shard.
+fn whole(mut key: AggregateKey) -> AggregateKey {
+    key.kind &= (1 << KIND_BITS) - 1;
+    key
 }
 
-/// Rows of the table that one process may have.
-pub(super) fn rows_per_process() -> u32 {
-    row_count() / PROCESS_SHARE
-}
-
-/// Rows of the table on this machine.
-pub(super) fn row_count() -> u32 {
-    let cpus = aya::util::nr_cpus().unwrap_or(1);
-    let bytes = cpus * size_of::<AggregateStats>() + size_of::<AggregateKey>() + ROW_OVERHEAD_BYTES;
-    (MAX_ROW_BYTES / bytes).clamp(*ROWS.start(), *ROWS.end()) as u32
+/// The keys that a row may have in the table.
+fn shards(key: &AggregateKey) -> impl Iterator<Item = AggregateKey> + use<> {
+    let key = *key;
+    (0..MAX_SHARDS).map(move |shard| AggregateKey {
+        kind: key.kind | shard << KIND_BITS,
+        ..key
+    })
 }
 
 fn sum(parts: impl Iterator<Item = AggregateStats>) -> AggregateStats {
@@ -209,6 +221,22 @@ mod tests {
         assert!(of_old.iter().all(|open| was_there(open, 10)));
         let of_new = [open(11, 0), open(11, 12), open(0, 11)];
         assert!(!of_new.iter().any(|open| was_there(open, 10)));
+    }
+
+    #[test]
+    fn shards_of_a_row_are_those_of_no_other() {
+        let key = |kind| AggregateKey {
+            pid: 7,
+            kind,
+            ..AggregateKey::default()
+        };
+        let kinds = [wasmscope_common::KIND_INVOCATION, wasmscope_common::KIND_SYSCALL];
+        let all: HashSet<_> = kinds.iter().flat_map(|kind| shards(&key(*kind))).collect();
+        assert_eq!(all.len(), 2 * MAX_SHARDS as usize);
+        assert_eq!(
+            all.into_iter().map(whole).collect::<HashSet<_>>(),
+            kinds.map(key).into()
+        );
     }
 
     #[test]

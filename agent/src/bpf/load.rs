@@ -13,7 +13,7 @@ use wasmscope_common::{
 use zerocopy::FromBytes as _;
 
 use super::{
-    aggregates::{self, Aggregates},
+    aggregates::Aggregates,
     attach::Attacher,
     breakpoint,
     kernel_types::{KernelTypesError, task_offsets},
@@ -155,9 +155,7 @@ impl Kernel {
             .override_global("TASK_TGID_OFFSET", &offsets.tgid, true)
             .override_global("WATCH_FLAGS", &watch_flags, true)
             .override_global("NEW_PROCESS_FLAGS", &options.new_process_flags, true)
-            .override_global("ROWS_PER_PROCESS", &aggregates::rows_per_process(), true)
             .map_max_entries("EVENTS", options.ring_bytes)
-            .map_max_entries("AGGREGATES", aggregates::row_count())
             .load(OBJECT)
             .map_err(object_error)?;
         let attacher = Attacher::load(OBJECT, &mut ebpf)?;
@@ -353,7 +351,7 @@ impl Kernel {
             ("bpf_threads", self.threads.keys().count()),
             ("bpf_undecided", self.undecided.keys().count()),
             ("bpf_hits", self.hits.keys().count()),
-            ("bpf_rows", self.aggregates.keys().len()),
+            ("bpf_rows", self.aggregates.entry_count()),
         ]
     }
 

@@ -25,8 +25,8 @@ use crate::{
     },
     output::{Wake, emit, emit_with_frames, header},
     probes::request,
-    thread::{NO_COPY, NOTHING_KNOWN, Thread, current, select, watched},
-    user::{SyscallRegisters, read_user, stack_pointer},
+    thread::{CopyState, NO_COPY, NOTHING_KNOWN, Thread, current, select, watched},
+    user::{SyscallRegisters, read_user, read_user_word, stack_pointer},
 };
 
 const MPROTECT: u64 = 10;
@@ -153,10 +153,7 @@ fn select_copy(thread: *mut Thread, config: *mut ProcessConfig, stack_pointer: u
     let mut copy = 0;
     while copy < MAX_COPIES {
         // Elsewhere than in a library's block the slot is found by other means.
-        if state.copies[copy].slot == 0
-            && state.copies[copy].announced != 0
-            && known.copies[copy].tls_kind == TLS_DYNAMIC
-        {
+        if known.copies[copy].tls_kind == TLS_DYNAMIC && !has_arrived(&state.copies[copy]) {
             entering = copy;
         }
         copy += 1;
@@ -180,6 +177,14 @@ fn select_copy(thread: *mut Thread, config: *mut ProcessConfig, stack_pointer: u
     }
     select(thread, config, copy);
     true
+}
+
+/// Whether what the last swap of a copy has said is in its slot, if it has said anything.
+#[inline(never)]
+fn has_arrived(copy: *const CopyState) -> bool {
+    // SAFETY: a pointer into this thread's own entry.
+    let copy = unsafe { &*copy };
+    copy.announced == 0 || copy.slot != 0 && read_user_word(copy.slot).unwrap_or(0) & !1 == copy.announced
 }
 
 #[inline(always)]
