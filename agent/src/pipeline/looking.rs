@@ -8,6 +8,7 @@ use crate::{
     event::Coverage,
     process::{
         hosts::Found,
+        looks::LibraryLook,
         maps::{self, ExecutableMapping},
     },
 };
@@ -33,8 +34,14 @@ impl Pipeline {
         };
         let mut look = watched.looks.at_libraries();
         let hosts = self.hosts.of_process(pid, mappings, &mut look);
-        if look.is_cut {
+        let LibraryLook {
+            is_cut, has_stalled, ..
+        } = look;
+        if is_cut {
             self.lose("symbols", "libraries_limit");
+        }
+        if has_stalled {
+            self.lose("symbols", "file_stalled");
         }
         for Found { host, tls_number_at } in hosts {
             let Some(watched) = self.processes.get(&pid) else {

@@ -11,7 +11,7 @@ use std::{
 
 use rustix::fs::{Mode, OFlags};
 
-use super::{looks::LibraryLook, maps::ExecutableMapping, memory::ProcessMemory};
+use super::{looks::LibraryLook, maps::ExecutableMapping, memory::ProcessMemory, patience::Patience};
 use crate::{
     image::{
         HostImage, ReadAt as _,
@@ -153,6 +153,7 @@ impl Found {
 #[derive(Debug, Default)]
 pub struct Hosts {
     known: HashMap<FileId, Option<Arc<Host>>>,
+    patience: Patience,
     host_count: u32,
     /// Numbers that may be given again, the one that has been free longest first: records that bear it are long handled.
     free_numbers: VecDeque<u32>,
@@ -163,10 +164,18 @@ impl Hosts {
     /// once.
     pub fn of_process(&mut self, pid: u32, mappings: &[ExecutableMapping], look: &mut LibraryLook<'_>) -> Vec<Found> {
         let mut hosts: Vec<Found> = Vec::new();
-        if let Ok(Some(host)) = self.look_up(&PathBuf::from(format!("/proc/{pid}/exe"))) {
-            hosts.push(Found::executable(host));
+        if look.is_stalled() {
+            return hosts;
+        }
+        match self.look_up(Path::new(&format!("/proc/{pid}/exe"))) {
+            Ok(Some(host)) => hosts.push(Found::executable(host)),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => look.stall(),
+            _ => {}
         }
         for mapping in mappings {
+            if look.is_stalled() {
+                break;
+            }
             let Some(file) = &mapping.file else { continue };
             if !mapping.path.as_deref().is_some_and(may_be_library) || !look.takes(file) {
                 continue;
@@ -174,7 +183,15 @@ impl Hosts {
             let range = &mapping.range;
             // Opens the very file that is mapped, whatever its path leads to by now.
             let path = PathBuf::from(format!("/proc/{pid}/map_files/{:x}-{:x}", range.start, range.end));
-            let Ok(found) = self.look_up(&path) else { continue };
+            let found = match self.look_up(&path) {
+                Ok(found) => found,
+                Err(error) => {
+                    if error.kind() == io::ErrorKind::TimedOut {
+                        look.stall();
+                    }
+                    continue;
+                }
+            };
             look.was_looked_at(file);
             if let Some(host) = found
                 && hosts.iter().all(|known| known.host.file_id != host.file_id)
@@ -185,23 +202,12 @@ impl Hosts {
         hosts
     }
 
-    /// What the file at `path` is.
+    /// What the file at `path` is. [`io::ErrorKind::TimedOut`] if it does not answer.
     pub fn look_up(&mut self, path: &Path) -> io::Result<Option<Arc<Host>>> {
-        // Without O_NONBLOCK, opening a FIFO would wait for its writer.
-        let file = File::from(rustix::fs::open(
-            path,
-            OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY,
-            Mode::empty(),
-        )?);
-        let metadata = file.metadata()?;
-        if !metadata.is_file() {
+        let path = path.to_owned();
+        let opened = self.patience.wait_for(move || open(&path));
+        let Some((file, file_id)) = opened.unwrap_or(Err(io::ErrorKind::TimedOut.into()))? else {
             return Ok(None);
-        }
-        let file_id = FileId {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            modified_ns: i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec()),
-            size: metadata.size(),
         };
         if let Some(known) = self.known.get(&file_id) {
             return Ok(known.clone());
@@ -213,7 +219,9 @@ impl Hosts {
         } else {
             self.free_numbers.front().copied()
         };
-        let host = examine(file, file_id, number.unwrap_or(0))?;
+        let number_or_none = number.unwrap_or(0);
+        let examined = self.patience.wait_for(move || examine(file, file_id, number_or_none));
+        let host = examined.unwrap_or(Err(io::ErrorKind::TimedOut.into()))?;
         if host.is_some() {
             if number.is_none() {
                 return Ok(None);
@@ -243,6 +251,24 @@ impl Hosts {
             self.free_numbers.push_back(host.number);
         }
     }
+}
+
+/// `None` for what is no file.
+fn open(path: &Path) -> io::Result<Option<(File, FileId)>> {
+    // Without O_NONBLOCK, opening a FIFO would wait for its writer.
+    let file = File::from(rustix::fs::open(
+        path,
+        OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY,
+        Mode::empty(),
+    )?);
+    let metadata = file.metadata()?;
+    let file_id = FileId {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        modified_ns: i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec()),
+        size: metadata.size(),
+    };
+    Ok(metadata.is_file().then_some((file, file_id)))
 }
 
 fn examine(file: File, file_id: FileId, number: u32) -> io::Result<Option<Arc<Host>>> {

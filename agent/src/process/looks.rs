@@ -21,6 +21,8 @@ type MappedFile = (String, u64);
 #[derive(Debug)]
 pub struct Looks {
     libraries: HashSet<MappedFile>,
+    /// One of its files did not answer: none is opened any more.
+    is_stalled: bool,
     /// Bytes of the list of mappings.
     pub maps: Budget,
     /// Links of descriptors.
@@ -31,6 +33,7 @@ impl Default for Looks {
     fn default() -> Self {
         Self {
             libraries: HashSet::new(),
+            is_stalled: false,
             maps: Budget::new(MAPS_BYTES_PER_SECOND, MAPS_BYTES_AT_ONCE),
             links: Budget::new(LINKS_PER_SECOND, LINKS_PER_SECOND),
         }
@@ -44,6 +47,8 @@ pub struct LibraryLook<'a> {
     left: usize,
     /// Whether there were more than may be opened now, or ever.
     pub is_cut: bool,
+    /// Whether one has not answered just now.
+    pub has_stalled: bool,
 }
 
 impl Looks {
@@ -53,11 +58,23 @@ impl Looks {
             left: LIBRARIES_PER_LOOK,
             looks: self,
             is_cut: false,
+            has_stalled: false,
         }
     }
 }
 
 impl LibraryLook<'_> {
+    /// Whether nothing is to be opened since something has not answered.
+    pub fn is_stalled(&self) -> bool {
+        self.looks.is_stalled
+    }
+
+    /// Something has not answered.
+    pub fn stall(&mut self) {
+        self.looks.is_stalled = true;
+        self.has_stalled = true;
+    }
+
     /// Whether this file is to be opened: not if it has been.
     pub fn takes(&mut self, file: &MappedFile) -> bool {
         if self.looks.libraries.contains(file) {

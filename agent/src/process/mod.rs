@@ -8,4 +8,5 @@ pub mod hosts;
 pub mod looks;
 pub mod maps;
 pub mod memory;
+pub mod patience;
 pub mod reading;
