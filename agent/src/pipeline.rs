@@ -351,6 +351,20 @@ impl Pipeline {
         tables
     }
 
+    /// Records that the programs have made and that have arrived, as of the last turn; the difference is lost or under way.
+    pub fn record_counts(&self) -> (u64, u64) {
+        let emitted = self.counted.get(Counter::Emitted.name()).copied().unwrap_or(0);
+        (emitted, self.delivered_count)
+    }
+
+    /// How often the kernel counted something without its name, by the table that was full.
+    pub fn overflows(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Counter::ALL.into_iter().filter_map(|counter| {
+            let table = counter.overflow()?;
+            Some((table, self.counted.get(counter.name()).copied().unwrap_or(0)))
+        })
+    }
+
     fn correlate(&mut self, output: &mut Output) {
         for event in &output.events {
             self.correlator.push(event.clone());

@@ -92,6 +92,7 @@ impl Counts {
         // Their rows are among those that come now.
         let ended = std::mem::take(&mut self.ended);
         let rows = pipeline.collect_aggregates();
+        metrics.observe_kernel(pipeline);
         for row in &rows {
             self.inventory.row(row);
         }

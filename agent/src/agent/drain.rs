@@ -73,11 +73,18 @@ pub(super) struct Delivery {
     pub(super) exported: u64,
     /// Traces that never arrive, by reason; none with a count of zero.
     pub(super) lost: Vec<(&'static str, u64)>,
+    /// Spans, not traces, that the collector rejected of the traces it took.
+    pub(super) rejected_spans: u64,
 }
 
 impl Delivery {
     pub(super) fn lost_count(&self) -> u64 {
         self.lost.iter().map(|(_, count)| count).sum()
+    }
+
+    /// Whether all that was under way has arrived, down to the last span.
+    pub(super) fn is_complete(&self) -> bool {
+        self.lost.is_empty() && self.rejected_spans == 0
     }
 }
 
@@ -106,6 +113,7 @@ impl Tally {
             delivered: now.exported - before.exported,
             exported: now.exported,
             lost: lost.into_iter().filter(|(_, count)| *count > 0).collect(),
+            rejected_spans: now.rejected_spans.saturating_sub(before.rejected_spans),
         }
     }
 }
@@ -164,12 +172,13 @@ pub(super) fn tell(delivery: &Delivery, drained: Option<Drained>) -> ExitCode {
         last_reading,
     } = drained.unwrap_or_default();
     let (delivered, lost) = (delivery.delivered, delivery.lost_count());
-    let is_complete = is_collected && lost == 0 && last_reading.lost == 0;
+    let is_complete = is_collected && delivery.is_complete() && last_reading.lost == 0;
     if is_complete {
         info!(
             delivered,
             lost,
             exported = delivery.exported,
+            spans_rejected = delivery.rejected_spans,
             points = last_reading.taken,
             "stopped"
         );
@@ -180,6 +189,7 @@ pub(super) fn tell(delivery: &Delivery, drained: Option<Drained>) -> ExitCode {
             lost,
             exported = delivery.exported,
             reasons = ?delivery.lost,
+            spans_rejected = delivery.rejected_spans,
             records_handled = is_collected,
             points = last_reading.taken,
             points_lost = last_reading.lost,
@@ -237,8 +247,32 @@ mod tests {
                 exported: 60,
                 // 103 were made or under way, 98 came through; 4 of those offered have not been heard of.
                 lost: vec![("not_staged", 5), ("export_failed", 4), ("shutdown", 24)],
+                rejected_spans: 0,
             }
         );
         assert_eq!(delivery.lost_count(), 33);
+    }
+
+    #[test]
+    fn spans_rejected_during_the_drain_make_it_incomplete_and_those_before_do_not() {
+        let transit = Transit::default();
+        transit.made.store(1, Ordering::Relaxed);
+        transit.through.store(1, Ordering::Relaxed);
+        let counts = |rejected_spans| ExportCounts {
+            offered: 1,
+            exported: 1,
+            rejected_spans,
+            ..ExportCounts::default()
+        };
+        let drained = Some(Drained {
+            is_collected: true,
+            ..Drained::default()
+        });
+        let code = |delivery: &Delivery| format!("{:?}", tell(delivery, drained));
+        let rejected = Tally::begin(&transit, counts(2)).end(&transit, counts(5));
+        assert_eq!((rejected.rejected_spans, rejected.lost_count()), (3, 0));
+        assert_eq!(code(&rejected), format!("{:?}", ExitCode::from(EXIT_UNDELIVERED)));
+        let all = Tally::begin(&transit, counts(2)).end(&transit, counts(2));
+        assert_eq!(code(&all), format!("{:?}", ExitCode::SUCCESS));
     }
 }

@@ -113,11 +113,11 @@ impl Exports {
         self.current.load().is_some()
     }
 
-    /// Decides on a trace, and hands it over; never waits. `false` if sampling leaves it out.
+    /// Decides on a trace, and hands it over; never waits. Whether an exporter has taken it.
     pub(super) fn offer(&self, trace: Arc<Trace>) -> bool {
         let exporter = self.current.load();
         let Some(exporter) = &*exporter else {
-            return true;
+            return false;
         };
         let decision = lock(&self.sampler).decide(&trace);
         self.sampled
@@ -125,10 +125,7 @@ impl Exports {
                 decision: decision.as_str(),
             })
             .inc();
-        if decision.is_kept() {
-            exporter.offer(trace);
-        }
-        decision.is_kept()
+        decision.is_kept() && exporter.offer(trace)
     }
 
     /// Makes what a new configuration needs: where traces go or wait is changed by a new exporter. Nothing has changed yet.

@@ -107,8 +107,10 @@ impl Stages {
     /// All stages, for one trace. None of them may wait.
     fn take(&self, trace: &Arc<Trace>) {
         self.metrics.observe_trace(trace);
-        self.recorder.offer(trace);
-        if self.exports.offer(Arc::clone(trace)) {
+        let is_recorded = self.recorder.offer(trace);
+        let is_exported = self.exports.offer(Arc::clone(trace));
+        // An example is one that can be looked up.
+        if is_exported || is_recorded && !self.exports.is_exporting() {
             self.metrics.exemplify(trace);
         }
         self.transit.through.fetch_add(1, Ordering::Relaxed);

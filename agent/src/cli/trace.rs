@@ -389,6 +389,7 @@ impl Session<'_> {
 
     fn take_aggregates(&mut self, pipeline: &mut Pipeline) {
         let metrics = self.outputs.metrics();
+        metrics.observe_kernel(pipeline);
         for row in pipeline.collect_aggregates() {
             metrics.observe_aggregate(&row);
         }

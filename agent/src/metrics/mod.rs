@@ -42,7 +42,7 @@ use self::labels::{
 };
 use self::owners::{Ended, Owner};
 use crate::errno;
-use crate::pipeline::AggregateRow;
+use crate::pipeline::{AggregateRow, Pipeline};
 use crate::span::{
     Bound, Function, Growth, Import, InterruptionCause, Loss, Outcome, PhaseKind, Process, Span, SpanKind, Trace,
 };
@@ -118,6 +118,9 @@ pub struct Metrics {
     memory_bytes: BoundedFamily<ModuleLabels, Gauge<u64, AtomicU64>>,
     memory_max_bytes: BoundedFamily<ModuleLabels, Gauge<u64, AtomicU64>>,
     events: BoundedFamily<KindLabels, Counter>,
+    records_emitted: Counter,
+    records_delivered: Counter,
+    overflow: Family<FamilyLabels, Counter>,
     losses: BoundedFamily<LossLabels, Counter>,
     pod_resolutions: BoundedFamily<ResolutionLabels, Counter>,
     symbol_coverage: Gauge<f64, AtomicU64>,
@@ -155,7 +158,7 @@ impl Metrics {
         };
         families.registry.register(
             "wasmscope_series_overflow",
-            "Observations counted under the value other because their family was at its cap",
+            "Observations counted under the value other or unknown because their family was at its cap, or the kernel's table of rows (kernel_rows) or the part of it that one process may have (process_rows) was full",
             families.overflow.clone(),
         );
         let overflow = families.overflow.clone();
@@ -163,6 +166,17 @@ impl Metrics {
             let overflow = |family| overflow.get_or_create_owned(&FamilyLabels { family });
             AggregateFamilies::new(config.clone(), overflow)
         });
+        let (records_emitted, records_delivered) = (Counter::default(), Counter::default());
+        families.registry.register(
+            "wasmscope_records_emitted",
+            "Records that the kernel programs made: those delivered, and those lost with the reason ring_full",
+            records_emitted.clone(),
+        );
+        families.registry.register(
+            "wasmscope_records_delivered",
+            "Records that the agent took from the kernel",
+            records_delivered.clone(),
+        );
         let symbol_coverage = Gauge::default();
         symbol_coverage.set(f64::NAN);
         families.registry.register(
@@ -215,12 +229,15 @@ impl Metrics {
                 "wasm_memory_max_bytes",
                 "Largest size that the module itself declares for those linear memories, where it declares any",
             ),
-            events: families.counters("wasmscope_events", "Kernel records handled"),
+            events: families.counters("wasmscope_events", "Events that the agent made of kernel records and of what it saw itself"),
             losses: families.counters("wasmscope_events_lost", "What the agent knows it missed or dropped"),
             pod_resolutions: families.counters(
                 "wasmscope_pod_resolutions",
                 "Times that a source was asked which pod a process is in, and traces that did not wait for the answer",
             ),
+            records_emitted,
+            records_delivered,
+            overflow: families.overflow,
             symbol_coverage,
             named_count: AtomicU64::new(0),
             nameable_count: AtomicU64::new(0),
@@ -371,6 +388,17 @@ impl Metrics {
             .with(&KindLabels { kind: Value::new(kind) }, &Owner::Agent, |counter| {
                 counter.inc_by(count);
             });
+    }
+
+    /// Sets what the kernel programs and the way from them have counted to its running totals.
+    pub fn observe_kernel(&self, pipeline: &Pipeline) {
+        let (emitted, delivered) = pipeline.record_counts();
+        self.records_emitted.inner().fetch_max(emitted, Ordering::Relaxed);
+        self.records_delivered.inner().fetch_max(delivered, Ordering::Relaxed);
+        for (family, count) in pipeline.overflows() {
+            let overflow = self.overflow.get_or_create_owned(&FamilyLabels { family });
+            overflow.inner().fetch_max(count, Ordering::Relaxed);
+        }
     }
 
     /// Records one phase of a cold start.

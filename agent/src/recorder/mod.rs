@@ -161,28 +161,29 @@ impl Recorder {
         }
     }
 
-    /// Offers a finished trace, which is kept or not. Never blocks for longer than a list takes to be made.
-    pub fn offer(&self, trace: &Trace) {
-        self.offer_at(trace, clock::monotonic_ns());
+    /// Offers a finished trace, which is kept or not. Never blocks for longer than a list takes to be made. Whether it was kept.
+    pub fn offer(&self, trace: &Trace) -> bool {
+        self.offer_at(trace, clock::monotonic_ns())
     }
 
     /// The same at a time of `CLOCK_MONOTONIC` that the caller knows; it should never go back.
-    pub fn offer_at(&self, trace: &Trace, now_ns: u64) {
+    pub fn offer_at(&self, trace: &Trace, now_ns: u64) -> bool {
         let (place, max_bytes) = {
             let mut state = self.lock();
             let Some(place) = state.keep.offer(trace, now_ns) else {
-                return;
+                return false;
             };
             (place, state.config.max_trace_bytes())
         };
         let encoded = compact::encode(trace, max_bytes);
         let mut state = self.lock();
-        match encoded {
-            Ok(compact) => {
-                let entry = Entry::new(trace, place.wanted, now_ns, place.offered_count, compact);
-                state.keep.insert(place, entry);
-            }
-            Err(compact::TooLarge) => state.keep.counts.trace_too_large += 1,
+        if let Ok(compact) = encoded {
+            let entry = Entry::new(trace, place.wanted, now_ns, place.offered_count, compact);
+            state.keep.insert(place, entry);
+            true
+        } else {
+            state.keep.counts.trace_too_large += 1;
+            false
         }
     }
 

@@ -258,8 +258,8 @@ impl Exporter {
         })
     }
 
-    /// Hands a trace over; never waits. A full queue loses it, and counts.
-    pub fn offer(&self, trace: Arc<Trace>) {
+    /// Hands a trace over; never waits. A full queue loses it, and counts. Whether it was taken.
+    pub fn offer(&self, trace: Arc<Trace>) -> bool {
         self.counters.offered.fetch_add(1, Ordering::Relaxed);
         let byte_count = trace.estimated_bytes();
         let before = self.counters.waiting_bytes.fetch_add(byte_count, Ordering::Relaxed);
@@ -267,10 +267,10 @@ impl Exporter {
             self.counters.waiting_bytes.fetch_sub(byte_count, Ordering::Relaxed);
             self.counters.queue_bytes.fetch_add(1, Ordering::Relaxed);
             self.overflows();
-            return;
+            return false;
         }
         let Err(refused) = self.queue.try_send((trace, byte_count)) else {
-            return;
+            return true;
         };
         self.counters.waiting_bytes.fetch_sub(byte_count, Ordering::Relaxed);
         match refused {
@@ -282,6 +282,7 @@ impl Exporter {
                 self.counters.shutdown.fetch_add(1, Ordering::Relaxed);
             }
         }
+        false
     }
 
     fn overflows(&self) {

@@ -11,11 +11,13 @@ use super::otlp_starts::Starts;
 use crate::metrics::snapshot::{Exemplar, Family, Kind, Labels, Number, Value};
 
 /// Units of the families whose names do not end in what they count.
-const UNITS: [(&str, &str); 6] = [
+const UNITS: [(&str, &str); 8] = [
     ("wasmscope_events_lost", "{event}"),
     ("wasmscope_log_lines_dropped", "{line}"),
     ("wasmscope_queue_depth", "{trace}"),
     ("wasmscope_recorder_dropped", "{trace}"),
+    ("wasmscope_records_delivered", "{record}"),
+    ("wasmscope_records_emitted", "{record}"),
     ("wasmscope_series_overflow", "{observation}"),
     ("wasmscope_traces_sampled", "{trace}"),
 ];
