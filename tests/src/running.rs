@@ -2,11 +2,16 @@
 
 use std::io::{BufRead, BufReader, Read, Write as _};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long anything may take. Only a test that fails ever waits so long.
-pub const DEADLINE: Duration = Duration::from_mins(2);
+/// How long anything may take. Only a test that fails ever waits so long. An emulated processor needs longer: `WASMSCOPE_TEST_DEADLINE_SECONDS`.
+pub static DEADLINE: LazyLock<Duration> = LazyLock::new(|| {
+    let seconds = std::env::var("WASMSCOPE_TEST_DEADLINE_SECONDS").ok();
+    seconds.map_or(Duration::from_mins(2), |seconds| {
+        Duration::from_secs(seconds.parse().expect("a number of seconds"))
+    })
+});
 
 /// A running child; killed when dropped.
 #[derive(Debug)]
@@ -123,7 +128,7 @@ impl Running {
             if let Some(status) = self.child.try_wait().expect("it is a child") {
                 break status;
             }
-            assert!(begun.elapsed() < DEADLINE, "it does not end: {}", self.story());
+            assert!(begun.elapsed() < *DEADLINE, "it does not end: {}", self.story());
             std::thread::sleep(Duration::from_millis(2));
         };
         Finished {

@@ -10,6 +10,7 @@ mod http;
 mod interrupt;
 mod musl;
 mod process;
+mod second_kernel;
 mod setup;
 mod soak;
 mod step;

@@ -129,6 +129,14 @@ pub(crate) fn ensure_shim_tools(workspace: &Workspace) -> Result<Vec<String>> {
     ensure_all(workspace, test_tools::of_shim())
 }
 
+/// The same for the machine that has the second kernel.
+pub(crate) fn ensure_second_kernel_tools(workspace: &Workspace) -> Result<Vec<String>> {
+    let tools = test_tools::all(workspace)
+        .into_iter()
+        .chain(test_tools::of_second_kernel());
+    ensure_all(workspace, tools.collect())
+}
+
 /// The same for some of them, by name.
 pub(crate) fn ensure_tools(workspace: &Workspace, names: &[&str]) -> Result<Vec<String>> {
     let all = test_tools::all(workspace);

@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::agent_cli::Agent;
 use crate::interrupt;
 use crate::musl;
+use crate::second_kernel;
 use crate::setup;
 use crate::step::shown;
 use crate::summary::{Count, Outcome, Summary};
@@ -24,8 +25,8 @@ pub(crate) struct Options {
     /// Leave out the tests that trace real processes.
     #[arg(long)]
     fast: bool,
-    /// Also run the slow tests: a host of static musl, and a guest that is a pod, run by a runwasi shim under containerd. Building both, once, takes
-    /// twenty minutes.
+    /// Also run the slow tests: a host of static musl, a guest that is a pod, run by a runwasi shim under containerd, and pods on a second kernel in
+    /// an emulated machine. Building all, once, takes half an hour.
     #[arg(long, conflicts_with = "fast")]
     slow: bool,
     /// Run only tests whose name contains this, and no lints.
@@ -47,6 +48,9 @@ const KERNEL: &str = "tests on the real kernel";
 const INTEGRATION: &str = "integration tests";
 const SHIM: &str = "runwasi shim";
 const SLOW: &str = "slow tests on the real kernel";
+/// What needs the shim.
+const SHIM_TEST: &str = "runwasi::a_guest_that_a_runwasi_shim_runs_as_a_pod_is_named_and_traced_as_it_counts_itself";
+const SECOND_KERNEL: &str = "tests on a second kernel";
 /// The shim's binary; containerd finds it by this name.
 const SHIM_BINARY: &str = "containerd-shim-wasmtime-v1";
 /// The test target of `wasmscope-tests` that traces real processes; its others run anywhere.
@@ -76,7 +80,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> 
     }
     if !options.slow && !options.fast {
         println!(
-            "the slow stage (a host of static musl, a guest as a pod of a runwasi shim) was not asked for: cargo xtask test --slow"
+            "the slow stage (a host of static musl, a guest as a pod of a runwasi shim, pods on a second kernel) was not asked for: cargo xtask test --slow"
         );
     }
     println!("{summary}");
@@ -234,6 +238,10 @@ impl Stages<'_> {
         let workspace = self.workspace;
         // Beside the rest, for its crates are others.
         let target = workspace.target.join("runwasi-shim");
+        self.run_on_second_kernel(filter)?;
+        if filter.is_some_and(|filter| !SHIM_TEST.contains(filter) && !MUSL_TEST.contains(filter)) {
+            return Ok(());
+        }
         self.run(SHIM, || {
             let missing = setup::ensure_shim_tools(workspace)?;
             if !missing.is_empty() {
@@ -261,6 +269,34 @@ impl Stages<'_> {
                 .env("WASMSCOPE_TEST_SHIM", target.join("release").join(SHIM_BINARY));
             set_paths(&mut command, workspace);
             run_tests(&mut command)
+        })
+    }
+
+    /// Pods where cgroups are of version 2 alone, and on the oldest kernel that nodes are expected to have.
+    fn run_on_second_kernel(&mut self, filter: Option<&str>) -> Result<()> {
+        let workspace = self.workspace;
+        let is_wanted = |test: &str| filter.is_none_or(|filter| filter.starts_with(test) || test.contains(filter));
+        let tests: Vec<_> = second_kernel::TESTS
+            .iter()
+            .copied()
+            .filter(|test| is_wanted(test))
+            .collect();
+        if tests.is_empty() {
+            return Ok(());
+        }
+        self.run(SECOND_KERNEL, || {
+            let missing = setup::ensure_second_kernel_tools(workspace)?;
+            if !missing.is_empty() {
+                bail!("{}", missing.join("; "));
+            }
+            let outcome = run_tests(&mut second_kernel::machine(workspace, &tests)?)?;
+            match outcome {
+                // Each name is that of one test at least.
+                Outcome::Tests(count) if count.passed + count.failed < tests.len() as u64 => {
+                    bail!("the machine has ended before its tests")
+                }
+                outcome => Ok(outcome),
+            }
         })
     }
 

@@ -1,4 +1,5 @@
-//! What only tests and benchmarks use: strace, bpftrace, containerd, Prometheus, wasmtime's Python packages and Mermaid's parser.
+//! What only tests and benchmarks use: strace, bpftrace, containerd, Prometheus, wasmtime's Python packages, Mermaid's parser and the definitions of the
+//! Prometheus operator.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,8 +37,8 @@ pub(crate) enum Tool {
         directory: PathBuf,
         versions: Vec<String>,
     },
-    /// The npm packages of `tests/mermaid`.
-    Mermaid { directory: PathBuf },
+    /// The npm packages that a folder of tests lists.
+    Npm { name: &'static str, directory: PathBuf },
 }
 
 /// Every tool that this checkout has a use for.
@@ -79,9 +80,11 @@ pub(crate) fn all(workspace: &Workspace) -> Vec<Tool> {
             versions: versions.lines().map(str::to_owned).collect(),
         });
     }
-    let directory = workspace.root.join("tests/mermaid");
-    if directory.join("package-lock.json").is_file() {
-        tools.push(Tool::Mermaid { directory });
+    for (name, folder) in [("mermaid", "tests/mermaid"), ("prometheus-operator", "tests/crds")] {
+        let directory = workspace.root.join(folder);
+        if directory.join("package-lock.json").is_file() {
+            tools.push(Tool::Npm { name, directory });
+        }
     }
     tools
 }
@@ -98,6 +101,17 @@ pub(crate) fn of_shim() -> Vec<Tool> {
     ]
 }
 
+/// What a virtual machine takes beside what its tests run.
+pub(crate) fn of_second_kernel() -> Vec<Tool> {
+    let packages = [
+        ("/usr/bin/qemu-system-x86_64", "qemu-system-x86"),
+        ("/usr/sbin/mke2fs", "e2fsprogs"),
+        ("/usr/bin/objcopy", "binutils"),
+        ("/usr/bin/xz", "xz-utils"),
+    ];
+    packages.map(|(file, package)| Tool::Packaged { file, package }).into()
+}
+
 /// The interpreter of the virtual environment, whether or not it is there yet.
 pub(crate) fn python(workspace: &Workspace) -> PathBuf {
     workspace.tools().join("python/bin/python3")
@@ -112,11 +126,10 @@ impl Tool {
     /// For reports.
     pub(crate) fn name(&self) -> &'static str {
         match self {
-            Self::Program(name) => name,
+            Self::Program(name) | Self::Npm { name, .. } => name,
             Self::Packaged { package, .. } => package,
             Self::Python { .. } => "py-wasmtime",
             Self::Wheels { .. } => "py-wasmtime, all versions",
-            Self::Mermaid { .. } => "mermaid",
         }
     }
 
@@ -138,7 +151,7 @@ impl Tool {
                 });
                 each.collect::<Vec<_>>().join(" && ")
             }
-            Self::Mermaid { directory } => {
+            Self::Npm { directory, .. } => {
                 format!("npm ci --prefix {} (needs Node.js 20 or newer)", directory.display())
             }
         }
@@ -161,7 +174,7 @@ impl Tool {
             } => versions
                 .iter()
                 .all(|version| directory.join(version).join("wasmtime/__init__.py").is_file()),
-            Self::Mermaid { directory } => {
+            Self::Npm { directory, .. } => {
                 // npm writes this file last.
                 let modified = |name: &str| {
                     fs::metadata(directory.join(name))
@@ -190,7 +203,7 @@ impl Tool {
             } => versions
                 .iter()
                 .try_for_each(|version| install_version(python, &directory.join(version), version)),
-            Self::Mermaid { directory } => install_packages(directory),
+            Self::Npm { directory, .. } => install_packages(directory),
         };
         installed.with_context(|| format!("try `{}`", self.how_to()))?;
         if !self.is_present() {
