@@ -64,6 +64,46 @@ fn the_chart_renders_valid_manifests_as_recorded() {
 }
 
 #[test]
+fn the_prometheus_operator_and_promtool_take_what_they_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(text) = rendered("text", &[fixture("everything.yaml")]) else {
+        return;
+    };
+    let yaml = directory.path().join("rendered.yaml");
+    fs::write(&yaml, text).unwrap();
+    let manifests = chart(&["json"], &[yaml]).unwrap();
+    let json = directory.path().join("rendered.json");
+    fs::write(&json, &manifests.stdout).unwrap();
+    let folder = environment::tests_directory().join("crds");
+    if !folder.join("node_modules").is_dir() {
+        return left_out("no packages in tests/crds: npm ci --prefix tests/crds");
+    }
+    let mut validate = Command::new("node");
+    validate
+        .arg("validate.mjs")
+        .current_dir(folder)
+        .stdin(fs::File::open(json).unwrap());
+    let output = validate.output().expect("Node.js can be run");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout).trim(),
+        "3",
+        "a PodMonitor, recording rules and alerts"
+    );
+
+    let manifests: Value = serde_json::from_slice(&manifests.stdout).unwrap();
+    let all = manifests.as_array().unwrap();
+    for rules in all.iter().filter(|one| one["kind"] == "PrometheusRule") {
+        let file = directory.path().join("rules.yaml");
+        fs::write(&file, rules["spec"].to_string()).unwrap();
+        match Command::new("promtool").args(["check", "rules"]).arg(&file).output() {
+            Err(error) => return left_out(&format!("promtool: {error}: apt-get install prometheus")),
+            Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr)),
+        }
+    }
+}
+
+#[test]
 fn no_right_is_granted_that_is_not_used() {
     let resources = |values: &[PathBuf]| {
         let text = rendered("text", values)?;
