@@ -61,8 +61,8 @@ pub(crate) struct Options {
     /// Programs in a wave.
     #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u16).range(1..=256))]
     at_once: u16,
-    /// MiB by which the agent's resident memory may have grown since the warm-up (the first fifth).
-    #[arg(long, default_value_t = 16)]
+    /// MiB by which the agent's resident memory may have grown from the second quarter to the last, as the medians of both say.
+    #[arg(long, default_value_t = 4)]
     growth_mib: u64,
     /// Use the executables that are there.
     #[arg(long)]
@@ -279,10 +279,14 @@ fn problems(rows: &[Row], options: &Options) -> Vec<String> {
         return vec!["no wave came to its end".to_owned()];
     };
     let warm = rows[rows.len() / 5];
-    if last.rss_kib > warm.rss_kib + options.growth_mib * 1024 {
+    let quarter = rows.len() / 4;
+    let (earlier, later) = (resident(&rows[quarter..2 * quarter]), resident(&rows[3 * quarter..]));
+    if let (Some(earlier), Some(later)) = (earlier, later)
+        && later > earlier + options.growth_mib * 1024
+    {
         problems.push(format!(
-            "resident memory grew from {} to {} KiB, by more than {} MiB",
-            warm.rss_kib, last.rss_kib, options.growth_mib
+            "resident memory grew from {earlier} to {later} KiB, by more than {} MiB",
+            options.growth_mib
         ));
     }
     if last.fds > warm.fds + MAX_FD_GROWTH {
@@ -309,6 +313,13 @@ fn problems(rows: &[Row], options: &Options) -> Vec<String> {
         }
     }
     problems
+}
+
+/// Median resident memory, KiB.
+fn resident(rows: &[Row]) -> Option<u64> {
+    let mut all: Vec<_> = rows.iter().map(|row| row.rss_kib).collect();
+    all.sort_unstable();
+    all.get(all.len() / 2).copied()
 }
 
 fn print(rows: &[Row]) {

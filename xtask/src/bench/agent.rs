@@ -23,6 +23,8 @@ pub(super) const ROUNDS_PER_US: u32 = 560;
 const SETTLING: Duration = Duration::from_secs(3);
 /// An idle agent takes so few ticks that a short time would show none or one.
 const IDLE_SPAN: Duration = Duration::from_secs(30);
+/// Ways of running, by the agent's options: without one, with one that sees everything whatever it costs, and as it is installed.
+const MODES: [Option<&[&str]>; 3] = [None, Some(&["--set", "governor.enabled=false"]), Some(&[])];
 /// Invocations per second that are aimed at.
 const RATES: [u32; 2] = [1_000, 10_000];
 
@@ -94,39 +96,42 @@ pub(crate) fn run(workspace: &Workspace, options: &AgentBench) -> Result<()> {
     );
 
     for rate in RATES {
-        let mut ratios = Vec::new();
-        let mut shares = Vec::new();
-        let mut resident = 0;
-        for round in 0..rounds {
-            let mut elapsed = [0.0; 2];
+        let mut measured: [Measured; 2] = Default::default();
+        for round in 0..rounds as usize {
+            let mut elapsed = [0.0; MODES.len()];
             // Another one begins each round.
-            for index in 0..2 {
-                let is_watched = (index + round) % 2 == 1;
-                let (seconds, usage) = throughput(workspace, rate, rate * seconds, is_watched)?;
-                elapsed[usize::from(is_watched)] = seconds;
+            for index in 0..MODES.len() {
+                let mode = (index + round) % MODES.len();
+                let (seconds, usage) = throughput(workspace, rate, rate * seconds, MODES[mode])?;
+                elapsed[mode] = seconds;
                 if let Some(usage) = usage {
-                    shares.push(usage.cpu_seconds / seconds);
-                    resident = resident.max(usage.pss_kib);
+                    let measured = &mut measured[mode - 1];
+                    measured.shares.push(usage.cpu_seconds / seconds);
+                    measured.memory_kib = measured.memory_kib.max(usage.pss_kib);
                 }
             }
-            ratios.push(elapsed[1] / elapsed[0]);
+            for (measured, seconds) in measured.iter_mut().zip(&elapsed[1..]) {
+                measured.ratios.push(seconds / elapsed[0]);
+            }
         }
-        let loss = (1.0 - 1.0 / median(ratios)) * 100.0;
-        row(
-            &format!("aimed at {rate} invocations/s: throughput lost"),
-            format!("{loss:.2} %"),
-            "< 3 % at 10k/s, full trace",
-        );
-        row(
-            &format!("aimed at {rate} invocations/s: agent's processor"),
-            format!("{:.1} %", median(shares) * 100.0),
-            "< 1 % of the workload's",
-        );
-        row(
-            &format!("aimed at {rate} invocations/s: memory, most"),
-            format!("{:.1} MiB", resident as f64 / 1024.0),
-            "< 80 MiB",
-        );
+        for (measured, (how, budget)) in measured
+            .into_iter()
+            .zip([("full trace", "< 3 % at 10k/s"), ("governed", "")])
+        {
+            let loss = (1.0 - 1.0 / median(measured.ratios)) * 100.0;
+            let what = |what: &str| format!("{rate} invocations/s, {how}: {what}");
+            row(&what("throughput lost"), format!("{loss:.2} %"), budget);
+            row(
+                &what("processor"),
+                format!("{:.1} %", median(measured.shares) * 100.0),
+                "< 1 % of the workload's",
+            );
+            row(
+                &what("memory, most"),
+                format!("{:.1} MiB", measured.memory_kib as f64 / 1024.0),
+                "< 80 MiB",
+            );
+        }
     }
     print_event_rates(&event_rate::measure(workspace, span)?);
     println!("medians of {rounds} interleaved rounds of about {seconds} s; workload on one thread");
@@ -148,8 +153,23 @@ fn print_event_rates(paces: &[event_rate::Pace]) {
     }
 }
 
+/// What came of one way of being watched.
+#[derive(Default)]
+struct Measured {
+    /// Seconds to those without an agent.
+    ratios: Vec<f64>,
+    /// Of one core.
+    shares: Vec<f64>,
+    memory_kib: u64,
+}
+
 /// Seconds that the work took, and what the agent used meanwhile.
-fn throughput(workspace: &Workspace, rate: u32, invocations: u32, is_watched: bool) -> Result<(f64, Option<Usage>)> {
+fn throughput(
+    workspace: &Workspace,
+    rate: u32,
+    invocations: u32,
+    options: Option<&[&str]>,
+) -> Result<(f64, Option<Usage>)> {
     // Each invocation is arithmetic for as long as the rate leaves it, and one write.
     let work = (1_000_000 / rate * ROUNDS_PER_US).to_string();
     let mut command = Command::new(workspace.release_binary("workload"));
@@ -167,7 +187,7 @@ fn throughput(workspace: &Workspace, rate: u32, invocations: u32, is_watched: bo
         .args(["--repeat", &invocations.to_string()]);
     let mut workload = Running::start_with_stdin(&mut command)?;
     workload.wait_for("it is ready", LIMIT, |line| (line == "ready").then_some(()))?;
-    let mut agent = if is_watched { Some(start(workspace, &[])?) } else { None };
+    let mut agent = options.map(|options| start(workspace, options)).transpose()?;
     let mut before = None;
     if let Some((_, agent)) = &mut agent {
         watched(agent, workload.id())?;
