@@ -9,7 +9,7 @@ mkdirSync(directory, { recursive: true });
 // Kubernetes is not there to be asked.
 const emptyHere = ['agents: Pods resolved A'];
 const hasData = async (query) => {
-  const asked = query.replaceAll('$__rate_interval', '30s').replace(/\$(cluster|node|namespace|pod|module)\b/g, '.*');
+  const asked = query.replaceAll('$__rate_interval', '30s').replace(/\$(cluster|node|namespace|pod|module|export)\b/g, '.*');
   const end = Date.now() / 1000;
   const parameters = new URLSearchParams({ query: asked, start: end - Number(seconds), end, step: 5 });
   const answer = await (await fetch(`${prometheus}/api/v1/query_range?${parameters}`)).json();

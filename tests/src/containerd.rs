@@ -161,7 +161,8 @@ state = "{shown}/state"
             fs::write(directory.join("cni/node.conflist"), network.to_string()).expect("the folder can be written");
             // Routes, addresses and forwarding are none of the machine's business.
             let mut command = Command::new("unshare");
-            command.args(["--net", "containerd"]);
+            command.args(["--net", BUSYBOX, "sh", "-c"]);
+            command.args(["/bin/busybox ip link set lo up && exec containerd \"$@\"", "containerd"]);
             command
         } else {
             Command::new("containerd")
@@ -384,7 +385,7 @@ state = "{shown}/state"
         let begun = Instant::now();
         while !holds() {
             assert!(
-                begun.elapsed() < DEADLINE,
+                begun.elapsed() < *DEADLINE,
                 "never: {what} (in {})",
                 self.directory.display()
             );

@@ -1,15 +1,17 @@
 //! The dashboards and rules of `dashboards/` as tests read them, and their queries as Grafana would ask them.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::environment;
+use crate::prometheus::Prometheus;
 
 const MAX_FILE_BYTES: u64 = 512 << 10;
 /// Variables that queries filter by.
-const VARIABLES: [&str; 5] = ["cluster", "node", "namespace", "pod", "module"];
+const VARIABLES: [&str; 6] = ["cluster", "node", "namespace", "pod", "module", "export"];
 
 /// A query of a panel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +24,52 @@ pub struct Target {
     pub is_instant: bool,
     /// Whether exemplars are asked for too.
     pub has_exemplars: bool,
+}
+
+impl Target {
+    /// Whether the panel shows something, of the last seconds if it shows how it was.
+    pub fn has_data(&self, prometheus: &Prometheus, rate_interval: &str, seconds: u64) -> bool {
+        let query = substituted(&self.query, rate_interval);
+        if self.is_instant {
+            return has_number(&prometheus.query(&query));
+        }
+        has_number(&prometheus.query_range(&query, seconds))
+            && (!self.has_exemplars || links_to_traces(&prometheus.exemplars(&query, seconds)))
+    }
+
+    /// Whether it asks for nothing but these families and what is made of them.
+    pub fn asks_only_for(&self, names: &BTreeSet<String>) -> bool {
+        let mut words = self
+            .query
+            .split(|letter: char| !letter.is_ascii_alphanumeric() && !"_:".contains(letter));
+        words.all(|word| {
+            !["wasm", "kube_", "container_"]
+                .iter()
+                .any(|start| word.starts_with(start))
+                || names.contains(word)
+        })
+    }
+}
+
+/// Whether there is a number in one of the series.
+pub fn has_number(series: &[Value]) -> bool {
+    let is_number = |sample: &Value| {
+        let text = sample[1].as_str().expect("values are texts");
+        text.parse::<f64>().expect("values are numbers").is_finite()
+    };
+    series.iter().any(|series| match &series["value"] {
+        Value::Null => series["values"]
+            .as_array()
+            .is_some_and(|values| values.iter().any(is_number)),
+        sample => is_number(sample),
+    })
+}
+
+fn links_to_traces(exemplars: &[Value]) -> bool {
+    let ids = exemplars
+        .iter()
+        .filter_map(|exemplar| exemplar["labels"]["trace_id"].as_str());
+    ids.map(str::len).any(|digits| digits == 32)
 }
 
 /// `dashboards/` in the source tree.

@@ -49,7 +49,7 @@ impl NodeAgent {
         let mut all: Vec<_> = workloads.iter().map(|arguments| Workload::ready(arguments)).collect();
         let begun = Instant::now();
         while self.looked_at() < before + all.len() as u64 {
-            assert!(begun.elapsed() < DEADLINE, "the agent does not look at what runs");
+            assert!(begun.elapsed() < *DEADLINE, "the agent does not look at what runs");
         }
         for workload in &mut all {
             workload.0.send_line();

@@ -10,10 +10,10 @@ use promql_parser::label::MatchOp;
 use promql_parser::parser::{self, Expr, LabelModifier};
 use wasmscope::metrics::reference;
 use wasmscope_tests::dashboards::{self, annotations, dashboards, directory, files, panels, rules, targets};
-use wasmscope_tests::environment::left_out;
+use wasmscope_tests::environment::{self, left_out};
 
 /// Of kube-state-metrics, of cAdvisor and of Prometheus, with the labels that queries may use.
-const OTHERS: [(&str, &[&str]); 9] = [
+const OTHERS: [(&str, &[&str]); 11] = [
     ("ALERTS", &["alertname", "alertstate", "cluster"]),
     ("container_cpu_cfs_periods_total", POD),
     ("container_cpu_cfs_throttled_periods_total", POD),
@@ -28,6 +28,14 @@ const OTHERS: [(&str, &[&str]); 9] = [
         &["cluster", "namespace", "pod", "owner_kind", "owner_name"],
     ),
     ("kube_pod_status_ready", &["cluster", "namespace", "pod", "condition"]),
+    (
+        "kube_daemonset_status_desired_number_scheduled",
+        &["cluster", "namespace", "daemonset"],
+    ),
+    (
+        "kube_daemonset_status_number_available",
+        &["cluster", "namespace", "daemonset"],
+    ),
     ("up", &["job"]),
 ];
 const POD: &[&str] = &["cluster", "namespace", "pod", "container"];
@@ -253,6 +261,33 @@ fn every_family_of_the_agent_is_in_a_panel() {
             family.name
         );
     }
+}
+
+/// Attributes that links to a store of traces ask for, after `span.` and `resource.`.
+#[test]
+fn links_to_traces_ask_for_attributes_that_spans_have() {
+    let sink = environment::tests_directory().join("../agent/src/sink");
+    let code: String = fs::read_dir(sink)
+        .unwrap()
+        .filter_map(|entry| fs::read_to_string(entry.unwrap().path()).ok())
+        .collect();
+    let mut count = 0;
+    for path in files("grafana", "json") {
+        let text = fs::read_to_string(&path).unwrap();
+        for scope in ["span.", "resource."] {
+            for rest in text.split(&format!(" {scope}")).skip(1) {
+                let end = rest.find(|letter: char| !letter.is_ascii_alphanumeric() && !"._".contains(letter));
+                let name = &rest[..end.unwrap_or(rest.len())];
+                assert!(
+                    code.contains(&format!("\"{name}\"")),
+                    "{}: {scope}{name}",
+                    path.display()
+                );
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 10, "{count} attributes in links");
 }
 
 #[test]

@@ -155,7 +155,9 @@ async fn a_collector_that_never_answers_costs_bounded_memory_and_time() {
         let exporter = Exporter::start(&config, ANCHOR).unwrap();
         exporter.offer(Arc::new(sample_trace(0)));
         receiver.wait_for(|received| !received.is_empty()).await;
-        (1..50).for_each(|id| exporter.offer(Arc::new(sample_trace(id))));
+        for id in 1..50 {
+            exporter.offer(Arc::new(sample_trace(id)));
+        }
         let counts = exporter.counts();
         assert_eq!(
             (counts.offered, counts.lost_queue_full),
@@ -368,7 +370,9 @@ async fn traces_beyond_the_bytes_that_may_wait_are_lost_and_counted() {
         ..config(&receiver.endpoint(), Protocol::Grpc)
     };
     let exporter = Exporter::start(&config, ANCHOR).unwrap();
-    (0..3).for_each(|id| exporter.offer(Arc::new(sample_trace(id))));
+    for id in 0..3 {
+        exporter.offer(Arc::new(sample_trace(id)));
+    }
     let counts = exporter.shutdown(Duration::from_millis(50)).await;
     assert_eq!(
         counts,

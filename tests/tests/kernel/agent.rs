@@ -58,7 +58,7 @@ impl Node {
         self.agent.signal(Signal::HUP);
         let begun = std::time::Instant::now();
         while results() == before {
-            assert!(begun.elapsed() < DEADLINE, "{text} is not taken");
+            assert!(begun.elapsed() < *DEADLINE, "{text} is not taken");
         }
         assert_eq!(results().get("failure"), before.get("failure"), "{text}");
     }
@@ -71,7 +71,7 @@ impl Node {
             if seen == *wanted {
                 return;
             }
-            assert!(begun.elapsed() < DEADLINE, "{seen:?} is not {wanted:?}");
+            assert!(begun.elapsed() < *DEADLINE, "{seen:?} is not {wanted:?}");
         }
     }
 
@@ -140,7 +140,7 @@ async fn an_agent_counts_what_ran_before_and_after_it_survives_reloads_and_deliv
     let mut holding = Workload::ready(&["--calls", "10", "--repeat", "2", "--hold"]);
     let begun = std::time::Instant::now();
     while node.looks(python) == looks {
-        assert!(begun.elapsed() < DEADLINE, "the agent does not look at a new process");
+        assert!(begun.elapsed() < *DEADLINE, "the agent does not look at a new process");
     }
     holding.0.send_line();
     let after = Counts::among([holding.0.stdout_line(|line| line.starts_with("{\"scenario\"")).as_str()]);

@@ -151,6 +151,15 @@ fn aggregates_are_exact_while_the_ring_loses_events() {
     let lost = sums(&samples, "wasmscope_events_lost_total", "reason");
     assert!(lost.get("ring_full").copied().unwrap_or(0) > 0, "{lost:?}");
     assert_counts(&samples, &counted, "flood");
+    let records = |name: &str| {
+        let found = samples.iter().find(|sample| sample.name == name);
+        found.and_then(|sample| sample.value).map_or(0, |value| value as u64)
+    };
+    assert_eq!(
+        records("wasmscope_records_emitted_total"),
+        records("wasmscope_records_delivered_total") + lost["ring_full"],
+        "{lost:?}"
+    );
 }
 
 #[test]

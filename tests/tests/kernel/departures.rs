@@ -203,7 +203,7 @@ fn wait_until(mut condition: impl FnMut() -> bool) {
     let begun = std::time::Instant::now();
     while !condition() {
         assert!(
-            begun.elapsed() < wasmscope_tests::running::DEADLINE,
+            begun.elapsed() < *wasmscope_tests::running::DEADLINE,
             "it did not happen in time"
         );
         std::thread::sleep(std::time::Duration::from_millis(5));

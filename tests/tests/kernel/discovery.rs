@@ -20,7 +20,7 @@ fn noticed() -> Captured {
     workload.0.send_line();
     let begun = Instant::now();
     while !http::get(&line["metrics on ".len()..]).contains("\nwasm_host_calls_total{process=\"workload\"") {
-        assert!(begun.elapsed() < DEADLINE, "no host call was seen");
+        assert!(begun.elapsed() < *DEADLINE, "no host call was seen");
     }
     agent.interrupt();
     agent.captured().of_process(workload.0.pid())

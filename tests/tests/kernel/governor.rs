@@ -48,7 +48,7 @@ fn a_tight_loop_pauses_host_calls_and_what_follows_it_is_seen_exactly() {
     let begun = Instant::now();
     let wait_for = |what: &str, holds: &dyn Fn() -> bool| {
         while !holds() {
-            assert!(begun.elapsed() < DEADLINE, "{what}");
+            assert!(begun.elapsed() < *DEADLINE, "{what}");
         }
     };
 

@@ -93,7 +93,7 @@ impl Watcher<'_> {
             if holds(&seen) {
                 return seen;
             }
-            assert!(begun.elapsed() < DEADLINE, "{what}: {seen:?}");
+            assert!(begun.elapsed() < *DEADLINE, "{what}: {seen:?}");
         }
     }
 
@@ -110,7 +110,7 @@ impl Watcher<'_> {
     fn wait_for_level(&self, level: usize) {
         let begun = Instant::now();
         while self.level() != level {
-            assert!(begun.elapsed() < DEADLINE, "level {level} is not reached");
+            assert!(begun.elapsed() < *DEADLINE, "level {level} is not reached");
         }
     }
 
@@ -119,7 +119,7 @@ impl Watcher<'_> {
         self.configure(true, 2, 3_600_000);
         let begun = Instant::now();
         while self.level() != level {
-            assert!(begun.elapsed() < DEADLINE, "{what} goes on: level {}", self.level());
+            assert!(begun.elapsed() < *DEADLINE, "{what} goes on: level {}", self.level());
             for _ in 0..5 {
                 told.tell(what, TOO_MUCH);
             }
@@ -236,7 +236,7 @@ async fn at_each_level_what_is_probed_is_exact_and_what_is_not_is_said_to_be_pau
     watcher.configure(true, 2, 200);
     let begun = Instant::now();
     while watcher.level() == 0 {
-        assert!(begun.elapsed() < DEADLINE, "nothing is paused");
+        assert!(begun.elapsed() < *DEADLINE, "nothing is paused");
         for _ in 0..5 {
             told.tell("leave", TOO_MUCH);
         }

@@ -59,7 +59,7 @@ fn nothing_is_kept_of_processes_and_builds_that_are_gone() {
     let until = |what: &str, is_so: &dyn Fn() -> Result<(), String>| {
         let begun = Instant::now();
         while let Err(why) = is_so() {
-            assert!(begun.elapsed() < DEADLINE, "{what}: {why}");
+            assert!(begun.elapsed() < *DEADLINE, "{what}: {why}");
             std::thread::sleep(Duration::from_millis(50));
         }
     };

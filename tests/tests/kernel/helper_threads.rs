@@ -233,7 +233,10 @@ fn wait_for_read(pid: &str) -> u32 {
                 return task.file_name().to_str().unwrap().parse().unwrap();
             }
         }
-        assert!(begun.elapsed() < wasmscope_tests::running::DEADLINE, "it does not read");
+        assert!(
+            begun.elapsed() < *wasmscope_tests::running::DEADLINE,
+            "it does not read"
+        );
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
 }

@@ -29,7 +29,7 @@ fn wait<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
         if let Some(answer) = ask() {
             return answer;
         }
-        assert!(begun.elapsed() < DEADLINE, "{what}");
+        assert!(begun.elapsed() < *DEADLINE, "{what}");
         std::thread::yield_now();
     }
 }
@@ -159,7 +159,7 @@ impl Node {
         let mut seen = BTreeMap::new();
         let begun = Instant::now();
         while seen != *wanted {
-            assert!(begun.elapsed() < DEADLINE, "{seen:?} is not {wanted:?}");
+            assert!(begun.elapsed() < *DEADLINE, "{seen:?} is not {wanted:?}");
             seen = self.labels();
         }
     }
@@ -316,7 +316,7 @@ fn the_inventory_is_what_runs_on_the_node_and_empty_once_that_has_ended() {
             break inventory;
         }
         assert!(
-            begun.elapsed() < DEADLINE,
+            begun.elapsed() < *DEADLINE,
             "{wanted:?} and {counted} invocations are not in {inventory}"
         );
     };

@@ -31,7 +31,7 @@ impl Drop for Agent {
 fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
-        assert!(begun.elapsed() < DEADLINE, "{what}");
+        assert!(begun.elapsed() < *DEADLINE, "{what}");
         thread::sleep(Duration::from_millis(50));
     }
 }

@@ -134,7 +134,7 @@ fn metrics_are_served_over_http_while_tracing() {
         if seen == counted.host_calls {
             break;
         }
-        assert!(begun.elapsed() < wasmscope_tests::running::DEADLINE, "{seen:?}");
+        assert!(begun.elapsed() < *wasmscope_tests::running::DEADLINE, "{seen:?}");
     }
     workload.0.finish().succeeded();
     agent.finish();

@@ -12,8 +12,10 @@ use k8s_cri::v1::Int64Value;
 use tempfile::tempdir;
 use wasmscope_tests::containerd::{Container, Containerd, Network, Pod};
 use wasmscope_tests::daemon_set::{self, Manifest, Node};
+use wasmscope_tests::dashboards;
 use wasmscope_tests::environment::{self, Kernel, Linking};
 use wasmscope_tests::http;
+use wasmscope_tests::prometheus::{Histograms, Prometheus};
 use wasmscope_tests::running::DEADLINE;
 use wasmscope_tests::samples::{self, Sample};
 use wasmscope_tests::workload::{Counts, Numbers};
@@ -25,6 +27,19 @@ const EDGE: Pod<'_> = Pod {
     labels: &[("app", "edge")],
     container: "guest",
 };
+/// Works for as long as the dashboards are asked.
+const LOAD: Pod<'_> = Pod {
+    uid: "7d5c3f4e-1a02-4c9d-8e8f-3a4b5c6d7e8f",
+    namespace: "shop",
+    name: "load-0",
+    labels: &[],
+    container: "guest",
+};
+/// Calls that succeed, trap and fail, and modules that are loaded anew.
+const LOAD_SCRIPT: &str = "while :; do /workload --tasks 2 --calls 20 --repeat 50; /workload --scenario coldstart --repeat 2; \
+    /workload --scenario traps --calls 3; /workload --calls 5 --repeat 20 --output /dev/full; done";
+/// As many seconds as scrapes, and four times that, as Grafana has it at the least.
+const RATE_INTERVAL: &str = "4s";
 const SCRIPT: &str = "exec /workload --tasks 4 --threads 2 --calls 25 --wait --hold < /go";
 /// Neither root nor anybody whom the node knows.
 const GUEST_USER: u32 = 10_001;
@@ -61,7 +76,7 @@ impl Deployed<'_> {
             if wanted(&samples) {
                 return samples;
             }
-            assert!(begun.elapsed() < DEADLINE, "never: {samples:?}");
+            assert!(begun.elapsed() < *DEADLINE, "never: {samples:?}");
         }
     }
 }
@@ -175,6 +190,61 @@ fn the_agent_deployed_as_its_manifest_says_names_and_counts_the_guest_of_another
         assert!(of_pod.contains(family), "{family} is not in {of_pod:?}");
     }
     go.write_all(b"end\n").unwrap();
+
+    // The picture of its slowest call, as an on-call engineer fetches it.
+    let (_, port) = manifest.probe("livenessProbe");
+    let path = format!(
+        "/api/v1/traces/slowest?namespace={}&pod={}&format=mermaid",
+        EDGE.namespace, EDGE.name
+    );
+    let diagram = deployed.get(&path, port);
+    assert!(diagram.starts_with("HTTP/1.1 200"), "{diagram}");
+    for part in ["sequenceDiagram", EDGE.name, "host"] {
+        assert!(diagram.contains(part), "no {part}: {diagram}");
+    }
+
+    let (sandbox, container) = containerd.described(LOAD, LOAD_SCRIPT, &[(&program, "/workload")]);
+    containerd.run_as(sandbox, container);
+    assert_dashboards_show(&containerd, &agent, port, directory.path());
+}
+
+/// A Prometheus beside the agent has data for each panel that asks for nothing but what this agent tells.
+fn assert_dashboards_show(containerd: &Containerd, agent: &Container, port: u64, directory: &Path) {
+    let target = format!("{}:{port}", agent.address);
+    let configuration = format!(
+        "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nscrape_configs:\n- job_name: wasmscope\n  honor_labels: true\n  \
+         static_configs:\n  - targets: ['{target}']\n    labels: {{cluster: demo, node: node-1}}\n"
+    );
+    containerd.on_its_network(|| {
+        let Some(prometheus) = Prometheus::start(directory, &configuration, Histograms::Classic) else {
+            return;
+        };
+        let begun = Instant::now();
+        let names = || -> BTreeSet<String> {
+            let names = prometheus.get("label/__name__/values");
+            names
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|name| name.as_str().unwrap().to_owned())
+                .collect()
+        };
+        loop {
+            let names = names();
+            let mut targets = dashboards::targets();
+            targets.retain(|target| target.asks_only_for(&names));
+            let count = targets.len();
+            targets.retain(|target| !target.has_data(&prometheus, RATE_INTERVAL, begun.elapsed().as_secs().max(1)));
+            if count > 80 && targets.is_empty() {
+                return;
+            }
+            let places: Vec<_> = targets.iter().map(|target| &target.place).collect();
+            assert!(
+                begun.elapsed() < *DEADLINE,
+                "of {count}, these show nothing: {places:#?}"
+            );
+        }
+    });
 }
 
 /// What the kernel lets the agent do is what the manifest says.

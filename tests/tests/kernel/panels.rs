@@ -8,10 +8,9 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Instant;
 
-use serde_json::Value;
 use tempfile::tempdir;
 use wasmscope_tests::containerd::{Containerd, Pod};
-use wasmscope_tests::dashboards::{self, Target};
+use wasmscope_tests::dashboards::{self, has_number};
 use wasmscope_tests::environment::{self, Kernel};
 use wasmscope_tests::http::{self, Server};
 use wasmscope_tests::load::Load;
@@ -122,34 +121,6 @@ fn of_kubernetes(scrape: u32) -> String {
     lines.collect::<Vec<_>>().join("\n") + "\n"
 }
 
-/// Whether there is a number in one of the series.
-fn has_number(series: &[Value]) -> bool {
-    let is_number = |sample: &Value| sample[1].as_str().unwrap().parse::<f64>().unwrap().is_finite();
-    series.iter().any(|series| match &series["value"] {
-        Value::Null => series["values"]
-            .as_array()
-            .is_some_and(|values| values.iter().any(is_number)),
-        sample => is_number(sample),
-    })
-}
-
-/// What a panel shows.
-fn has_data(prometheus: &Prometheus, target: &Target, seconds: u64) -> bool {
-    let query = dashboards::substituted(&target.query, RATE_INTERVAL);
-    if target.is_instant {
-        return has_number(&prometheus.query(&query));
-    }
-    has_number(&prometheus.query_range(&query, seconds))
-        && (!target.has_exemplars || links_to_traces(&prometheus.exemplars(&query, seconds)))
-}
-
-fn links_to_traces(exemplars: &[Value]) -> bool {
-    let ids = exemplars
-        .iter()
-        .filter_map(|exemplar| exemplar["labels"]["trace_id"].as_str());
-    ids.map(str::len).any(|digits| digits == 32)
-}
-
 /// All that has to have data: its place, and how it is asked.
 type Wanted<'a> = BTreeMap<String, Box<dyn Fn() -> bool + 'a>>;
 
@@ -158,7 +129,10 @@ fn wanted<'a>(prometheus: &'a Prometheus, begun: Instant) -> Wanted<'a> {
     for target in dashboards::targets() {
         let place = target.place.clone();
         let seconds = move || begun.elapsed().as_secs().max(1);
-        let known = wanted.insert(place, Box::new(move || has_data(prometheus, &target, seconds())));
+        let known = wanted.insert(
+            place,
+            Box::new(move || target.has_data(prometheus, RATE_INTERVAL, seconds())),
+        );
         assert!(known.is_none(), "two queries have the same place");
     }
     for (place, query) in dashboards::annotations() {
@@ -242,7 +216,7 @@ fn every_panel_variable_and_recorded_series_has_data_of_a_scraped_agent_under_lo
         assert!(requests.goes_on() && beside.goes_on(), "the load has failed");
         let missing: Vec<_> = wanted.keys().collect();
         assert!(
-            begun.elapsed() < DEADLINE,
+            begun.elapsed() < *DEADLINE,
             "no data after {:?}: {missing:#?}",
             begun.elapsed()
         );

@@ -113,7 +113,7 @@ impl Connection {
     fn open(address: SocketAddr) -> Self {
         let to = TcpStream::connect(address).unwrap();
         to.set_nodelay(true).unwrap();
-        to.set_read_timeout(Some(DEADLINE)).unwrap();
+        to.set_read_timeout(Some(*DEADLINE)).unwrap();
         Self {
             from: BufReader::new(to.try_clone().unwrap()),
             to,
@@ -154,7 +154,7 @@ impl Connection {
             if is_read {
                 return;
             }
-            assert!(begun.elapsed() < DEADLINE, "it does not read");
+            assert!(begun.elapsed() < *DEADLINE, "it does not read");
             std::thread::yield_now();
         }
     }

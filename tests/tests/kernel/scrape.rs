@@ -29,7 +29,7 @@ fn wait_for(wanted: &Numbers, what: &str, mut seen: impl FnMut() -> Numbers) {
         if seen == *wanted {
             return;
         }
-        assert!(begun.elapsed() < DEADLINE, "{what}: {seen:?} is not {wanted:?}");
+        assert!(begun.elapsed() < *DEADLINE, "{what}: {seen:?} is not {wanted:?}");
     }
 }
 

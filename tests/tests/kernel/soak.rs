@@ -89,7 +89,7 @@ async fn waves_of_programs_are_counted_exactly_and_only_what_the_collector_refus
         started += AT_ONCE as u64;
         let begun = std::time::Instant::now();
         while sums(&scrape(), "wasmscope_events_total", "kind").get("process") != Some(&started) {
-            assert!(begun.elapsed() < DEADLINE, "not all of {started} are watched");
+            assert!(begun.elapsed() < *DEADLINE, "not all of {started} are watched");
         }
         // All at once.
         for workload in &mut wave {
@@ -113,7 +113,7 @@ async fn waves_of_programs_are_counted_exactly_and_only_what_the_collector_refus
                 break;
             }
             assert!(
-                begun.elapsed() < DEADLINE,
+                begun.elapsed() < *DEADLINE,
                 "{invocations} of {invoked}, {host_calls:?} of {:?}, {seen:?} of {syscalls:?}",
                 counted.host_calls
             );
@@ -158,7 +158,7 @@ async fn waves_of_programs_are_counted_exactly_and_only_what_the_collector_refus
                 .collect::<Vec<_>>()
                 .join("\n")
         };
-        assert!(begun.elapsed() < DEADLINE, "{lost:?} is not {wanted:?}: {}", lines());
+        assert!(begun.elapsed() < *DEADLINE, "{lost:?} is not {wanted:?}: {}", lines());
     }
     agent.signal(Signal::TERM);
     let text = agent.finish().succeeded().stderr_text();
