@@ -119,6 +119,10 @@ pub struct CaptureConfig {
     /// Most memory that traces under way take, estimated, MiB, 1 to 65536. What finds no room is missing from its trace and
     /// counted. Default: 64.
     pub open_traces_mib: u32,
+    /// Whether the kernel measures how long each of its BPF programs runs, for `wasmscope_bpf_program_seconds_total`. Costs every run of every program on
+    /// the node two looks at the clock, and takes `CAP_SYS_ADMIN`, which the chart does not give: `sysctl kernel.bpf_stats_enabled=1` does the same.
+    /// Default: false.
+    pub program_run_time: bool,
 }
 
 /// How the agent ends.
@@ -165,6 +169,7 @@ impl Default for CaptureConfig {
             file_grace_seconds: 300,
             names_mib: 128,
             open_traces_mib: 64,
+            program_run_time: false,
         }
     }
 }

@@ -131,7 +131,7 @@ impl SelfObservation {
         let infos: Vec<Described> = known.chain(self.0.examples.iter().cloned()).collect();
         let programs = || infos.iter().filter(|(_, is_program, _)| *is_program);
         let maps = || infos.iter().filter(|(_, is_program, _)| !is_program);
-        // Where it is measured: `sysctl kernel.bpf_stats_enabled=1`.
+        // Where it is measured: `capture.program_run_time`, or `sysctl kernel.bpf_stats_enabled=1`.
         if programs().any(|(_, _, info)| info.run_count > 0) {
             let mut family = family(
                 encoder,

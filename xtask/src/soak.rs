@@ -1,7 +1,7 @@
 //! `cargo xtask soak`: an agent among programs that come and go, with a collector that goes away twice, held to exact counts and flat memory.
 
 mod collector;
-pub(crate) mod metrics;
+mod metrics;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -36,6 +36,7 @@ pub use self::{
     lock::{InstanceLock, LockError},
     logs::{Logs, SetFilter},
 };
+use crate::bpf::RunTime;
 use crate::clock::ClockAnchor;
 use crate::config::{Config, Loaded, Sources};
 use crate::http;
@@ -134,6 +135,16 @@ pub async fn run(loaded: Loaded, sources: Sources, logs: &Logs, set_filter: SetF
             return Ok(ExitCode::SUCCESS);
         }
     };
+    let _run_time = start.capture.program_run_time.then(|| match RunTime::measure() {
+        Ok(run_time) => Some(run_time),
+        Err(error) => {
+            warn!(
+                %error,
+                "cannot measure how long programs run (capture.program_run_time); CAP_SYS_ADMIN or sysctl kernel.bpf_stats_enabled=1 would"
+            );
+            None
+        }
+    });
     let observation = SelfObservation::new(&mut pipeline);
     metrics.add_collector(Box::new(observation.clone()));
 

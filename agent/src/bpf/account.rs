@@ -5,7 +5,10 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
 };
 
-use aya::Ebpf;
+use aya::{
+    Ebpf,
+    sys::{Stats, enable_stats},
+};
 
 use super::{
     attach::Attacher,
@@ -56,6 +59,22 @@ fn parse(text: &str) -> ObjectInfo {
         run_time_ns: value("run_time_ns"),
         run_count: value("run_cnt"),
         max_entries: value("max_entries"),
+    }
+}
+
+/// While this lives, the kernel measures how long each of its programs runs.
+#[derive(Debug)]
+pub struct RunTime {
+    _descriptor: OwnedFd,
+}
+
+impl RunTime {
+    /// Begins to measure (Linux 5.8). Takes `CAP_SYS_ADMIN`.
+    pub fn measure() -> io::Result<Self> {
+        let descriptor = enable_stats(Stats::RunTime).map_err(|error| error.io_error)?;
+        Ok(Self {
+            _descriptor: descriptor,
+        })
     }
 }
 

@@ -18,7 +18,7 @@ mod ring;
 
 pub use aya::maps::MapError;
 
-pub use account::{KernelObject, ObjectInfo};
+pub use account::{KernelObject, ObjectInfo, RunTime};
 pub use attach::{AttachError, SiteLinks, SiteProgram, UprobeSite};
 pub use breakpoint::{Breakpoint, MAX_BREAKPOINTS};
 pub use cpu_clock::process_cpu_ns;

@@ -62,27 +62,9 @@ const BESIDE: [&[&str]; 8] = [
     &["--scenario", "burst", "--calls", "100000", "--repeat", "30"],
 ];
 /// Whatever has a budget of CPU may use most of it, but not all.
-const CONFIG: &str = "[governor]\nprocess_budget_percent = 40.0\nprocess_floor_percent = 0.1\nnode_budget_percent = 100.0\nmin_backoff_ms = 100\n";
+const CONFIG: &str = "[governor]\nprocess_budget_percent = 40.0\nprocess_floor_percent = 0.1\nnode_budget_percent = 100.0\nmin_backoff_ms = 100\n[capture]\nprogram_run_time = true\n";
 /// Four times the time between scrapes, as Grafana has it at the least.
 const RATE_INTERVAL: &str = "4s";
-const SYSCTL: &str = "/proc/sys/kernel/bpf_stats_enabled";
-
-/// The kernel measures how long programs run while this lives.
-struct RunTimes(String);
-
-impl RunTimes {
-    fn measured() -> Self {
-        let before = fs::read_to_string(SYSCTL).unwrap();
-        fs::write(SYSCTL, "1").unwrap();
-        Self(before)
-    }
-}
-
-impl Drop for RunTimes {
-    fn drop(&mut self) {
-        let _ = fs::write(SYSCTL, &self.0);
-    }
-}
 
 /// Files that a program is linked with.
 fn libraries(program: &Path) -> Vec<PathBuf> {
@@ -172,7 +154,6 @@ fn every_panel_variable_and_recorded_series_has_data_of_a_scraped_agent_under_lo
     let Some(mut containerd) = Containerd::start(directory) else {
         return;
     };
-    let _run_times = RunTimes::measured();
     let config = directory.join("agent.toml");
     fs::write(&config, CONFIG).unwrap();
     let agent = NodeAgent::start(directory, "127.0.0.1:0", |command| {

@@ -5,12 +5,11 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::agent::{LIMIT, ROUNDS_PER_US, start, watched};
 use crate::process::Running;
-use crate::soak::metrics::sums;
 use crate::workspace::Workspace;
 use crate::{http, soak::address_of};
 
@@ -24,7 +23,7 @@ const INVOCATIONS: u32 = 100;
 pub(super) struct Pace {
     /// Records that the programs made, a second of the work.
     pub(super) per_second: f64,
-    /// Of them, those that reached the agent.
+    /// Of them, those that reached the agent, by its own account.
     pub(super) delivered: u64,
     /// Of them, those that found no room in the ring.
     pub(super) lost: u64,
@@ -72,11 +71,17 @@ fn one(workspace: &Workspace, pace_us: u32, span: Duration) -> Result<Pace> {
 fn counted(address: SocketAddr) -> Result<(u64, u64)> {
     let scrape = http::get(address, "/metrics")?;
     ensure!(scrape.status == 200, "/metrics answered {}", scrape.status);
-    let lost = sums(&scrape.body, "wasmscope_events_lost_total", "layer");
-    Ok((
-        sums(&scrape.body, "wasmscope_events_total", "kind").values().sum(),
-        lost.get("ring").copied().unwrap_or(0),
-    ))
+    let sample = |name: &str| {
+        let line = scrape
+            .body
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let value = line.and_then(|value| value.parse::<f64>().ok());
+        value.with_context(|| format!("/metrics has no {name}"))
+    };
+    let emitted = sample("wasmscope_records_emitted_total")?;
+    let delivered = sample("wasmscope_records_delivered_total")?;
+    Ok((delivered as u64, (emitted - delivered) as u64))
 }
 
 /// The same once it does not change any more.

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::shown;
 
-pub(crate) type Numbers = BTreeMap<String, u64>;
+pub(super) type Numbers = BTreeMap<String, u64>;
 
 /// Sums over everything that ran.
 #[derive(Debug, Default)]
@@ -78,7 +78,7 @@ fn numbers(value: &Value) -> Numbers {
 }
 
 /// Sums of a counter by the value of one label.
-pub(crate) fn sums(text: &str, name: &str, label: &str) -> Numbers {
+fn sums(text: &str, name: &str, label: &str) -> Numbers {
     let mut sums = Numbers::new();
     let key = format!("{label}=\"");
     for line in text.lines() {
