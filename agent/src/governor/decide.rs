@@ -1,10 +1,11 @@
 //! From hits and CPU time to what is paused and resumed. No clock, no kernel: both come in as numbers.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use wasmscope_common::HIT_KINDS;
 
 use super::{GovernorConfig, Level, ProbeCosts};
+use crate::process::hosts::FileId;
 
 /// Share of what was measured last in the smoothed rates.
 const NEWEST_SHARE: f64 = 0.5;
@@ -12,6 +13,8 @@ const NEWEST_SHARE: f64 = 0.5;
 const CALM_SHARE: f64 = 0.75;
 /// Looks at what was just resumed before that counts as gone well.
 const TRIAL_LOOKS: u32 = 3;
+/// What muted probes in one file may take of a node's budget that is used up.
+const MUTED_SHARE: f64 = 0.1;
 
 /// What was counted of one process since it was first watched.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +27,8 @@ pub struct Sample {
     pub hits: [u64; HIT_KINDS],
     /// Share of its sites at the ends of host calls that are single-stepped.
     pub stepped_share: f64,
+    /// Where its probes are, which all processes of that file have or do without; of several files, the first.
+    pub file: Option<FileId>,
 }
 
 /// Something that is to be paused or resumed.
@@ -94,6 +99,20 @@ impl State {
             .sum()
     }
 
+    /// What paused probes cost that stay attached for other processes of the file.
+    fn muted_rate(&self) -> f64 {
+        self.cost_rate() - self.cost_rate_at(self.level)
+    }
+
+    /// They are detached now.
+    fn forget_muted(&mut self) {
+        for (kind, rate) in self.cost_rates.iter_mut().enumerate() {
+            if !self.level.is_recorded(kind) {
+                *rate = 0.0;
+            }
+        }
+    }
+
     /// What there would be to pay at a higher level than this one, as far as muted probes show it: those that are detached show
     /// nothing.
     fn foreseen(&self, to: Level, costs: &ProbeCosts) -> f64 {
@@ -125,11 +144,7 @@ impl State {
         self.pause_count += 1;
         self.level = to;
         // What is left of it is measured from now on.
-        for (kind, rate) in self.cost_rates.iter_mut().enumerate() {
-            if !to.is_recorded(kind) {
-                *rate = 0.0;
-            }
-        }
+        self.forget_muted();
         self.trial = None;
         self.calm_since_ns = now_ns;
         self.resume_ns = now_ns + self.backoff_ns + jitter(self.last.pid, self.pause_count, self.backoff_ns / 4);
@@ -205,7 +220,10 @@ impl Governor {
                 changes.push(change);
             }
         }
-        self.hold_node_budget(now_ns, &mut changes);
+        if self.config.enabled {
+            self.detach_shared_probes(now_ns, &mut changes);
+            self.hold_node_budget(now_ns, &mut changes);
+        }
         changes
     }
 
@@ -264,16 +282,55 @@ impl Governor {
         })
     }
 
-    /// Pauses where probes cost most, until all together cost what they may.
-    fn hold_node_budget(&mut self, now_ns: u64, changes: &mut Vec<Change>) {
-        if !self.config.enabled {
+    /// Most that probes in all processes may cost, nanoseconds per second.
+    fn node_budget(&self) -> f64 {
+        f64::from(self.cpu_count.max(1)) * 1e9 * self.config.node_budget_percent / 100.0
+    }
+
+    /// Where what is paused in some processes of a file costs them more than they may pay, since it is attached for others, it is paused in those
+    /// too: only what no process wants is detached. So one process cannot have another one pay for it without end, nor use up what the node may.
+    fn detach_shared_probes(&mut self, now_ns: u64, changes: &mut Vec<Change>) {
+        let budget = self.node_budget();
+        let is_used_up = self.processes.values().map(State::cost_rate).sum::<f64>() > budget;
+        let mut files: BTreeMap<FileId, Muted> = BTreeMap::new();
+        for state in self.processes.values() {
+            if let Some(file) = state.last.file
+                && state.muted_rate() > 0.0
+            {
+                files.entry(file).or_default().add(state, &self.config);
+            }
+        }
+        files.retain(|_, muted| muted.rate > muted.allowed || (is_used_up && muted.rate > budget * MUTED_SHARE));
+        if files.is_empty() {
             return;
         }
-        let allowed = f64::from(self.cpu_count.max(1)) * 1e9 * self.config.node_budget_percent / 100.0;
-        let mut cost: f64 = self.processes.values().map(State::cost_rate).sum();
+        for (pid, state) in &mut self.processes {
+            let Some(muted) = state.last.file.and_then(|file| files.get(&file)) else {
+                continue;
+            };
+            if state.level >= muted.level {
+                state.forget_muted();
+            } else if !changes.iter().any(|change| change.pid == *pid) {
+                let from = state.level;
+                state.pause(muted.level, now_ns, &self.config);
+                changes.push(Change {
+                    pid: *pid,
+                    from,
+                    to: muted.level,
+                });
+            }
+        }
+    }
+
+    /// Pauses where probes cost most, until all together cost what they may.
+    fn hold_node_budget(&mut self, now_ns: u64, changes: &mut Vec<Change>) {
+        let allowed = self.node_budget();
+        // A pause saves nothing of what muted probes cost: that is what `detach_shared_probes` is for.
+        let recorded = |state: &State| state.cost_rate_at(state.level);
+        let mut cost: f64 = self.processes.values().map(recorded).sum();
         let is_changed = |pid: u32| changes.iter().any(|change| change.pid == pid);
         let processes = self.processes.iter().filter(|(pid, _)| !is_changed(**pid));
-        let mut order: Vec<_> = processes.map(|(pid, state)| (state.cost_rate(), *pid)).collect();
+        let mut order: Vec<_> = processes.map(|(pid, state)| (recorded(state), *pid)).collect();
         order.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
         for (_, pid) in order {
             if cost <= allowed {
@@ -292,6 +349,29 @@ impl Governor {
                 state.pause(to, now_ns, &self.config);
                 changes.push(Change { pid, from, to });
             }
+        }
+    }
+}
+
+/// Probes in one file that are paused in some processes and attached for others.
+#[derive(Clone, Copy, Debug, Default)]
+struct Muted {
+    /// What they cost the processes in which they are paused, nanoseconds per second.
+    rate: f64,
+    /// What those may pay.
+    allowed: f64,
+    /// Of the process that pays most.
+    level: Level,
+    most: f64,
+}
+
+impl Muted {
+    fn add(&mut self, state: &State, config: &GovernorConfig) {
+        let rate = state.muted_rate();
+        self.rate += rate;
+        self.allowed += state.allowed(config);
+        if rate > self.most {
+            (self.most, self.level) = (rate, state.level);
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::process::hosts::FileId;
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -14,6 +15,8 @@ struct World {
     rates: BTreeMap<u32, [u64; 3]>,
     counted: BTreeMap<u32, Sample>,
     changes: Vec<(u64, Change)>,
+    /// Those that run the same file, whose probes they have or do without together.
+    siblings: Vec<u32>,
 }
 
 impl World {
@@ -25,6 +28,7 @@ impl World {
             rates: rates.iter().copied().collect(),
             counted: BTreeMap::new(),
             changes: Vec::new(),
+            siblings: Vec::new(),
         }
     }
 
@@ -32,6 +36,8 @@ impl World {
     fn run(&mut self, seconds: u64) {
         for _ in 0..seconds * 10 {
             self.now_ns += SECOND / 10;
+            let mut siblings = self.siblings.iter();
+            let has_shared = siblings.any(|pid| self.governor.level(*pid) < Level::NoHostCalls);
             for (pid, [host_calls, activations, syscalls]) in &self.rates {
                 let level = self.governor.level(*pid);
                 let sample = self.counted.entry(*pid).or_insert(Sample {
@@ -39,9 +45,12 @@ impl World {
                     cpu_ns: 0,
                     hits: [0; HIT_KINDS],
                     stepped_share: 0.0,
+                    file: None,
                 });
+                let is_sibling = self.siblings.contains(pid);
+                sample.file = is_sibling.then(FileId::default);
                 sample.cpu_ns += SECOND / 10;
-                if level < Level::NoHostCalls {
+                if level < Level::NoHostCalls || (is_sibling && has_shared) {
                     sample.hits[HIT_HOST_CALL] += host_calls / 10;
                     sample.hits[HIT_HOST_CALL_END] += host_calls / 10;
                 }
@@ -97,6 +106,7 @@ fn a_process_that_mostly_waits_keeps_its_probes_within_the_floor_and_not_beyond(
             cpu_ns,
             hits,
             stepped_share: 0.0,
+            file: None,
         }
     };
     for (syscalls, is_paused) in [(6_000, false), (7_000, true)] {
@@ -189,8 +199,8 @@ fn those_paused_at_once_are_not_resumed_at_once() {
 }
 
 #[test]
-fn what_muted_probes_cost_is_counted_but_pauses_nothing_else() {
-    // The file is shared with a process that is not over its budget, so the probes stay where they are.
+fn what_muted_probes_cost_is_counted_but_pauses_nothing_else_of_the_process() {
+    // Nobody is known to share the file, and yet the probes stay where they are.
     let mut world = World::new(config(), &[(1, [0, 0, 0])]);
     world.run(1);
     let mut sample = world.counted[&1];
@@ -204,6 +214,65 @@ fn what_muted_probes_cost_is_counted_but_pauses_nothing_else() {
     }
     let (_, overhead) = world.governor.overheads().next().unwrap();
     assert!(overhead.ratio > 0.3, "{overhead:?}");
+}
+
+#[test]
+fn a_process_whose_paused_probes_stay_for_another_pays_no_more_than_its_budget() {
+    let mut world = World::new(config(), &[(1, [400_000, 0, 0]), (2, [10, 0, 10]), (3, [10, 0, 10])]);
+    world.siblings = vec![1, 2];
+    world.run(3);
+    assert_eq!(world.governor.level(1), Level::NoHostCalls);
+    assert_eq!(
+        world.governor.level(2),
+        Level::NoHostCalls,
+        "only so is anything detached"
+    );
+    assert_eq!(world.governor.level(3), Level::Full);
+    // Trying again, of either, costs little in the long run.
+    world.run(600);
+    let hits = world.counted[&1].hits[HIT_HOST_CALL];
+    assert!(hits < 400_000 * 600 / 20, "{hits}");
+    assert_eq!(world.governor.level(3), Level::Full);
+
+    // It is over, and all is as it was.
+    world.rates.insert(1, [10, 0, 10]);
+    world.run(600);
+    assert_eq!([1, 2].map(|pid| world.governor.level(pid)), [Level::Full; 2]);
+}
+
+#[test]
+fn a_sibling_keeps_its_probes_for_as_long_as_they_cost_the_others_little() {
+    // 5,000 hits of 1,600 ns are 0.8 % of a CPU.
+    let config = GovernorConfig {
+        process_budget_percent: 2.0,
+        ..config()
+    };
+    let mut world = World::new(config, &[(1, [5_000, 0, 0]), (2, [10, 0, 10])]);
+    world.siblings = vec![1, 2];
+    world.run(30);
+    assert!(world.changes.iter().any(|(_, change)| change.pid == 1));
+    assert!(!world.changes.iter().any(|(_, change)| change.pid == 2));
+}
+
+#[test]
+fn one_that_uses_up_the_budget_of_the_node_leaves_the_others_their_probes() {
+    let config = GovernorConfig {
+        node_budget_percent: 1.0,
+        ..GovernorConfig::default()
+    };
+    let others = (3..=6).map(|pid| (pid, [100, 100, 100]));
+    let rates: Vec<_> = [(1, [400_000, 0, 0]), (2, [10, 0, 10])]
+        .into_iter()
+        .chain(others)
+        .collect();
+    let mut world = World::new(config, &rates);
+    world.siblings = vec![1, 2];
+    world.run(60);
+    for pid in 3..=6 {
+        assert!(!world.changes.iter().any(|(_, change)| change.pid == pid), "{pid}");
+    }
+    let seconds_over = world.pauses().len();
+    assert!(seconds_over < 20, "{seconds_over}");
 }
 
 #[test]

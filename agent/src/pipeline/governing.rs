@@ -299,6 +299,7 @@ impl Pipeline {
                 cpu_ns,
                 hits,
                 stepped_share: stepped as f64 / ends().count().max(1) as f64,
+                file: watched.hosts.first().map(|host| host.file_id),
             });
         }
         governing.governor.tick(now_ns, &samples)

@@ -29,7 +29,7 @@ const _: () = assert!(MAX_HOSTS <= wasmscope_common::MAX_FILE_NUMBER);
 
 /// A file by identity rather than path: containers see one file under many paths. The modification time tells a file that
 /// was replaced in place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FileId {
     device: u64,
     inode: u64,

@@ -1,7 +1,7 @@
 //! Each level of the governor, reached by load and left by configuration and by calm: what is still probed is counted exactly, what is
 //! not is not there, and metrics and traces say so.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use wasmscope_tests::environment::{self, Kernel};
@@ -36,8 +36,12 @@ struct Told {
 
 impl Told {
     fn ready() -> Self {
+        Self::ready_as(&environment::test_host("workload"))
+    }
+
+    fn ready_as(program: &Path) -> Self {
         Self {
-            workload: Workload::ready(&["--scenario", "phases"]),
+            workload: Workload::ready_as(program, &["--scenario", "phases"]),
             lines: 0,
             sum: Seen::default(),
         }
@@ -97,6 +101,25 @@ impl Watcher<'_> {
         }
     }
 
+    /// Waits until all that is seen at every level of this test is counted, twice: what is read of the kernel's rows at a moment when a program
+    /// works may have what it did last and not what it did before.
+    fn settled(&self, told: &mut [Told]) -> Seen {
+        for _ in 0..2 {
+            told[0].tell("enter", 1);
+            let mut sum = Seen::default();
+            for one in told.iter() {
+                sum.writes += one.sum.writes;
+                for (export, count) in &one.sum.invocations {
+                    *sum.invocations.entry(export.clone()).or_default() += count;
+                }
+            }
+            self.wait_for("all", |seen| {
+                seen.invocations == sum.invocations && seen.writes == sum.writes
+            });
+        }
+        self.seen()
+    }
+
     /// In how many of the levels the process is, and beyond.
     fn level(&self) -> usize {
         let samples = self.node.scrape(self.python);
@@ -137,6 +160,13 @@ impl Watcher<'_> {
     }
 }
 
+/// The same program in a file of its own, whose probes are its own too.
+fn copy(directory: &Path) -> PathBuf {
+    let path = directory.join("workload");
+    std::fs::copy(environment::test_host("workload"), &path).unwrap();
+    path
+}
+
 /// What came between.
 fn difference(after: &Seen, before: &Seen) -> Seen {
     let between = |after: &Numbers, before: &Numbers| {
@@ -157,7 +187,8 @@ async fn at_each_level_what_is_probed_is_exact_and_what_is_not_is_said_to_be_pau
     let Some(_kernel) = Kernel::acquire() else { return };
     let Some(python) = environment::python() else { return };
     let receiver = Receiver::start(Answer::Accept).unwrap();
-    let (mut told, mut neighbour) = (Told::ready(), Told::ready());
+    let directory = tempfile::tempdir().unwrap();
+    let (mut told, mut neighbour) = (Told::ready(), Told::ready_as(&copy(directory.path())));
     let watcher = Watcher {
         node: Node::start(&[
             ("OTEL_EXPORTER_OTLP_ENDPOINT", &receiver.endpoint()),
@@ -284,4 +315,61 @@ async fn at_each_level_what_is_probed_is_exact_and_what_is_not_is_said_to_be_pau
     assert!(said("crossings enter", "host_call") >= 2 * MEASURED);
     assert_ne!(said("crossings leave", "host_call"), 0);
     assert_ne!(said("writes run", "activation"), 0);
+}
+
+#[test]
+fn probes_that_a_tight_loop_must_do_without_are_detached_from_its_siblings_too_and_from_nobody_else() {
+    let Some(_kernel) = Kernel::acquire() else { return };
+    let Some(python) = environment::python() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let mut all = [Told::ready(), Told::ready(), Told::ready_as(&copy(directory.path()))];
+    let [busy, sibling, stranger] = [0, 1, 2];
+    let watcher = Watcher {
+        node: Node::start(&[("WASMSCOPE_CAPTURE__RING_MIB", "64")]),
+        python,
+    };
+    watcher.configure(true, 100, 3_600_000);
+    for told in &mut all {
+        told.workload.0.send_line();
+        told.measure();
+    }
+    let of_one = all[sibling].sum.clone();
+    let of_all = watcher.settled(&mut all);
+    assert_eq!(of_all.host_calls["host.write"], 3 * MEASURED);
+
+    let paused = || {
+        let samples = watcher.node.scrape(python);
+        let paused = sums(&samples, "wasmscope_paused_processes", "probe");
+        PROBES.map(|probe| paused.get(probe).copied().unwrap_or(0))
+    };
+    let without_host_calls = [2, 0, 0];
+    watcher.configure(true, 2, 3_600_000);
+    let begun = Instant::now();
+    while paused() != without_host_calls {
+        assert!(begun.elapsed() < *DEADLINE, "{:?}", paused());
+        for _ in 0..5 {
+            all[busy].tell("leave", TOO_MUCH);
+        }
+    }
+    watcher.configure(true, 100, 3_600_000);
+
+    // Who runs another file is seen in full.
+    let before = watcher.settled(&mut all);
+    all[stranger].measure();
+    let after = watcher.wait_for("the stranger", |seen| difference(seen, &before) == of_one);
+    // Who runs the same is not: neither is the loop.
+    all[sibling].measure();
+    all[busy].tell("leave", TOO_MUCH);
+    let without = watcher.settled(&mut all);
+    let between = difference(&without, &after);
+    assert_eq!((between.host_calls, between.writes), (Numbers::new(), MEASURED));
+    assert_eq!(paused(), without_host_calls);
+
+    watcher.configure(false, 2, 3_600_000);
+    watcher.wait_for_level(0);
+    all[sibling].measure();
+    watcher.wait_for("everything again", |seen| difference(seen, &without) == of_one);
+    for told in all {
+        drop(told.workload.0.finish().succeeded());
+    }
 }
