@@ -19,6 +19,17 @@ VERSIONS = ["1.30", "1.33", kubernetes_validate.latest_version()]
 FOREIGN = {"PodMonitor", "PrometheusRule"}
 
 
+class Strict(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which others take one without a word."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        twice = {key for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"twice: {twice}", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def render(chart_path, values_paths):
     values = {}
     for path in values_paths:
@@ -37,7 +48,7 @@ def render(chart_path, values_paths):
 
 def validate(text, name):
     count = 0
-    for document in yaml.safe_load_all(text):
+    for document in yaml.load_all(text, Strict):
         if document is None:
             continue
         count += 1

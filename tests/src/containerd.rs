@@ -159,9 +159,9 @@ state = "{shown}/state"
                 "ipam": {"type": "host-local", "dataDir": directory.join("ipam"), "ranges": [[{"subnet": "10.244.77.0/24"}]]},
             }]});
             fs::write(directory.join("cni/node.conflist"), network.to_string()).expect("the folder can be written");
-            // Routes, addresses and forwarding are none of the machine's business.
+            // Routes, addresses and forwarding are none of the machine's business, and what is mounted is shared as systemd has it.
             let mut command = Command::new("unshare");
-            command.args(["--net", BUSYBOX, "sh", "-c"]);
+            command.args(["--net", "--mount", "--propagation", "shared", BUSYBOX, "sh", "-c"]);
             command.args(["/bin/busybox ip link set lo up && exec containerd \"$@\"", "containerd"]);
             command
         } else {

@@ -10,7 +10,7 @@ use k8s_cri::v1::security_profile::ProfileType;
 use k8s_cri::v1::{
     Capability, ContainerConfig, ContainerMetadata, ImageSpec, Int64Value, KeyValue, LinuxContainerConfig,
     LinuxContainerResources, LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount,
-    NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, SecurityProfile,
+    MountPropagation, NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, SecurityProfile,
 };
 use serde_json::{Value, json};
 
@@ -238,11 +238,17 @@ impl Manifest {
         mounts
             .iter()
             .map(|mount| {
-                known_keys(mount, &["name", "mountPath", "readOnly"]);
+                known_keys(mount, &["name", "mountPath", "readOnly", "mountPropagation"]);
+                let propagation = match mount["mountPropagation"].as_str() {
+                    None => MountPropagation::PropagationPrivate,
+                    Some("HostToContainer") => MountPropagation::PropagationHostToContainer,
+                    Some(other) => panic!("mountPropagation {other} is not translated"),
+                };
                 Mount {
                     container_path: text(&mount["mountPath"]),
                     host_path: sources[&text(&mount["name"])].display().to_string(),
                     readonly: mount["readOnly"] == true,
+                    propagation: propagation.into(),
                     ..Mount::default()
                 }
             })

@@ -1,6 +1,5 @@
 //! The dashboards and rules of `dashboards/` as tests read them, and their queries as Grafana would ask them.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -37,16 +36,14 @@ impl Target {
             && (!self.has_exemplars || links_to_traces(&prometheus.exemplars(&query, seconds)))
     }
 
-    /// Whether it asks for nothing but these families and what is made of them.
-    pub fn asks_only_for(&self, names: &BTreeSet<String>) -> bool {
-        let mut words = self
+    /// The families that it asks for: of the agent, of the rules, of a kubelet and of kube-state-metrics.
+    pub fn families(&self) -> impl Iterator<Item = &str> {
+        let words = self
             .query
             .split(|letter: char| !letter.is_ascii_alphanumeric() && !"_:".contains(letter));
-        words.all(|word| {
-            !["wasm", "kube_", "container_"]
-                .iter()
-                .any(|start| word.starts_with(start))
-                || names.contains(word)
+        words.filter(|word| {
+            let starts = ["wasm_", "wasmscope_", "kube_", "container_"];
+            starts.iter().any(|start| word.starts_with(start)) || word.contains(":wasm")
         })
     }
 }

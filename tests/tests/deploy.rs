@@ -105,23 +105,25 @@ fn the_prometheus_operator_and_promtool_take_what_they_read() {
 
 #[test]
 fn no_right_is_granted_that_is_not_used() {
-    let resources = |values: &[PathBuf]| {
-        let text = rendered("text", values)?;
-        let rules = text.lines().filter_map(|line| line.trim().strip_prefix("resources: ["));
-        let rights = rules.map(|rule| rule.trim_end_matches(']').to_owned());
-        let verbs = text.lines().filter_map(|line| line.trim().strip_prefix("verbs: "));
-        Some(rights.zip(verbs.map(str::to_owned)).collect::<Vec<_>>())
+    let rules = |values: &[PathBuf]| {
+        let documents = documents(values)?;
+        let roles = documents
+            .iter()
+            .filter(|document| document["kind"].as_str().unwrap().ends_with("Role"));
+        let rules = roles.flat_map(|role| role["rules"].as_array().unwrap());
+        Some(rules.cloned().collect::<Vec<_>>())
     };
-    let right = |resource: &str, verbs: &str| (resource.to_owned(), verbs.to_owned());
-    let Some(default) = resources(&[]) else { return };
-    assert_eq!(default, [right("pods", "[list, watch]")]);
-    let with_kubelet = resources(&[fixture("everything.yaml")]).unwrap();
+    let right = |resource: &str, verbs: &[&str]| serde_json::json!({"apiGroups": [""], "resources": [resource], "verbs": verbs});
+    let Some(default) = rules(&[]) else { return };
+    assert_eq!(default, [right("pods", &["list", "watch"])]);
+    let with_kubelet = rules(&[fixture("everything.yaml")]).unwrap();
     assert_eq!(
         with_kubelet,
-        [right("pods", "[list, watch]"), right("nodes/pods", "[get]")]
+        [right("pods", &["list", "watch"]), right("nodes/pods", &["get"])]
     );
-    let old = resources(&[fixture("old-kubelet.yaml")]).unwrap();
-    assert_eq!(old, [right("nodes/proxy", "[get]")], "only where it is asked for");
+    let old = rules(&[fixture("old-kubelet.yaml")]).unwrap();
+    assert_eq!(old, [right("nodes/proxy", &["get"])], "only where it is asked for");
+    assert_eq!(rules(&[fixture("least.yaml")]).unwrap(), [] as [Value; 0]);
 }
 
 #[test]
@@ -142,6 +144,48 @@ fn values_that_do_not_exist_are_refused_by_name() {
     };
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("'apiserver' not allowed"));
+}
+
+#[test]
+fn values_that_kubernetes_would_refuse_are_refused_before() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("values.yaml");
+    for (values, named) in [
+        ("seccompProfile: {type: Localhost}", "seccompProfile"),
+        (
+            "appArmorProfile: {type: Unconfined, localhostProfile: other}",
+            "appArmorProfile",
+        ),
+        ("nodeSelector: {spin: true}", "nodeSelector"),
+        ("podAnnotations: {weight: 1}", "podAnnotations"),
+        // Those that the chart sets itself.
+        ("podLabels: {app.kubernetes.io/name: other}", "not"),
+        ("podAnnotations: {checksum/config: \"1\"}", "not"),
+        ("extraEnv: [{name: NODE_NAME, value: other}]", "extraEnv"),
+        ("extraVolumes: [{name: run, emptyDir: {}}]", "extraVolumes"),
+        ("podMonitor: {interval: often}", "interval"),
+        ("podMonitor: {interval: \"\"}", "interval"),
+    ] {
+        fs::write(&path, values).unwrap();
+        let Some(output) = chart(&["text", "deploy/helm/wasmscope"], std::slice::from_ref(&path)) else {
+            return;
+        };
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{values}");
+        assert!(said.contains(named), "{values}: {said}");
+    }
+    for values in [
+        "podMonitor: {enabled: true, interval: 1m30s, scrapeTimeout: 1h}",
+        "seccompProfile: {type: Unconfined}",
+    ] {
+        fs::write(&path, values).unwrap();
+        let output = chart(&["text", "deploy/helm/wasmscope"], std::slice::from_ref(&path)).unwrap();
+        assert!(
+            output.status.success(),
+            "{values}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
 }
 
 #[test]
@@ -288,13 +332,19 @@ fn the_dockerfile_copies_what_is_built_and_keeps_out_what_is_not_needed() {
 /// What a secret holds, where the chart takes a variable from one.
 const SECRET: &str = "authorization=Bearer%20s3cret";
 
-/// The agent's container and its pod's specification, out of a chart rendered with `values`, and the configuration file.
-fn deployed(values: &[PathBuf]) -> Option<(Value, String)> {
+/// What the chart makes of `values`.
+fn documents(values: &[PathBuf]) -> Option<Vec<Value>> {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("manifests.yaml");
     fs::write(&path, rendered("text", values)?).unwrap();
     let output = chart(&["json"], &[path])?;
-    let documents: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Some(serde_json::from_slice(&output.stdout).unwrap())
+}
+
+/// The agent's container and its pod's specification, out of a chart rendered with `values`, and the configuration file.
+fn deployed(values: &[PathBuf]) -> Option<(Value, String)> {
+    let documents = documents(values)?;
     let of_kind = |kind: &str| documents.iter().find(|document| document["kind"] == kind).unwrap();
     let file = of_kind("ConfigMap")["data"]["config.toml"].as_str().unwrap().to_owned();
     Some((of_kind("DaemonSet")["spec"]["template"]["spec"].clone(), file))
