@@ -7,17 +7,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::{
-    Ebpf,
-    programs::{
-        ProgramError, UProbe,
-        uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLinkId, UProbeScope},
-    },
+use aya::programs::{
+    ProgramError, UProbe,
+    uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLinkId, UProbeScope},
 };
 
 use super::{
-    load::{Kernel, LoadError, map_fds, missing, multi_error, program_error},
-    multi::{self, MultiError, MultiLink, MultiProgram, MultiSite},
+    load::Kernel,
+    multi::{MultiError, MultiLink, MultiProgram, MultiSite},
 };
 
 /// Programs that are attached to sites. None is, or ever may be, a return probe: those rewrite return addresses on
@@ -121,38 +118,6 @@ pub enum AttachError {
 pub(super) enum Attacher {
     Multi(Vec<(SiteProgram, MultiProgram)>),
     Perf,
-}
-
-impl Attacher {
-    pub(super) fn load(object: &[u8], ebpf: &mut Ebpf) -> Result<Self, LoadError> {
-        match multi::supported() {
-            Ok(()) => SiteProgram::ALL
-                .into_iter()
-                .map(|program| {
-                    MultiProgram::load(object, program.name(), map_fds(ebpf)).map(|loaded| (program, loaded))
-                })
-                .collect::<Result<_, _>>()
-                .map(Self::Multi)
-                .map_err(multi_error),
-            Err(MultiError::Unsupported) => {
-                for program in SiteProgram::ALL {
-                    uprobe(ebpf, program)?
-                        .load()
-                        .map_err(|source| program_error(program.name(), source))?;
-                }
-                Ok(Self::Perf)
-            }
-            Err(error) => Err(multi_error(error)),
-        }
-    }
-}
-
-fn uprobe(ebpf: &mut Ebpf, program: SiteProgram) -> Result<&mut UProbe, LoadError> {
-    let name = program.name();
-    ebpf.program_mut(name)
-        .ok_or_else(|| missing(name))?
-        .try_into()
-        .map_err(|source| program_error(name, source))
 }
 
 impl Kernel {

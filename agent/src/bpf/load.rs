@@ -18,6 +18,7 @@ use super::{
     breakpoint,
     kernel_types::{KernelTypesError, task_offsets},
     multi::{self, MultiError},
+    programs,
     ring::Ring,
 };
 
@@ -25,7 +26,7 @@ use super::{
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/wasmscope.bpf.o"));
 
 /// Programs on raw tracepoints, with the tracepoint each is for.
-const TRACEPOINTS: [(&str, &str); 6] = [
+pub(super) const TRACEPOINTS: [(&str, &str); 6] = [
     ("sys_enter", "sys_enter"),
     ("sys_exit", "sys_exit"),
     ("process_exec", "sched_process_exec"),
@@ -81,6 +82,9 @@ pub enum LoadError {
         #[source]
         source: MapError,
     },
+    /// Descriptors of the maps, of which each thread that loads a program has its own.
+    #[error("the descriptors of the eBPF maps cannot be duplicated")]
+    Descriptors(#[source] std::io::Error),
     /// A multi-site program.
     #[error("the eBPF uprobes were refused")]
     Uprobes(#[source] MultiError),
@@ -158,7 +162,7 @@ impl Kernel {
             .map_max_entries("EVENTS", options.ring_bytes)
             .load(OBJECT)
             .map_err(object_error)?;
-        let attacher = Attacher::load(OBJECT, &mut ebpf)?;
+        let attacher = programs::load(OBJECT, &mut ebpf)?;
         breakpoint::load(&mut ebpf);
         #[cfg(debug_assertions)]
         forward_messages(&mut ebpf);
@@ -195,7 +199,6 @@ impl Kernel {
                 .ok_or_else(|| missing(name))?
                 .try_into()
                 .map_err(refused)?;
-            program.load().map_err(refused)?;
             program.attach(tracepoint).map_err(refused)?;
         }
         Ok(())

@@ -14,6 +14,7 @@ mod load;
 pub mod multi;
 #[cfg(target_arch = "x86_64")]
 mod probe_cost;
+mod programs;
 mod ring;
 
 pub use aya::maps::MapError;
