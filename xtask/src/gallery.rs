@@ -43,8 +43,6 @@ const BESIDE: [&[&str]; 6] = [
     // So many calls that probes are paused.
     &["--scenario", "burst", "--calls", "100000", "--repeat", "30"],
 ];
-/// Has the kernel measure how long programs run.
-const RUN_TIMES: &str = "/proc/sys/kernel/bpf_stats_enabled";
 /// How long one of them waits for the agent to look at it.
 const PACE: Duration = Duration::from_secs(2);
 /// Between two requests: they are to be a service's, not a benchmark's.
@@ -53,14 +51,22 @@ const BETWEEN_REQUESTS: Duration = Duration::from_millis(20);
 const OF_KUBERNETES: &str = "tests/fixtures/kubernetes.prom";
 const POD: &str = "namespace: shop, pod: edge-7d9f8c6b5-x2x4z, container: guest";
 
+const SECONDS: u64 = 120;
+
 /// Draw each dashboard as a PNG in target/gallery, from a Prometheus that scrapes a real agent under load.
 ///
 /// A renderer with Grafana's published components, not a Grafana server. Needs root, Node.js, Chromium and Prometheus.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     /// Seconds of load, which is what the pictures show.
-    #[arg(long, value_name = "N", default_value_t = 120)]
+    #[arg(long, value_name = "N", default_value_t = SECONDS)]
     seconds: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { seconds: SECONDS }
+    }
 }
 
 /// Runs load, trace and Prometheus, then the renderer.
@@ -86,7 +92,6 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     }
     fs::create_dir_all(&directory).with_context(|| format!("while making {}", directory.display()))?;
 
-    let _run_times = RunTimes::measured()?;
     let mut host = Running::start(Command::new(workspace.release_binary("edge-host")).args([
         "--listen",
         "127.0.0.1:0",
@@ -98,7 +103,17 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     })?;
     let metrics = free_port()?;
     let lock = format!("instance.lock_file={}", directory.join("lock").display());
-    let words = ["agent", "--listen", &metrics.to_string(), "--set", &lock].map(str::to_owned);
+    let run_time = "capture.program_run_time=true";
+    let words = [
+        "agent",
+        "--listen",
+        &metrics.to_string(),
+        "--set",
+        &lock,
+        "--set",
+        run_time,
+    ]
+    .map(str::to_owned);
     let mut agent = Running::start(
         Command::new(workspace.release_binary("wasmscope"))
             .args(words)
@@ -155,24 +170,6 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     );
     println!("{}", pictures.trim());
     Ok(())
-}
-
-/// The kernel measures run times while this lives, as for the panels that show them; what was set before is set again.
-struct RunTimes(String);
-
-impl RunTimes {
-    fn measured() -> Result<Self> {
-        let before = fs::read_to_string(RUN_TIMES).with_context(|| format!("while reading {RUN_TIMES}"))?;
-        fs::write(RUN_TIMES, "1").with_context(|| format!("while writing {RUN_TIMES}"))?;
-        Ok(Self(before))
-    }
-}
-
-impl Drop for RunTimes {
-    fn drop(&mut self) {
-        // Whoever may write it once may do so again.
-        let _ = fs::write(RUN_TIMES, &self.0);
-    }
 }
 
 /// Requests and programs that go on while pictures are drawn.

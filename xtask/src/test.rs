@@ -9,6 +9,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 
 use crate::agent_cli::Agent;
+use crate::gallery;
 use crate::interrupt;
 use crate::musl;
 use crate::second_kernel;
@@ -25,8 +26,8 @@ pub(crate) struct Options {
     /// Leave out the tests that trace real processes.
     #[arg(long)]
     fast: bool,
-    /// Also run the slow tests: a host of static musl, a guest that is a pod, run by a runwasi shim under containerd, and pods on a second kernel in
-    /// an emulated machine. Building all, once, takes half an hour.
+    /// Also run the slow tests: a host of static musl, a guest that is a pod, run by a runwasi shim under containerd, pods on a second kernel in
+    /// an emulated machine, and a picture of each dashboard. Building all, once, takes half an hour.
     #[arg(long, conflicts_with = "fast")]
     slow: bool,
     /// Run only tests whose name contains this, and no lints.
@@ -51,6 +52,7 @@ const SLOW: &str = "slow tests on the real kernel";
 /// What needs the shim.
 const SHIM_TEST: &str = "runwasi::a_guest_that_a_runwasi_shim_runs_as_a_pod_is_named_and_traced_as_it_counts_itself";
 const SECOND_KERNEL: &str = "tests on a second kernel";
+const GALLERY: &str = "pictures of the dashboards";
 /// The shim's binary; containerd finds it by this name.
 const SHIM_BINARY: &str = "containerd-shim-wasmtime-v1";
 /// The test target of `wasmscope-tests` that traces real processes; its others run anywhere.
@@ -80,7 +82,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> 
     }
     if !options.slow && !options.fast {
         println!(
-            "the slow stage (a host of static musl, a guest as a pod of a runwasi shim, pods on a second kernel) was not asked for: cargo xtask test --slow"
+            "the slow stage (a host of static musl, a guest as a pod of a runwasi shim, pods on a second kernel, pictures of the dashboards) was not asked for: cargo xtask test --slow"
         );
     }
     println!("{summary}");
@@ -239,6 +241,11 @@ impl Stages<'_> {
         // Beside the rest, for its crates are others.
         let target = workspace.target.join("runwasi-shim");
         self.run_on_second_kernel(filter)?;
+        if filter.is_none() {
+            self.run(GALLERY, || {
+                gallery::run(workspace, &gallery::Options::default()).map(|()| Outcome::Ok)
+            })?;
+        }
         if filter.is_some_and(|filter| !SHIM_TEST.contains(filter) && !MUSL_TEST.contains(filter)) {
             return Ok(());
         }
