@@ -2,7 +2,6 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    net::SocketAddr,
     sync::{Arc, Mutex},
 };
 
@@ -14,9 +13,13 @@ use axum::{
     routing::get,
 };
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::place::{KubernetesConfig, PlaceStage, Places};
+use crate::sink::testing;
+use crate::span::{PlaceSource, Process};
 
 /// One line of a watch; `None` ends the connection.
 type Line = Option<Value>;
@@ -29,12 +32,9 @@ struct Server {
 }
 
 impl Server {
-    async fn start(&self) -> SocketAddr {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+    fn start(&self, listener: TcpListener) {
         let router = Router::new().route("/api/v1/pods", get(pods)).with_state(self.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
-        address
     }
 
     fn list(&self, version: &str, pods: &[Value]) {
@@ -106,10 +106,64 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     panic!("never: {what}");
 }
 
-async fn start(server: &Server) -> Watch {
-    let address = server.start().await;
+/// A watch of what will be answered here.
+async fn watch() -> (Watch, TcpListener) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
     let config = kube::Config::new(format!("http://{address}").parse().unwrap());
-    Watch::start(Client::try_from(config).unwrap(), "n1").unwrap()
+    let watch = Watch::start(Client::try_from(config).unwrap(), "n1").unwrap();
+    (watch, listener)
+}
+
+#[tokio::test]
+async fn a_trace_waits_until_the_api_server_has_told_and_has_its_names_then() {
+    let (watch, listener) = watch().await;
+    let config = KubernetesConfig {
+        cri_socket: "off".to_owned(),
+        hold_ms: 60_000,
+        ..KubernetesConfig::default()
+    };
+    let places = Places::with_sources(&config, None, Some(watch));
+    let mut stage = PlaceStage::new(places.clone(), 10);
+    let mut trace = testing::trace(testing::invoke("run", 1, 2));
+    let process = Process {
+        place: Place {
+            container_id: Some("c-a".to_owned()),
+            pod_uid: Some("uid-a".to_owned()),
+            sources: vec![PlaceSource::CgroupPath],
+            ..Place::default()
+        },
+        ..Process::clone(&trace.process)
+    };
+    trace.process = Arc::new(process);
+    assert_eq!((stage.pass(vec![trace]).len(), stage.held_count()), (0, 1));
+
+    let server = Server::default();
+    let mut told = pod("a", "5");
+    told["metadata"]["ownerReferences"] =
+        json!([{"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "carts", "uid": "s", "controller": true}]);
+    told["spec"]["runtimeClassName"] = json!("wasmtime");
+    server.list("10", &[told]);
+    let _silent = server.watch();
+    server.start(listener);
+    let mut ready = Vec::new();
+    until("the names", || {
+        ready.extend(stage.pass(Vec::new()));
+        !ready.is_empty()
+    })
+    .await;
+    let place = &ready[0].process.place;
+    assert_eq!(place.pod_name.as_deref(), Some("a"));
+    assert_eq!(place.namespace.as_deref(), Some("shop"));
+    assert_eq!(place.container_name.as_deref(), Some("guest"));
+    assert_eq!(place.owner.as_ref().map(|owner| owner.name.as_str()), Some("carts"));
+    assert_eq!(place.runtime_class.as_deref(), Some("wasmtime"));
+    assert_eq!(place.sources, [PlaceSource::CgroupPath, PlaceSource::ApiServer]);
+    assert!(
+        places.counts().contains(&("api_server", "known", 1)),
+        "{:?}",
+        places.counts()
+    );
 }
 
 #[tokio::test]
@@ -118,7 +172,8 @@ async fn the_watch_follows_what_the_server_tells_and_asks_for_one_node_only() {
     server.list("10", &[pod("a", "5")]);
     let first = server.watch();
     let second = server.watch();
-    let watch = start(&server).await;
+    let (watch, listener) = watch().await;
+    server.start(listener);
     let pods = watch.pods().clone();
     until("the first list", || pods.is_synced() && known(&pods, "a")).await;
 
