@@ -474,6 +474,8 @@ impl Context<'_> {
         if unwinding {
             activation.event_count += 1;
             activation.unwind_runtime_call(at_ns);
+        } else if self.state.coverage.unwinds {
+            activation.catch();
         }
         let outcome = outcome(&activation, self.state.coverage, unwinding);
         let done = complete(activation, at_ns, Bound::Exact, outcome);
@@ -749,7 +751,7 @@ impl Context<'_> {
             return;
         };
         activation.close_call(at_ns, Bound::Inferred, Outcome::Unknown);
-        activation.failed_call = None;
+        activation.catch();
         activation.open_call = Some(span);
         activation.open_frame = frame;
         activation.is_muted = false;

@@ -7,6 +7,7 @@
   (table $handlers 4 funcref)
   (elem (table $handlers) (i32.const 0) func $deep)
   (type $other (func (param f64) (result f64)))
+  (tag $refused)
   (data (i32.const 0) "fine\n")
 
   (func $report (drop (call $host_write (i32.const 0) (i32.const 5))))
@@ -48,6 +49,14 @@
   (func $host_error (export "host_error")
     (call $report)
     (call $host_fail))
+
+  ;; An exception that the guest catches, and one that it does not.
+  (func $refuse (call $report) (throw $refused))
+  (func $caught (export "caught")
+    (block $handler
+      (try_table (catch $refused $handler) (call $refuse))
+      (unreachable)))
+  (func $uncaught_exception (export "uncaught_exception") (call $refuse))
 
   ;; The host calls `unreachable` above, swallows its trap and lets this go on.
   (func $survive (export "survive")

@@ -17,6 +17,8 @@ pub type Numbers = BTreeMap<String, u64>;
 pub const FOREVER: [&str; 6] = ["--scenario", "forever", "--threads", "2", "--nap-us", "2000"];
 /// Code of the trap that the instruction `unreachable` raises.
 pub const UNREACHABLE: &str = "unreachable_code_reached";
+/// What an exception that its guest does not catch is to the agent: something that the runtime was asked to raise.
+pub const UNCAUGHT_EXCEPTION: &str = "raised_by_runtime";
 
 /// Either what a program counted of itself, or what was seen of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -109,9 +111,11 @@ impl Counts {
         let line = lines.into_iter().find(|line| line.starts_with("{\"scenario\""));
         let mut counts: Self =
             serde_json::from_str(line.expect("the workload prints its counts")).expect("counts are JSON");
-        // The agent has wasmtime's own word for it.
-        if let Some(count) = counts.traps.remove("unreachable") {
-            counts.traps.insert(UNREACHABLE.to_owned(), count);
+        // The agent has wasmtime's own word for one, and none for the other.
+        for (ours, its) in [("unreachable", UNREACHABLE), ("uncaught_exception", UNCAUGHT_EXCEPTION)] {
+            if let Some(count) = counts.traps.remove(ours) {
+                counts.traps.insert(its.to_owned(), count);
+            }
         }
         counts
     }

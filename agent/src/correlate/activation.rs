@@ -117,6 +117,19 @@ impl Activation {
     }
 
     /// Closes what is open in it.
+    /// The guest goes on: what was raised in it, or in a host function that it called, was an exception that it has caught.
+    pub(super) fn catch(&mut self) {
+        self.failed_call = None;
+        if self.trap.as_deref() == Some(RAISED_BY_RUNTIME) {
+            self.trap = None;
+            let children = &mut self.span.children;
+            let is_it = |span: &Span| matches!(&span.kind, SpanKind::Trap { code, .. } if code == RAISED_BY_RUNTIME);
+            if let Some(index) = children.iter().rposition(is_it) {
+                children.remove(index);
+            }
+        }
+    }
+
     pub(super) fn close_call(&mut self, at_ns: u64, bound: Bound, outcome: Outcome) {
         self.close_runtime_call(at_ns, bound, outcome.clone());
         if let Some(mut call) = self.open_call.take() {

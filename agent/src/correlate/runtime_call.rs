@@ -115,7 +115,7 @@ impl Context<'_> {
         };
         // Guest code was running, so whatever it called before is over.
         activation.close_call(at_ns, Bound::Inferred, Outcome::Unknown);
-        activation.failed_call = None;
+        activation.catch();
         activation.open_runtime_call = Some(OpenRuntimeCall {
             span,
             stack_pointer,
@@ -163,6 +163,10 @@ impl Context<'_> {
             return;
         };
         activation.unwind_runtime_call(at_ns);
+        // What raises again has caught what it raised before.
+        if activation.failed_call.is_none() {
+            activation.catch();
+        }
         if activation.trap.is_some() || activation.failed_call.is_some() {
             return;
         }

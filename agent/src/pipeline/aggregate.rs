@@ -416,7 +416,7 @@ impl Pipeline {
             .processes
             .get(&key.pid)
             .is_some_and(|watched| watched.coverage.unwinds);
-        let new = state.hand_out(classes(&key, stats), stats.count);
+        let new = state.hand_out(classes(&key, stats, tells_failures), stats.count);
         let words = words(&key, state.is_exit, tells_failures);
         let new = words.into_iter().zip(new).filter(|(_, count)| *count > 0).collect();
         let times = Times::between(&state.handed_out, stats);
@@ -527,13 +527,15 @@ impl Collected {
 }
 
 /// How many of a row are of which class, since the row was made. What they are called may change, see [`words`].
-fn classes(key: &AggregateKey, stats: &AggregateStats) -> [u64; CLASSES] {
+/// `tells_failures`: what unwinds its caller is marked; a host call may also have failed with an exception that the guest has caught.
+fn classes(key: &AggregateKey, stats: &AggregateStats, tells_failures: bool) -> [u64; CLASSES] {
     let rest = stats.count.saturating_sub(stats.failed).saturating_sub(stats.marked);
     match key.kind {
         _ if key.detail == DETAIL_OTHER => [stats.count, 0, 0],
         KIND_INVOCATION => match key.detail & !u32::from(COMPONENT_CALL) {
-            ENDED_BY_FAILED_CALL | ENDED_UNSEEN => [stats.count, 0, 0],
-            ENDED_IN_CALL => [stats.marked, 0, rest],
+            ENDED_UNSEEN => [stats.count, 0, 0],
+            ENDED_BY_FAILED_CALL if !tells_failures => [stats.count, 0, 0],
+            ENDED_BY_FAILED_CALL | ENDED_IN_CALL => [stats.marked, 0, rest],
             ENDED_UNSURE => [stats.failed, stats.marked, rest],
             _ => [stats.failed + stats.marked, 0, rest],
         },

@@ -77,7 +77,7 @@ impl TrapCounters {
 
 /// How invocations fail: traps by wasmtime's kinds, and `host_error` for an error that came from a host function, `exit` for
 /// the one with which WASI ends a program.
-pub const TRAP_KINDS: [&str; 11] = [
+pub const TRAP_KINDS: [&str; 12] = [
     "memory_out_of_bounds",
     "unreachable",
     "integer_division_by_zero",
@@ -88,6 +88,7 @@ pub const TRAP_KINDS: [&str; 11] = [
     "table_out_of_bounds",
     "host_error",
     "exit",
+    "uncaught_exception",
     "other_trap",
 ];
 

@@ -105,6 +105,7 @@ pub fn trap_kind(error: &wasmtime::Error) -> &'static str {
         Some(Trap::UnreachableCodeReached) => "unreachable",
         Some(_) => "other_trap",
         None if error.downcast_ref::<I32Exit>().is_some() => "exit",
+        None if error.is::<wasmtime::ThrownException>() => "uncaught_exception",
         None => "host_error",
     }
 }

@@ -4,7 +4,7 @@ use wasmscope::span::{Outcome, Role, Span, SpanKind};
 use wasmscope_tests::agent::Agent;
 use wasmscope_tests::captured::{Captured, stack_names};
 use wasmscope_tests::environment::Kernel;
-use wasmscope_tests::workload::{Counts, UNREACHABLE, Workload};
+use wasmscope_tests::workload::{Counts, UNCAUGHT_EXCEPTION, UNREACHABLE, Workload};
 
 fn traced(mode: &str) -> (Captured, Counts) {
     let workload = Workload::ready(&[
@@ -41,10 +41,13 @@ fn each_kind_of_trap_ends_the_invocation_that_raised_it() {
                 panic!("{:?}", trace.root)
             };
             let expected = match function.name.as_str() {
-                "ok" | "survive" => Outcome::Ok,
+                "ok" | "survive" | "caught" => Outcome::Ok,
                 "host_error" => Outcome::HostError,
                 "unreachable" => Outcome::Trap {
                     code: UNREACHABLE.to_owned(),
+                },
+                "uncaught_exception" => Outcome::Trap {
+                    code: UNCAUGHT_EXCEPTION.to_owned(),
                 },
                 code => Outcome::Trap { code: code.to_owned() },
             };
@@ -71,6 +74,8 @@ fn a_trap_is_found_in_the_function_that_trapped() {
         ten(&["parse_rule", "memory_out_of_bounds"])
     );
     assert_eq!(traps("unreachable"), ten(&["reject", "unreachable"]));
+    assert_eq!(traps("uncaught_exception"), ten(&["refuse", "uncaught_exception"]));
+    assert_eq!(traps("caught"), [] as [Vec<String>; 0]);
     assert_eq!(
         traps("integer_division_by_zero"),
         ten(&["average", "integer_division_by_zero"])

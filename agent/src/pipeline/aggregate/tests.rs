@@ -12,7 +12,7 @@ fn stats(count: u64, failed: u64, marked: u64) -> AggregateStats {
 }
 
 fn hand_out(state: &mut RowState, key: &AggregateKey, stats: &AggregateStats) -> [u64; CLASSES] {
-    state.hand_out(classes(key, stats), stats.count)
+    state.hand_out(classes(key, stats, true), stats.count)
 }
 
 #[test]
@@ -23,12 +23,15 @@ fn what_was_handed_out_under_one_word_is_not_handed_out_again_under_another() {
         ..AggregateKey::default()
     };
     let mut state = RowState::default();
-    assert_eq!(hand_out(&mut state, &key, &stats(5, 0, 0)), [5, 0, 0]);
+    assert_eq!(hand_out(&mut state, &key, &stats(5, 0, 5)), [5, 0, 0]);
     assert_eq!(words(&key, false, true)[0], "host_error");
     // The import becomes known: only what is new has the new word.
-    assert_eq!(hand_out(&mut state, &key, &stats(7, 0, 0)), [2, 0, 0]);
+    assert_eq!(hand_out(&mut state, &key, &stats(7, 0, 7)), [2, 0, 0]);
     assert_eq!(words(&key, true, true)[0], "exit");
-    assert_eq!(hand_out(&mut state, &key, &stats(7, 0, 0)), [0; CLASSES]);
+    assert_eq!(hand_out(&mut state, &key, &stats(7, 0, 7)), [0; CLASSES]);
+    // One that went on has caught an exception of the host's; where nothing tells which do, all have failed.
+    assert_eq!(classes(&key, &stats(9, 0, 7), true), [7, 0, 2]);
+    assert_eq!(classes(&key, &stats(9, 0, 7), false), [9, 0, 0]);
 }
 
 #[test]
@@ -53,14 +56,14 @@ fn what_may_have_ended_unseen_is_not_guessed() {
         ..AggregateKey::default()
     };
     // Two traps that signals told of, three other failures.
-    assert_eq!(classes(&invocation, &stats(9, 2, 3)), [2, 3, 4]);
+    assert_eq!(classes(&invocation, &stats(9, 2, 3), true), [2, 3, 4]);
     assert_eq!(words(&invocation, false, true), ["trap", "unknown", "ok"]);
     let call = AggregateKey {
         kind: KIND_HOST_CALL,
         detail: CALL_UNFINISHED | u32::from(COMPONENT_CALL),
         ..AggregateKey::default()
     };
-    assert_eq!(classes(&call, &stats(4, 0, 4)), [4, 0, 0]);
+    assert_eq!(classes(&call, &stats(4, 0, 4), true), [4, 0, 0]);
     assert_eq!(words(&call, false, true)[0], "unfinished");
 }
 

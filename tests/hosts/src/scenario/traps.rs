@@ -41,6 +41,7 @@ fn task<'a>(session: &'a mut Session, options: &'a Options) -> TaskFuture<'a> {
                 }
             }
             session.call::<(), ()>(0, "survive", ()).await??;
+            session.call::<(), ()>(0, "caught", ()).await??;
         }
         Ok(())
     })
