@@ -4,14 +4,13 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tracing::{error, info};
 
+use super::failure::Collected;
 use super::stages::Stages;
 use crate::sink::otlp::ExportCounts;
 use crate::sink::otlp_metrics::{LastReading, MetricsExporter};
-use crate::span::Capture;
 
 /// The agent ended as it was told to, and something was not delivered. Not 1, which is a failure that a restart may mend, nor 2, a configuration that
 /// none mends: who stops an agent wants it stopped, and a supervisor that tells the codes apart need not call it a failure (`SuccessExitStatus=3`).
@@ -121,7 +120,7 @@ impl Tally {
 /// The parts that end one after the other.
 pub(super) struct Drain<'a> {
     pub(super) schedule: Schedule,
-    pub(super) collected: &'a mut oneshot::Receiver<anyhow::Result<Capture>>,
+    pub(super) collected: &'a mut Collected,
     pub(super) stage_task: &'a mut JoinHandle<()>,
     pub(super) stages: &'a Stages,
     pub(super) metrics: Option<&'a MetricsExporter>,
@@ -147,7 +146,9 @@ impl Drain<'_> {
                 "all records handled"
             );
         }
-        let _ = tokio::time::timeout_at(traces.into(), self.stage_task).await;
+        if let Ok(Err(error)) = tokio::time::timeout_at(traces.into(), self.stage_task).await {
+            error!(%error, "the stages ended early");
+        }
         self.stages.finish(left(traces)).await;
         let last_reading = match self.metrics {
             // Last, so that it tells of the losses of all others.

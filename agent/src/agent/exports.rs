@@ -108,6 +108,12 @@ impl Exports {
         exporter.as_ref().map_or(0, |exporter| exporter.queued_bytes())
     }
 
+    /// Whether the exporter in force has ended, though nobody has asked it to.
+    pub(super) fn has_panicked(&self) -> bool {
+        let exporter = self.current.load();
+        exporter.as_ref().is_some_and(|exporter| exporter.has_panicked())
+    }
+
     /// Whether traces are exported.
     pub(super) fn is_exporting(&self) -> bool {
         self.current.load().is_some()

@@ -4,6 +4,7 @@ mod collect;
 mod counts;
 mod drain;
 mod exports;
+mod failure;
 mod health;
 mod lock;
 mod logs;
@@ -234,11 +235,12 @@ pub async fn run(loaded: Loaded, sources: Sources, logs: &Logs, set_filter: SetF
                 if health.live().reasons.is_empty() {
                     notify::notify("WATCHDOG=1");
                 }
+                anyhow::ensure!(!stages.exports.has_panicked(), "the task that exports traces panicked");
+                let has_panicked = metrics_exporter.as_ref().is_some_and(MetricsExporter::has_panicked);
+                anyhow::ensure!(!has_panicked, "the task that exports metrics panicked");
             }
-            result = &mut collected => {
-                result.context("the event loop panicked")?.context("the event loop ended")?;
-                anyhow::bail!("the event loop ended");
-            }
+            result = &mut collected => return Err(failure::of_event_loop(result)),
+            result = &mut stage_task => return Err(failure::of_stages(result, &mut collected).await),
         }
     }
 

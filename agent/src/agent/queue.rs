@@ -65,7 +65,9 @@ impl TraceSender {
         } else {
             match self.sender.try_send(trace) {
                 Ok(()) => return Ok(()),
-                Err(TrySendError::Full(trace) | TrySendError::Closed(trace)) => (Box::new(trace), "queue_full"),
+                Err(TrySendError::Full(trace)) => (Box::new(trace), "queue_full"),
+                // The stages have panicked, and the agent is about to end.
+                Err(TrySendError::Closed(trace)) => (Box::new(trace), "queue_closed"),
             }
         };
         self.waiting.0.fetch_sub(byte_count, Ordering::Relaxed);
@@ -125,5 +127,14 @@ mod tests {
         let (given_back, reason) = sender.offer(large(1)).unwrap_err();
         assert_eq!((given_back.root.children.len(), reason), (1, "queue_full"));
         assert_eq!(waiting.byte_count(), 3 * large(1).estimated_bytes() as u64);
+    }
+
+    #[test]
+    fn stages_that_are_gone_are_not_a_full_queue() {
+        let (sender, receiver, waiting) = queue(3, usize::MAX);
+        drop(receiver);
+        let (given_back, reason) = sender.offer(large(1)).unwrap_err();
+        assert_eq!((given_back.root.children.len(), reason), (1, "queue_closed"));
+        assert_eq!((waiting.byte_count(), sender.depth()()), (0, 0));
     }
 }

@@ -305,6 +305,12 @@ impl Exporter {
         self.counters.waiting_bytes.load(Ordering::Relaxed) as u64
     }
 
+    /// Whether the task has ended before [`Self::shutdown`] was called. All that it had and is offered from then on is lost.
+    pub fn has_panicked(&self) -> bool {
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
+        task.as_ref().is_some_and(JoinHandle::is_finished)
+    }
+
     /// What became of the traces so far; those not counted yet are waiting or under way.
     pub fn counts(&self) -> ExportCounts {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -336,8 +342,17 @@ impl Exporter {
             && let Err(error) = task.await
         {
             error!(%error, "the export task ended early");
+            self.lose_the_rest();
         }
         self.counts()
+    }
+
+    /// Nobody is left who could count what was in the queue or under way.
+    fn lose_the_rest(&self) {
+        let counts = self.counts();
+        let rest = counts.offered.saturating_sub(counts.exported + counts.lost());
+        self.counters.shutdown.fetch_add(rest, Ordering::Relaxed);
+        self.counters.waiting_bytes.store(0, Ordering::Relaxed);
     }
 }
 
@@ -611,5 +626,45 @@ async fn time_is_over(stopped: &mut watch::Receiver<Option<Instant>>) {
             },
             None => changed.await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sink::testing::{invoke, trace};
+
+    #[tokio::test]
+    async fn a_panic_of_the_task_is_seen_and_what_it_had_is_lost_and_counted() {
+        let anchor = ClockAnchor {
+            monotonic_ns: 0,
+            unix_ns: 0,
+        };
+        let config = ExporterConfig {
+            // Longer than the test: what is offered stays where it is.
+            batch_delay: Duration::from_hours(1),
+            ..ExporterConfig::default()
+        };
+        let exporter = Exporter::start(&config, anchor).unwrap();
+        for at in 0..3 {
+            assert!(exporter.offer(Arc::new(trace(invoke("run", at, at + 1)))));
+        }
+        assert!(!exporter.has_panicked());
+        // In its place, with all that it has.
+        let panicking = tokio::spawn(async { panic!("on purpose") });
+        let running = exporter.task.lock().unwrap().replace(panicking).unwrap();
+        running.abort();
+        assert!(running.await.unwrap_err().is_cancelled());
+        while !exporter.has_panicked() {
+            tokio::task::yield_now().await;
+        }
+        assert!(!exporter.offer(Arc::new(trace(invoke("run", 4, 5)))));
+        let counts = exporter.shutdown(Duration::from_hours(1)).await;
+        let lost = ExportCounts {
+            offered: 4,
+            lost_shutdown: 4,
+            ..ExportCounts::default()
+        };
+        assert_eq!((counts, exporter.queued_bytes()), (lost, 0));
     }
 }

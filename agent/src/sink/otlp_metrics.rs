@@ -105,6 +105,12 @@ impl MetricsExporter {
         self.counters.sent.load(Ordering::Relaxed)
     }
 
+    /// Whether the task has ended before [`Self::shutdown`] was called: nothing is sent any more.
+    pub fn has_panicked(&self) -> bool {
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
+        task.as_ref().is_some_and(JoinHandle::is_finished)
+    }
+
     /// Data points that did not arrive, in the vocabulary that all layers share; none with a count of zero.
     pub fn losses(&self) -> Vec<Loss> {
         [
