@@ -121,8 +121,7 @@ impl Exports {
 
     /// Decides on a trace, and hands it over; never waits. Whether an exporter has taken it.
     pub(super) fn offer(&self, trace: Arc<Trace>) -> bool {
-        let exporter = self.current.load();
-        let Some(exporter) = &*exporter else {
+        let Some(exporter) = self.current.load_full() else {
             return false;
         };
         let decision = lock(&self.sampler).decide(&trace);
@@ -131,7 +130,22 @@ impl Exports {
                 decision: decision.as_str(),
             })
             .inc();
-        decision.is_kept() && exporter.offer(trace)
+        decision.is_kept() && self.hand_over(exporter, trace)
+    }
+
+    /// To `exporter`, or to the one that has replaced it meanwhile.
+    fn hand_over(&self, mut exporter: Arc<Exporter>, mut trace: Arc<Trace>) -> bool {
+        loop {
+            trace = match exporter.try_offer(trace) {
+                Ok(is_taken) => return is_taken,
+                Err(trace) => trace,
+            };
+            match self.current.load_full() {
+                Some(next) if !Arc::ptr_eq(&next, &exporter) => exporter = next,
+                // Nobody is left who would take it: it counts as lost.
+                _ => return exporter.offer(trace),
+            }
+        }
     }
 
     /// Makes what a new configuration needs: where traces go or wait is changed by a new exporter. Nothing has changed yet.
@@ -179,9 +193,15 @@ impl Exports {
         let current = self.current.load().as_ref().map(|exporter| exporter.counts());
         while retired.tasks.try_join_next().is_some() {}
         if retired.tasks.is_empty() && !retired.is_finishing {
-            let ended: Vec<_> = retired.exporters.drain(..).map(|exporter| exporter.counts()).collect();
-            let sum = retired.counts.drain(..).chain(ended).sum();
-            retired.counts.push(sum);
+            let Retired { counts, exporters, .. } = &mut *retired;
+            for exporter in std::mem::take(exporters) {
+                match Arc::try_unwrap(exporter) {
+                    Ok(ended) => counts.push(ended.counts()),
+                    // Somebody is still about to offer it a trace.
+                    Err(exporter) => exporters.push(exporter),
+                }
+            }
+            *counts = vec![counts.drain(..).sum()];
         }
         let running = retired.exporters.iter().map(|exporter| exporter.counts());
         retired.counts.iter().copied().chain(running).chain(current).sum()
@@ -230,9 +250,58 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use axum::Router;
+    use axum::routing::post;
+    use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+    use prost::Message as _;
+
     use super::*;
     use crate::sampling::SamplingConfig;
     use crate::sink::testing::{invoke, trace};
+
+    /// A collector that takes everything.
+    struct Receiver {
+        endpoint: String,
+        span_count: Arc<AtomicU64>,
+    }
+
+    impl Receiver {
+        async fn start() -> Self {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let endpoint = format!("http://{}", listener.local_addr().unwrap());
+            let span_count = Arc::new(AtomicU64::new(0));
+            let counted = Arc::clone(&span_count);
+            let take = move |body: axum::body::Bytes| {
+                let request = ExportTraceServiceRequest::decode(body).unwrap();
+                let scopes = request.resource_spans.iter().flat_map(|resource| &resource.scope_spans);
+                let count: usize = scopes.map(|scope| scope.spans.len()).sum();
+                counted.fetch_add(count as u64, Ordering::SeqCst);
+                std::future::ready(())
+            };
+            let router = Router::new().route("/v1/traces", post(take));
+            tokio::spawn(async move { axum::serve(listener, router).await });
+            Self { endpoint, span_count }
+        }
+
+        fn span_count(&self) -> u64 {
+            self.span_count.load(Ordering::SeqCst)
+        }
+
+        /// Everything goes to it.
+        fn config(&self) -> TracesConfig {
+            let mut config = TracesConfig {
+                queue_traces: 1_000_000,
+                queue_mib: 4_096,
+                ..TracesConfig::default()
+            };
+            config.target.endpoint = Some(self.endpoint.clone());
+            config.sampling.traces_per_second = 1e9;
+            config.sampling.burst = 1e9;
+            config
+        }
+    }
 
     fn config(endpoint: Option<&str>) -> TracesConfig {
         let mut config = TracesConfig::default();
@@ -275,6 +344,79 @@ mod tests {
             (12, 12),
             "{counts:?}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_trace_on_its_way_to_an_exporter_that_is_replaced_goes_to_the_next() {
+        let one = || Arc::new(trace(invoke("run", 1, 2)));
+        let (first, second) = (Receiver::start().await, Receiver::start().await);
+        let exports = Exports::start(&first.config(), "", anchor()).unwrap();
+        let old = exports.current.load_full().unwrap();
+        reconfigure(&exports, &second.config()).unwrap();
+        let mut taken = 0;
+        while old.try_offer(one()).is_ok() {
+            taken += 1;
+            tokio::task::yield_now().await;
+        }
+        assert!(exports.hand_over(Arc::clone(&old), one()));
+        let last = exports.current.load_full().unwrap();
+        reconfigure(&exports, &config(None)).unwrap();
+        let mut taken_by_last = 1;
+        while last.try_offer(one()).is_ok() {
+            taken_by_last += 1;
+            tokio::task::yield_now().await;
+        }
+        // None is left: neither takes it, and it is counted though both have been replaced.
+        let all = taken + taken_by_last;
+        while exports.counts().exported < all {
+            tokio::task::yield_now().await;
+        }
+        assert!(!exports.hand_over(old, one()) && !exports.hand_over(last, one()));
+        let counts = exports.finish(Duration::from_secs(30)).await;
+        let expected = ExportCounts {
+            offered: all + 2,
+            exported: all,
+            lost_shutdown: 2,
+            ..ExportCounts::default()
+        };
+        assert_eq!(counts, expected);
+        assert_eq!((first.span_count(), second.span_count()), (taken, taken_by_last));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn no_trace_is_lost_between_two_collectors_however_often_the_agent_is_told_to_use_the_other() {
+        const RELOADS: u64 = 20;
+        const OFFERS: u64 = 1_000;
+        let receivers = [Receiver::start().await, Receiver::start().await];
+        let exports = Arc::new(Exports::start(&receivers[0].config(), "", anchor()).unwrap());
+        let offered = Arc::new(AtomicU64::new(0));
+        let offering = {
+            let (exports, offered) = (Arc::clone(&exports), Arc::clone(&offered));
+            tokio::task::spawn_blocking(move || {
+                for i in 0..RELOADS * OFFERS {
+                    assert!(exports.offer(Arc::new(trace(invoke("run", i, i + 1)))));
+                    offered.fetch_add(1, Ordering::SeqCst);
+                }
+            })
+        };
+        for reload in 0..RELOADS {
+            while offered.load(Ordering::SeqCst) < reload * OFFERS {
+                tokio::task::yield_now().await;
+            }
+            let next = &receivers[(reload as usize + 1) % 2];
+            reconfigure(&exports, &next.config()).unwrap();
+        }
+        offering.await.unwrap();
+        let counts = exports.finish(Duration::from_secs(30)).await;
+        let expected = ExportCounts {
+            offered: RELOADS * OFFERS,
+            exported: RELOADS * OFFERS,
+            ..ExportCounts::default()
+        };
+        assert_eq!(counts, expected);
+        let spans = receivers.each_ref().map(Receiver::span_count);
+        assert_eq!(spans[0] + spans[1], RELOADS * OFFERS);
+        assert!(spans[0] > 0 && spans[1] > 0, "{spans:?}");
     }
 
     #[tokio::test]

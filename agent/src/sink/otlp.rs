@@ -27,6 +27,7 @@ use opentelemetry_otlp::{Compression, RetryPolicy, SpanExporter, WithExportConfi
 use opentelemetry_sdk::trace::{SpanData, SpanExporter as _};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -258,31 +259,38 @@ impl Exporter {
         })
     }
 
-    /// Hands a trace over; never waits. A full queue loses it, and counts. Whether it was taken.
+    /// Hands a trace over; never waits. A full queue loses it, and counts, and so does one that is shut down. Whether it was taken.
     pub fn offer(&self, trace: Arc<Trace>) -> bool {
+        self.try_offer(trace).unwrap_or_else(|_| {
+            self.counters.offered.fetch_add(1, Ordering::Relaxed);
+            self.counters.shutdown.fetch_add(1, Ordering::Relaxed);
+            false
+        })
+    }
+
+    /// As [`Self::offer`], but gives the trace back if the exporter is shut down, and then counts nothing.
+    pub fn try_offer(&self, trace: Arc<Trace>) -> Result<bool, Arc<Trace>> {
+        // With room, the trace is sent even if the exporter is shut down meanwhile.
+        let room = match self.queue.try_reserve() {
+            Ok(room) => Some(room),
+            Err(TrySendError::Full(())) => None,
+            Err(TrySendError::Closed(())) => return Err(trace),
+        };
         self.counters.offered.fetch_add(1, Ordering::Relaxed);
         let byte_count = trace.estimated_bytes();
         let before = self.counters.waiting_bytes.fetch_add(byte_count, Ordering::Relaxed);
-        if before > 0 && before + byte_count > self.max_bytes {
-            self.counters.waiting_bytes.fetch_sub(byte_count, Ordering::Relaxed);
-            self.counters.queue_bytes.fetch_add(1, Ordering::Relaxed);
-            self.overflows();
-            return false;
-        }
-        let Err(refused) = self.queue.try_send((trace, byte_count)) else {
-            return true;
+        let lost = match room {
+            _ if before > 0 && before + byte_count > self.max_bytes => &self.counters.queue_bytes,
+            None => &self.counters.queue_full,
+            Some(room) => {
+                room.send((trace, byte_count));
+                return Ok(true);
+            }
         };
         self.counters.waiting_bytes.fetch_sub(byte_count, Ordering::Relaxed);
-        match refused {
-            mpsc::error::TrySendError::Full(_) => {
-                self.counters.queue_full.fetch_add(1, Ordering::Relaxed);
-                self.overflows();
-            }
-            mpsc::error::TrySendError::Closed(_) => {
-                self.counters.shutdown.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-        false
+        lost.fetch_add(1, Ordering::Relaxed);
+        self.overflows();
+        Ok(false)
     }
 
     fn overflows(&self) {
