@@ -97,7 +97,8 @@ impl PlaceStage {
             let Some(held) = self.held.pop_front() else { break };
             byte_count -= held.byte_count;
             self.places.count("hold", "overflow");
-            ready.push(held.trace);
+            let so_far = self.places.named(&held.trace.process.place);
+            ready.push(self.filled(held.trace, so_far));
         }
         ready
     }

@@ -142,15 +142,16 @@ async fn a_kubelet_at_an_ipv6_address_is_asked() {
 
 #[tokio::test]
 async fn a_stage_that_is_full_lets_the_oldest_go_and_counts() {
-    // Nobody answers on this port in time: the socket listens and never accepts.
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
+    let url = serve(Router::new().route("/pods", get(|| async { Json(pods()) }))).await;
     let places = Places::with_sources(&quiet(), Some(kubelet(url)), None);
+    // The pod is known, and its new container, which has just been started, is not.
+    let started = place("c2");
+    places.resolve(&started).await;
     let mut stage = PlaceStage::new(places.clone(), 3);
     let traces = (0..5).map(|_| {
         let mut trace = testing::trace(testing::invoke("run", 1, 2));
         let process = crate::span::Process {
-            place: place(ID),
+            place: started.clone(),
             ..crate::span::Process::clone(&trace.process)
         };
         trace.process = Arc::new(process);
@@ -159,6 +160,14 @@ async fn a_stage_that_is_full_lets_the_oldest_go_and_counts() {
     let through = stage.pass(traces.collect());
     assert_eq!((through.len(), stage.held_count()), (2, 3));
     assert!(places.counts().contains(&("hold", "overflow", 2)));
+    // They go with what is known by now.
+    for trace in through {
+        let place = &trace.process.place;
+        assert_eq!(
+            (place.pod_name.as_deref(), place.container_name.as_deref()),
+            (Some("edge"), None)
+        );
+    }
     // At the end nobody waits longer than there is time, though the traces might.
     assert_eq!(stage.finish(Instant::now()).await.len(), 3);
     assert!(places.counts().contains(&("hold", "shutdown", 3)));
