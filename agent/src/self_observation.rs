@@ -300,7 +300,7 @@ impl SelfObservation {
         let mut family = self::family(
             encoder,
             "wasmscope_queue_depth",
-            "What waits in each queue",
+            "What waits in each queue; in export until a collector has answered",
             MetricType::Gauge,
         )?;
         for (name, depth) in queues.iter() {

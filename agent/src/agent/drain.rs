@@ -100,13 +100,12 @@ impl Tally {
         let before = self.exports;
         let through = transit.through.load(Ordering::Relaxed);
         let staged = transit.made.load(Ordering::Relaxed) - self.transit_lost;
-        let unsent = now.offered.saturating_sub(now.exported + now.lost());
         let lost = [
             ("not_staged", staged.saturating_sub(through)),
             ("queue_full", now.lost_queue_full - before.lost_queue_full),
             ("queue_bytes", now.lost_queue_bytes - before.lost_queue_bytes),
             ("export_failed", now.lost_export_failed - before.lost_export_failed),
-            ("shutdown", now.lost_shutdown - before.lost_shutdown + unsent),
+            ("shutdown", now.lost_shutdown - before.lost_shutdown + now.waiting()),
         ];
         Delivery {
             delivered: now.exported - before.exported,

@@ -1,5 +1,6 @@
 //! Traces on their way to the collector: which of them, and to which collector while the configuration changes.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -34,6 +35,7 @@ pub(super) struct Exports {
     current: ArcSwapOption<Exporter>,
     sampler: Mutex<Sampler>,
     sampled: Sampled,
+    exported: Counter,
     config: Mutex<TracesConfig>,
     retired: Mutex<Retired>,
 }
@@ -86,6 +88,7 @@ impl Exports {
             current: ArcSwapOption::new(start(config, node_name, clock)?),
             sampler: Mutex::new(Sampler::new(config.sampling.clone())),
             sampled: no_decisions(),
+            exported: Counter::default(),
             config: Mutex::new(config.clone()),
             retired: Mutex::default(),
         })
@@ -96,16 +99,29 @@ impl Exports {
         self.sampled.clone()
     }
 
-    /// How many traces wait to be sent.
-    pub(super) fn queued_count(&self) -> u64 {
-        let exporter = self.current.load();
-        exporter.as_ref().map_or(0, |exporter| exporter.queued_count())
+    /// `wasmscope_traces_exported_total`, to be registered.
+    pub(super) fn exported(&self) -> Counter {
+        self.exported.clone()
     }
 
-    /// Estimated memory of those that wait or are under way, bytes.
-    pub(super) fn queued_bytes(&self) -> u64 {
-        let exporter = self.current.load();
-        exporter.as_ref().map_or(0, |exporter| exporter.queued_bytes())
+    /// Brings the counter up to date. What all exporters have counted by then.
+    pub(super) fn count_exported(&self) -> ExportCounts {
+        let counts = self.counts();
+        self.exported.inner().fetch_max(counts.exported, Ordering::Relaxed);
+        counts
+    }
+
+    /// How many traces were kept and have not been heard of since.
+    pub(super) fn waiting_count(&self) -> u64 {
+        self.counts().waiting()
+    }
+
+    /// Estimated memory of those, bytes.
+    pub(super) fn waiting_bytes(&self) -> u64 {
+        let retired = lock(&self.retired);
+        let current = self.current.load_full();
+        let exporters = retired.exporters.iter().chain(&current);
+        exporters.map(|exporter| exporter.queued_bytes()).sum()
     }
 
     /// Whether the exporter in force has ended, though nobody has asked it to.
@@ -250,7 +266,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::AtomicU64;
 
     use axum::Router;
     use axum::routing::post;

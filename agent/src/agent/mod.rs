@@ -98,7 +98,7 @@ pub async fn run(loaded: Loaded, sources: Sources, logs: &Logs, set_filter: SetF
         .register_collector(Box::new(InventoryCollector(inventory.clone())));
     // The file goes with this.
     let _features = FeaturesFile::start(&start.inventory, inventory.clone()).context("cannot write features")?;
-    let own = OwnMetrics::register(metrics.registry_mut(), exports.sampled());
+    let own = OwnMetrics::register(metrics.registry_mut(), exports.sampled(), exports.exported());
     let metrics = Arc::new(metrics);
     // What is wrong with it is told before anything is probed.
     let metrics_exporter = start_metrics_exporter(&start, clock, &metrics)?;
@@ -191,8 +191,8 @@ pub async fn run(loaded: Loaded, sources: Sources, logs: &Logs, set_filter: SetF
     let running_stages = Arc::clone(&stages);
     let (held, exporting, sending) = (Arc::clone(&stages), Arc::clone(&stages), Arc::clone(&stages));
     observation.add_queue("place", move || held.held_count());
-    observation.add_queue("export", move || exporting.exports.queued_count());
-    observation.add_queue_bytes("export", move || sending.exports.queued_bytes());
+    observation.add_queue("export", move || exporting.exports.waiting_count());
+    observation.add_queue_bytes("export", move || sending.exports.waiting_bytes());
     let max_held = start.kubernetes.max_held;
     // Half, so that names that do not come take no room from traces that need none.
     let mut stage_task =

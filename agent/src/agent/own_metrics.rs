@@ -10,7 +10,7 @@ use super::exports::{Sampled, no_decisions};
 
 /// All of them with their series, for the reference of metrics.
 pub(crate) fn register_examples(registry: &mut Registry) {
-    OwnMetrics::register(registry, no_decisions());
+    OwnMetrics::register(registry, no_decisions(), Counter::default());
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -33,7 +33,7 @@ pub(super) struct OwnMetrics {
 
 impl OwnMetrics {
     /// With what is known from the start.
-    pub(super) fn register(registry: &mut Registry, sampled: Sampled) -> Self {
+    pub(super) fn register(registry: &mut Registry, sampled: Sampled, exported: Counter) -> Self {
         let build = Family::<Build, Gauge>::default();
         build
             .get_or_create(&Build {
@@ -55,6 +55,11 @@ impl OwnMetrics {
             "wasmscope_traces_sampled",
             "Traces by whether they are exported; none are counted while there is no collector",
             sampled,
+        );
+        registry.register(
+            "wasmscope_traces_exported",
+            "Traces that a collector has taken",
+            exported,
         );
         let log_lines_dropped = Counter::default();
         registry.register(

@@ -126,7 +126,7 @@ impl Stages {
 
     fn count_losses(&self) {
         self.metrics.set_pod_resolutions(&self.places.counts());
-        for loss in self.exports.counts().losses() {
+        for loss in self.exports.count_exported().losses() {
             self.metrics.set_loss_total(&loss);
         }
     }

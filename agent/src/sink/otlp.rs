@@ -153,6 +153,11 @@ pub struct ExportCounts {
 }
 
 impl ExportCounts {
+    /// Traces that wait or are under way.
+    pub fn waiting(&self) -> u64 {
+        self.offered.saturating_sub(self.exported + self.lost())
+    }
+
     /// Traces lost, for whatever reason.
     pub fn lost(&self) -> u64 {
         self.lost_queue_full + self.lost_queue_bytes + self.lost_export_failed + self.lost_shutdown
@@ -303,11 +308,6 @@ impl Exporter {
         }
     }
 
-    /// How many traces wait to be sent.
-    pub fn queued_count(&self) -> u64 {
-        (self.queue.max_capacity() - self.queue.capacity()) as u64
-    }
-
     /// Estimated memory of the traces that wait or are under way, bytes.
     pub fn queued_bytes(&self) -> u64 {
         self.counters.waiting_bytes.load(Ordering::Relaxed) as u64
@@ -357,8 +357,7 @@ impl Exporter {
 
     /// Nobody is left who could count what was in the queue or under way.
     fn lose_the_rest(&self) {
-        let counts = self.counts();
-        let rest = counts.offered.saturating_sub(counts.exported + counts.lost());
+        let rest = self.counts().waiting();
         self.counters.shutdown.fetch_add(rest, Ordering::Relaxed);
         self.counters.waiting_bytes.store(0, Ordering::Relaxed);
     }

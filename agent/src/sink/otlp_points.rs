@@ -11,7 +11,7 @@ use super::otlp_starts::Starts;
 use crate::metrics::snapshot::{Exemplar, Family, Kind, Labels, Number, Value};
 
 /// Units of the families whose names do not end in what they count.
-const UNITS: [(&str, &str); 8] = [
+const UNITS: [(&str, &str); 9] = [
     ("wasmscope_events_lost", "{event}"),
     ("wasmscope_log_lines_dropped", "{line}"),
     ("wasmscope_queue_depth", "{trace}"),
@@ -19,6 +19,7 @@ const UNITS: [(&str, &str); 8] = [
     ("wasmscope_records_delivered", "{record}"),
     ("wasmscope_records_emitted", "{record}"),
     ("wasmscope_series_overflow", "{observation}"),
+    ("wasmscope_traces_exported", "{trace}"),
     ("wasmscope_traces_sampled", "{trace}"),
 ];
 

@@ -75,11 +75,56 @@ impl Node {
         }
     }
 
+    /// Waits until of so many traces that were kept so many have been taken by a collector, are lost on the way to it, and wait.
+    pub(crate) fn settles(&self, python: &Path, kept: u64, [exported, lost, waiting]: [u64; 3]) {
+        assert_eq!(kept, exported + lost + waiting);
+        let begun = std::time::Instant::now();
+        loop {
+            let samples = self.scrape(python);
+            let decisions = sums(&samples, "wasmscope_traces_sampled_total", "decision");
+            let now_kept: u64 = ["kept", "parent_kept", "failed_kept"]
+                .map(|kept| decisions[kept])
+                .iter()
+                .sum();
+            let now_exported: u64 = sums(&samples, "wasmscope_traces_exported_total", "").values().sum();
+            let mut losses = lost_on_export(&samples);
+            // Of traces that were taken.
+            losses.remove("spans_rejected");
+            let now_lost: u64 = losses.values().sum();
+            let now_waiting = sums(&samples, "wasmscope_queue_depth", "queue")["export"];
+            if (now_kept, now_exported, now_lost, now_waiting) == (kept, exported, lost, waiting) {
+                return;
+            }
+            assert!(
+                begun.elapsed() < *DEADLINE,
+                "of {now_kept} traces {now_exported} exported, {now_waiting} waiting, lost: {losses:?}"
+            );
+        }
+    }
+
+    /// Starts a workload that works when it is told to, and waits until the agent has looked at it.
+    pub(crate) fn ready(&self, python: &Path, arguments: &[&str]) -> Workload {
+        let looks = self.looks(python);
+        let workload = Workload::ready(arguments);
+        let begun = std::time::Instant::now();
+        while self.looks(python) == looks {
+            assert!(begun.elapsed() < *DEADLINE, "the agent does not look at a new process");
+        }
+        workload
+    }
+
     /// Times that a process has been looked at.
     pub(crate) fn looks(&self, python: &Path) -> u64 {
         let kinds = self.sums(python, "wasmscope_events_total", "kind");
         kinds.get("process").copied().unwrap_or(0)
     }
+}
+
+/// What was lost on the way to the collector, by reason.
+pub(crate) fn lost_on_export(samples: &[Sample]) -> Numbers {
+    let of_layer = |sample: &&Sample| sample.labels.get("layer").is_some_and(|layer| layer == "export");
+    let losses: Vec<_> = samples.iter().filter(of_layer).cloned().collect();
+    sums(&losses, "wasmscope_events_lost_total", "reason")
 }
 
 fn command(directory: &Path, variables: &[(&str, &str)]) -> std::process::Command {
@@ -136,21 +181,18 @@ async fn an_agent_counts_what_ran_before_and_after_it_survives_reloads_and_deliv
 
     let mut counted: Counts = before.run();
     // It works once the agent has looked at it, and its rows are read while it lives: so none of its calls is missed, and all can be named.
-    let looks = node.looks(python);
-    let mut holding = Workload::ready(&["--calls", "10", "--repeat", "2", "--hold"]);
-    let begun = std::time::Instant::now();
-    while node.looks(python) == looks {
-        assert!(begun.elapsed() < *DEADLINE, "the agent does not look at a new process");
-    }
+    let mut holding = node.ready(python, &["--calls", "10", "--repeat", "2", "--hold"]);
     holding.0.send_line();
     let after = Counts::among([holding.0.stdout_line(|line| line.starts_with("{\"scenario\"")).as_str()]);
     add(&mut counted.host_calls, after.host_calls);
     node.wait_for(python, "wasm_host_calls_total", "import", &counted.host_calls);
     holding.0.finish().succeeded();
+    add(&mut counted.invocations, after.invocations);
+    let made = counted.invocations.values().sum();
+    node.settles(python, made, [made, 0, 0]);
 
     node.agent.signal(Signal::TERM);
     node.agent.finish().succeeded();
-    add(&mut counted.invocations, after.invocations);
     for (call, numbers) in after.syscalls_by_host_call {
         add(counted.syscalls_by_host_call.entry(call).or_default(), numbers);
     }

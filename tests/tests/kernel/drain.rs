@@ -39,6 +39,7 @@ async fn stuck(receiver: &Receiver, python: &std::path::Path, deadline: &str) ->
         &Numbers::from(sampled),
     );
     receiver.wait_for(|received| !received.is_empty()).await;
+    node.settles(python, made, [0, 0, made]);
     receiver.wait_for_metrics(|received| !received.is_empty()).await;
     (node, made)
 }
