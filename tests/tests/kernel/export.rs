@@ -20,7 +20,7 @@ const ARGUMENTS: [&str; 10] = [
     "3",
 ];
 
-fn text<'a>(span: &'a Span, key: &str) -> Option<&'a str> {
+pub(crate) fn text<'a>(span: &'a Span, key: &str) -> Option<&'a str> {
     match attribute(span, key)? {
         Value::StringValue(text) => Some(text),
         _ => None,

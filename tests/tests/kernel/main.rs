@@ -37,6 +37,7 @@ mod python;
 mod replay;
 mod rows;
 mod runwasi;
+mod sampling;
 mod scrape;
 mod soak;
 mod stripped;
