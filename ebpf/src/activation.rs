@@ -17,7 +17,7 @@ use crate::{
 /// Stacks are smaller than this.
 pub const MAX_STACK_BYTES: u64 = 64 << 20;
 
-/// Set in the result of [`walk`] when the chain did not end at the entry frame.
+/// Set in the result of [`walk`] and [`walk_from_exit`] when the chain did not end at the entry frame.
 pub const TRUNCATED: u64 = 1 << 32;
 
 /// The activation on top of the current thread, 0 if there is none.
@@ -37,31 +37,40 @@ pub fn top(thread: &Thread) -> u64 {
 /// stack is further away.
 #[inline(never)]
 pub fn innermost(thread: *mut Thread, config: *const ProcessConfig, stack_pointer: u64, except: u32) -> u64 {
-    // SAFETY: both point into map values; the thread's is used by this program alone.
-    let (thread, config) = unsafe { (&mut *thread, &*config) };
     let mut nearest = u64::MAX;
     let mut found = 0;
-    let mut copy = 0usize;
+    let mut copy = 0;
     while copy < MAX_COPIES {
-        let index = copy as u32;
-        let slot = match thread.copies[copy].slot {
-            0 => slot_address(&config.copies[copy]),
-            slot => slot,
-        };
-        thread.copies[copy].slot = slot;
-        copy += 1;
-        if slot == 0 || index == except {
-            continue;
-        }
-        let activation = read_user_word(slot).unwrap_or(0) & !1;
+        let activation = top_of_copy(thread, config, copy, except);
         let distance = activation.wrapping_sub(stack_pointer);
         if activation != 0 && distance < nearest {
             nearest = distance;
             found = activation;
-            thread.innermost = index;
+            // SAFETY: a map value, used by this program alone.
+            unsafe { (*thread).innermost = copy as u32 };
         }
+        copy += 1;
     }
     found
+}
+
+/// The activation of one copy of the runtime on top of the current thread, 0 if there is none or it is `except`.
+///
+/// A function of its own, as the loop around it would else be entered in its middle: Linux before 6.3 refuses that.
+#[inline(never)]
+fn top_of_copy(thread: *mut Thread, config: *const ProcessConfig, copy: usize, except: u32) -> u64 {
+    // SAFETY: both point into map values; the thread's is used by this program alone.
+    let (thread, config) = unsafe { (&mut *thread, &*config) };
+    let index = copy & (MAX_COPIES - 1);
+    let slot = match thread.copies[index].slot {
+        0 => slot_address(&config.copies[index]),
+        slot => slot,
+    };
+    thread.copies[index].slot = slot;
+    if slot == 0 || copy as u32 == except {
+        return 0;
+    }
+    read_user_word(slot).unwrap_or(0) & !1
 }
 
 /// Which of two activations, one of which may be 0, is the inner one.
@@ -160,6 +169,12 @@ fn is_call_return(address: u64, thread: &Thread) -> bool {
 /// `frames`, or'ed with [`TRUNCATED`]. `stack_pointer` is the thread's.
 #[inline(always)]
 pub fn walk_from_exit(thread: &mut Thread, frames: &mut [u64; MAX_FRAMES], stack_pointer: u64) -> u64 {
+    let walked = follow_from_exit(thread, frames, stack_pointer);
+    thread.forget(walked)
+}
+
+#[inline(always)]
+fn follow_from_exit(thread: &mut Thread, frames: &mut [u64; MAX_FRAMES], stack_pointer: u64) -> u64 {
     let base = thread.limits.exit_fp;
     // What lies below the stack pointer is dead: the fields are those of frames that have been left, as after a trap or
     // between the end of a nested activation and the restoring of its caller's fields.
@@ -188,7 +203,7 @@ pub fn walk_from_exit(thread: &mut Thread, frames: &mut [u64; MAX_FRAMES], stack
             count(Counter::NoGuestFrames);
             return 0;
         }
-        return walk(thread, frames, base, window);
+        return follow(thread, frames, base, window);
     }
     // The trampoline's own frame: its return address is the exit pc, which proves that the fields are fresh. They are not
     // before the guest's first exit, nor when it was left by a signal.
@@ -197,16 +212,22 @@ pub fn walk_from_exit(thread: &mut Thread, frames: &mut [u64; MAX_FRAMES], stack
         return 0;
     }
     let fp = thread.frame.caller_fp;
-    walk(thread, frames, fp, window)
+    follow(thread, frames, fp, window)
 }
 
 /// No address is this close above it.
-pub const NO_WINDOW: u64 = u64::MAX;
+const NO_WINDOW: u64 = u64::MAX;
 
-/// Walks from the frame pointer of the function that `frames[0]` lies in. `window` is the address that `thread.window`
-/// was read from.
+/// Walks from the frame pointer of the function that `frames[0]` lies in. The answer is as of [`walk_from_exit`].
 #[inline(always)]
-pub fn walk(thread: &mut Thread, frames: &mut [u64; MAX_FRAMES], mut fp: u64, window: u64) -> u64 {
+pub fn walk(thread: &mut Thread, frames: &mut [u64; MAX_FRAMES], fp: u64) -> u64 {
+    let walked = follow(thread, frames, fp, NO_WINDOW);
+    thread.forget(walked)
+}
+
+/// As [`walk`]; `window` is the address that `thread.window` was read from.
+#[inline(always)]
+fn follow(thread: &mut Thread, frames: &mut [u64; MAX_FRAMES], mut fp: u64, window: u64) -> u64 {
     let entry_fp = thread.limits.entry_fp;
     let mut used = 1usize;
     while used < MAX_FRAMES {

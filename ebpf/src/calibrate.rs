@@ -49,6 +49,13 @@ pub const UNKNOWN: u64 = 1;
 /// Only one program searches static TLS: the verifier has to follow the whole search in every program that contains it.
 #[inline(always)]
 pub fn calibrate<const SEARCH: bool>(thread: *mut Thread, config: *mut ProcessConfig, stack_pointer: u64) -> u64 {
+    let answer = try_to_calibrate::<SEARCH>(thread, config, stack_pointer);
+    // SAFETY: a map value, used by this program alone.
+    unsafe { (*thread).forget(answer) }
+}
+
+#[inline(always)]
+fn try_to_calibrate<const SEARCH: bool>(thread: *mut Thread, config: *mut ProcessConfig, stack_pointer: u64) -> u64 {
     // SAFETY: both point into map values; the thread's is used by this program alone, and racing writers of the config
     // write the same values.
     let (thread, config) = unsafe { (&mut *thread, &mut *config) };
@@ -66,12 +73,14 @@ pub fn calibrate<const SEARCH: bool>(thread: *mut Thread, config: *mut ProcessCo
     let mut attempt = 0;
     while attempt < attempts {
         attempt += 1;
-        let slot = candidate::<SEARCH>(thread, config, copy, stack_pointer);
+        let candidate = candidate::<SEARCH>(thread, config, copy, stack_pointer);
+        let slot = thread.forget(candidate);
         if slot <= UNDECIDED {
             // If judging all took more than this call, the others were at another moment.
             return if resumed { UNKNOWN } else { slot };
         }
         let activation = read_user_word(slot).unwrap_or(0) & !1;
+        let activation = thread.forget(activation);
         if activation != 0 && accept(thread, config, activation, stack_pointer) {
             found(thread, config, copy, slot);
             return activation;

@@ -49,12 +49,11 @@ fn enter<const IS_COMPONENT: bool>(ctx: &ProbeContext) -> u32 {
     let cookie = cookie(ctx);
     // SAFETY: the context of a uprobe is the thread's registers.
     let regs = unsafe { &*ctx.regs };
-    let callee = argument(regs, cookie.first());
-    let caller = argument(regs, cookie.second());
-    let stack_pointer = regs.rsp;
-
     // SAFETY: this thread's own entry.
     let state = unsafe { &mut *thread };
+    let callee = state.forget(argument(regs, cookie.first()));
+    let caller = state.forget(argument(regs, cookie.second()));
+    let stack_pointer = regs.rsp;
     state.trapped = 0;
     // SAFETY: as above.
     select_file(state, unsafe { &*config }, cookie.file());

@@ -113,12 +113,7 @@ fn read(thread: &Thread, regs: u64, result: i64) {
     if thread.multiplexes != 0 {
         head.flags |= THREAD_MULTIPLEXES;
     }
-    // The bound is checked here, on the value itself, so that the verifier sees it.
-    let length = if length > REQUEST_HEAD_BYTES as u64 {
-        REQUEST_HEAD_BYTES as u64
-    } else {
-        length
-    };
+    let length = at_most_a_head(length);
     // SAFETY: the record of this CPU, in which nothing else runs here; it has room for as much as is read.
     let failed = unsafe {
         (*record).header = head;
@@ -147,6 +142,17 @@ fn read(thread: &Thread, regs: u64, result: i64) {
         core::mem::offset_of!(HttpRequest, head) as u64 + length,
         Wake::Later,
     );
+}
+
+/// A function of its own, so that the bound is checked on the value that is used: Linux before 6.8 does not see that two copies, such as
+/// one that was kept on the stack meanwhile, are alike.
+#[inline(never)]
+fn at_most_a_head(length: u64) -> u64 {
+    if length > REQUEST_HEAD_BYTES as u64 {
+        REQUEST_HEAD_BYTES as u64
+    } else {
+        length
+    }
 }
 
 /// The methods of which requests are followed, with the space behind them as far as that is among the first eight bytes.

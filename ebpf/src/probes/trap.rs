@@ -9,7 +9,7 @@ use aya_ebpf::{
 use wasmscope_common::{AGGREGATE_INVOCATIONS, Counter, EMIT_ACTIVATIONS, RecordKind, STACK_TRUNCATED, Trap};
 
 use crate::{
-    activation::{NO_WINDOW, TRUNCATED, innermost, read_limits, top, walk},
+    activation::{TRUNCATED, innermost, read_limits, top, walk},
     aggregate,
     calibrate::{UNKNOWN, calibrate, is_complete},
     maps::count,
@@ -94,7 +94,7 @@ pub fn signal_deliver(ctx: RawTracePointContext) -> i32 {
     // SAFETY: the workspace is as large and as aligned as the largest record.
     let frames = unsafe { &mut (*record).frames };
     frames[0] = instruction_pointer;
-    let walked = walk(state, frames, frame_pointer, NO_WINDOW);
+    let walked = walk(state, frames, frame_pointer);
     let entry = state.limits.entry_handler;
     let frame_count = walked & 0xff;
     let mut head = header(RecordKind::Trap);
