@@ -23,7 +23,7 @@ use super::{
 };
 
 /// The programs, as built by the build script.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/wasmscope.bpf.o"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/wasmscope.bpf.o"));
 
 /// Programs on raw tracepoints, with the tracepoint each is for.
 pub(super) const TRACEPOINTS: [(&str, &str); 6] = [

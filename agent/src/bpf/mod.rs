@@ -11,6 +11,8 @@ mod cpu_clock;
 pub mod features;
 mod kernel_types;
 mod load;
+#[cfg(test)]
+mod loops;
 pub mod multi;
 #[cfg(target_arch = "x86_64")]
 mod probe_cost;
