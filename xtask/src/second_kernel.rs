@@ -15,7 +15,7 @@ use crate::workspace::Workspace;
 /// The tests that run there.
 pub(crate) const TESTS: [&str; 2] = ["pods::", "node::"];
 /// Depend on the newest kernel of their kind, for Debian 12 and 13. What the machine boots from is built in, so nothing but this and the disk is
-/// needed. (The verifier of Debian 12's own 6.1 refuses the programs.)
+/// needed.
 const META_PACKAGES: [&str; 2] = ["linux-image-6.12-cloud-amd64", "linux-image-cloud-amd64"];
 /// Networks of pods need it.
 const MODULES: [&str; 1] = ["drivers/net/veth.ko.xz"];

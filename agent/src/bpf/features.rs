@@ -177,7 +177,7 @@ fn load() -> Finding {
             "operation not permitted",
             "run as root (`sudo wasmscope …`) or grant the capabilities above",
         ),
-        Err(error) => failed(&error.to_string(), "run Linux ≥ 6.12; `WASMSCOPE_LOG=debug` tells more"),
+        Err(error) => failed(&error.to_string(), "run Linux ≥ 6.1; `WASMSCOPE_LOG=debug` tells more"),
     }
 }
 
