@@ -1,7 +1,5 @@
 //! Offsets inside kernel structures, from the running kernel's own type information (BTF).
 
-use std::path::Path;
-
 use btf_rs::{Btf, Type};
 
 /// Where the kernel publishes its types.
@@ -23,7 +21,10 @@ pub(super) struct TaskOffsets {
 pub enum KernelTypesError {
     /// The kernel was built without it, or it cannot be read.
     #[error("cannot read the kernel's type information at {VMLINUX_BTF}")]
-    Unreadable(#[source] btf_rs::Error),
+    Unreadable(#[source] std::io::Error),
+    /// Nobody knows how to read it.
+    #[error("the kernel's type information at {VMLINUX_BTF} is not understood")]
+    Unknown(#[source] btf_rs::Error),
     /// It is there, but not as expected.
     #[error("the kernel's type information has no {0}")]
     Missing(&'static str),
@@ -31,7 +32,9 @@ pub enum KernelTypesError {
 
 /// Looks the offsets up.
 pub(super) fn task_offsets() -> Result<TaskOffsets, KernelTypesError> {
-    let btf = Btf::from_file(Path::new(VMLINUX_BTF)).map_err(KernelTypesError::Unreadable)?;
+    // All at once: from the file, each type would be a system call.
+    let bytes = std::fs::read(VMLINUX_BTF).map_err(KernelTypesError::Unreadable)?;
+    let btf = Btf::from_bytes(&bytes).map_err(KernelTypesError::Unknown)?;
     let offset = |path: &[&str], words: &'static str| {
         member_offset(&btf, "task_struct", path).ok_or(KernelTypesError::Missing(words))
     };
