@@ -3,7 +3,7 @@
 
 use std::{
     fs::File,
-    io::{self, BufWriter, IsTerminal as _, Write},
+    io::{self, BufWriter, IsTerminal as _, LineWriter, Write},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -84,10 +84,14 @@ enum Stream {
     Otlp(Box<Exporter>),
 }
 
+/// Of a line, written in one go.
+const LINE_BYTES: usize = 64 << 10;
+
 /// Standard output, or a file that takes its place under its name only when it is complete.
 pub(super) enum Target {
     Stdout(io::StdoutLock<'static>),
-    Special(File),
+    /// A device or a pipe, a line at a time.
+    Special(LineWriter<File>),
     File {
         file: BufWriter<tempfile::NamedTempFile>,
         path: PathBuf,
@@ -247,9 +251,9 @@ impl Target {
         };
         let cannot = || format!("cannot write {}", path.display());
         if path.exists() && !path.is_file() {
-            // A device or a pipe is written in place.
+            // Written in place.
             let file = File::options().write(true).open(path).with_context(cannot)?;
-            return Ok(Self::Special(file));
+            return Ok(Self::Special(LineWriter::with_capacity(LINE_BYTES, file)));
         }
         let directory = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
