@@ -131,6 +131,36 @@ impl Captured {
             assert_exact(&trace.root);
         }
     }
+
+    /// Fails unless every host call in invocations of `export`, and every syscall in those, was made by these guest functions, innermost first.
+    #[track_caller]
+    pub fn assert_called_from(&self, export: &str, stack: &[&str]) {
+        let counts = self
+            .traces
+            .iter()
+            .map(|trace| assert_called_from(&trace.root, false, export, stack));
+        assert_ne!(counts.sum::<usize>(), 0, "nothing was called");
+    }
+}
+
+/// See [`Captured::assert_called_from`].
+#[track_caller]
+fn assert_called_from(span: &Span, is_within: bool, export: &str, stack: &[&str]) -> usize {
+    let is_within = match &span.kind {
+        SpanKind::Invoke { function } => function.as_ref().is_some_and(|function| function.name == export),
+        _ => is_within,
+    };
+    let mut count = 0;
+    for child in &span.children {
+        if is_within && child.role() == Role::HostCall
+            || is_within && span.role() == Role::HostCall && child.role() == Role::Syscall
+        {
+            assert_eq!(stack_names(child), stack, "{child:?}");
+            count += 1;
+        }
+        count += assert_called_from(child, is_within, export, stack);
+    }
+    count
 }
 
 /// Whether a syscall is of those that the workloads count where they make them.

@@ -13,6 +13,7 @@ fn is_seen_exactly(linking: Linking) {
     for arguments in [
         &["--tasks", "4", "--threads", "2", "--calls", "25", "--repeat", "2"][..],
         &["--mode", "async", "--tasks", "16", "--threads", "4", "--calls", "25"],
+        &["--scenario", "cwasm", "--tasks", "2", "--threads", "2", "--calls", "25"],
     ] {
         let workload = Workload::ready_as(&program, arguments);
         let agent = Agent::json_of(&workload.pid());
@@ -21,6 +22,7 @@ fn is_seen_exactly(linking: Linking) {
         seen.assert_nothing_lost();
         seen.assert_well_formed();
         assert_eq!(seen.counts(), counted);
+        seen.assert_called_from("start", &["emit", "loop_emit", "start"]);
     }
 }
 

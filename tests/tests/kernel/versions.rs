@@ -35,6 +35,9 @@ fn run(versions: &[&str], arguments: &[&str]) -> Option<Captured> {
     let seen = agent.captured();
     assert_equal(versions, &seen, &counted);
     seen.assert_nothing_lost();
+    if !counted.host_calls.is_empty() {
+        seen.assert_called_from("start", &["emit", "loop_emit", "start"]);
+    }
     Some(seen)
 }
 

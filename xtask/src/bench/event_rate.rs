@@ -50,7 +50,7 @@ fn one(workspace: &Workspace, pace_us: u32, span: Duration) -> Result<Pace> {
     let (_directory, mut agent) = start(workspace, &["--set", "governor.enabled=false"])?;
     let address = address_of(&mut agent, LIMIT)?;
     watched(&mut agent, workload.id())?;
-    let before = counted(address)?;
+    let before = settled(address)?;
     workload.send_line("go")?;
     let report: Value = workload.wait_for("its report", Duration::from_mins(30), |line| {
         serde_json::from_str(line).ok()
