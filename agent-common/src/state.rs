@@ -217,7 +217,7 @@ pub struct OpenRequest {
 }
 
 /// Bytes of the programs' state of a thread.
-pub const THREAD_BYTES: usize = 904;
+pub const THREAD_BYTES: usize = 912;
 
 /// The part of it that the agent reads: it comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable, KnownLayout)]

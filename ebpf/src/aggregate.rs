@@ -1,12 +1,13 @@
 //! Counting without records: rows of counts and histograms, which a few CPUs share, and the activations and host calls that are open.
 //!
+//! Durations are taken from the times that the records carry (`Thread::at_ns`), so what is counted is what a full trace says.
 //! An activation is open from the moment its record is put on a thread until it leaves the thread whose stack it lies on;
 //! a fiber that is suspended leaves on another stack, and stays open. Uprobes on one CPU preempt each other, so all is
 //! added atomically and nothing is ever taken out by the agent while it may be added to.
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
-    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns},
+    helpers::bpf_get_smp_processor_id,
 };
 use wasmscope_common::{
     AGGREGATE_CALLS, AggregateKey, AggregateStats, BUCKET_COUNT, CALL_UNFINISHED, COMPONENT_CALL, Counter,
@@ -40,12 +41,6 @@ static NOT_SEEN: OpenActivation = OpenActivation {
     trapped: 0,
     call_gaps: 0,
 };
-
-#[inline(always)]
-fn now() -> u64 {
-    // SAFETY: the helper has no preconditions.
-    unsafe { bpf_ktime_get_ns() }
-}
 
 #[inline(always)]
 fn lies_in_frame(activation: u64, stack_pointer: u64) -> bool {
@@ -271,7 +266,7 @@ fn begin(thread: &mut Thread, key: &OpenKey, parent: u64) {
         let open = unsafe { &mut *open };
         open.parent = parent;
         open.call_gaps = thread.call_gaps;
-        open.start_ns = now();
+        open.start_ns = thread.at_ns;
     }
 }
 
@@ -305,10 +300,10 @@ fn invocation_key(thread: &mut Thread, detail: u32, entry_handler: u64) {
 /// An activation returns.
 #[inline(always)]
 fn close(thread: &mut Thread, open: &mut OpenActivation) {
-    let end_ns = now();
+    let end_ns = thread.at_ns;
     let in_call = open.call_start_ns != 0;
     if in_call {
-        close_call(thread, open, end_ns, false, true);
+        close_call(thread, open, false, true);
     }
     let saw_calls = counts_calls(thread) && open.call_gaps == thread.call_gaps;
     invocation_key(thread, ENDED_BY_ITSELF, open.entry_handler);
@@ -365,7 +360,7 @@ pub fn trapped(thread: *mut Thread, activation: u64) -> u32 {
         let open = unsafe { &mut *open };
         open.trapped = 1;
         if open.call_start_ns != 0 {
-            close_call(thread, open, now(), false, true);
+            close_call(thread, open, false, true);
             open.call_start_ns = 0;
         }
     }
@@ -391,7 +386,6 @@ pub fn call_began(thread: *mut Thread, activation: u64, callee: u64, frame: u64,
     let detail = detail as u32;
     let call_site = thread.limits.exit_pc;
     let entry = thread.limits.entry_handler;
-    let at_ns = now();
     let key = OpenKey {
         activation,
         pid: thread.pid,
@@ -411,12 +405,12 @@ pub fn call_began(thread: *mut Thread, activation: u64, callee: u64, frame: u64,
     // SAFETY: a pointer into a map value; the activation is on this thread.
     let open = unsafe { &mut *open };
     if open.call_start_ns != 0 {
-        close_call(thread, open, at_ns, false, true);
+        close_call(thread, open, false, true);
     }
     if open.entry_handler == 0 {
         open.entry_handler = entry;
     }
-    open.call_start_ns = at_ns;
+    open.call_start_ns = thread.at_ns;
     open.call_frame = frame;
     open.call_site = call_site;
     open.callee = callee;
@@ -446,10 +440,10 @@ fn counts_calls(thread: &Thread) -> bool {
 
 /// A host call ends. Of one that was open when they ceased to be counted, only that it began is known.
 #[inline(always)]
-fn close_call(thread: &mut Thread, open: &OpenActivation, end_ns: u64, failed: bool, marked: bool) {
+fn close_call(thread: &mut Thread, open: &OpenActivation, failed: bool, marked: bool) {
     call_key(thread, open.call_detail, open.call_site, open.callee);
     let duration_ns = if open.call_gaps == thread.call_gaps {
-        Some(end_ns - open.call_start_ns)
+        Some(thread.at_ns - open.call_start_ns)
     } else {
         thread.ended.detail |= CALL_UNFINISHED;
         None
@@ -484,7 +478,7 @@ pub fn call_ended(thread: *mut Thread, frame: u64, succeeded: u64) -> u32 {
     if open.call_start_ns == 0 || open.call_frame != frame {
         return 0;
     }
-    close_call(thread, open, now(), succeeded == 0, false);
+    close_call(thread, open, succeeded == 0, false);
     open.call_start_ns = 0;
     // If there was a gap, it may be another one from the same place, which began unseen.
     open.call_failed = u32::from(succeeded == 0 && open.call_gaps == thread.call_gaps);

@@ -16,9 +16,22 @@ pub enum Wake {
     Later,
 }
 
+/// `CLOCK_MONOTONIC`, nanoseconds.
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_ktime_get_ns() }
+}
+
 /// A header for the current thread and this moment.
 #[inline(always)]
 pub fn header(kind: RecordKind) -> RecordHeader {
+    header_at(kind, now())
+}
+
+/// A header for the current thread and a moment that has been noted.
+#[inline(always)]
+pub fn header_at(kind: RecordKind, at_ns: u64) -> RecordHeader {
     let id = bpf_get_current_pid_tgid();
     RecordHeader {
         kind: kind as u8,
@@ -27,8 +40,7 @@ pub fn header(kind: RecordKind) -> RecordHeader {
         tid: id as u32,
         pid: (id >> 32) as u32,
         task: 0,
-        // SAFETY: the helper has no preconditions.
-        at_ns: unsafe { bpf_ktime_get_ns() },
+        at_ns,
     }
 }
 

@@ -36,6 +36,8 @@ pub struct Thread {
     pub pid: u32,
     /// Unused, zero.
     pub reserved: u32,
+    /// When what the running program is about happened: the time of the record and of what is counted, so that both agree.
+    pub at_ns: u64,
     /// Address of the TLS slot that holds the activation of the copy of the runtime that is looked at, 0 if not known.
     pub slot: u64,
     /// How far down static TLS has been searched for it; 0: not begun.
@@ -145,6 +147,7 @@ static NEW_THREAD: Thread = Thread {
     task: 0,
     pid: 0,
     reserved: 0,
+    at_ns: 0,
     slot: 0,
     searched_to: 0,
     // None has this value, so that what depends on it is read.

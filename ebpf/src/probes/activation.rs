@@ -11,7 +11,7 @@ use crate::{
     aggregate,
     calibrate::{UNKNOWN, calibrate, is_complete},
     maps::hit,
-    output::{Wake, emit, header},
+    output::{Wake, emit, header, header_at, now},
     thread::{LEFT_AFTER_TRAP, NO_COPY, TRAPPED, current, select_file, task, watched},
     user::cookie,
 };
@@ -61,6 +61,8 @@ pub fn activation_swap(ctx: ProbeContext) -> u32 {
             entry = entry_handler(state);
         }
     }
+    // SAFETY: as above.
+    unsafe { (*thread).at_ns = now() };
     if flags & AGGREGATE_INVOCATIONS != 0 {
         // SAFETY: as above.
         let state = unsafe { &mut *thread };
@@ -96,7 +98,8 @@ pub fn activation_swap(ctx: ProbeContext) -> u32 {
             state.copies[state.copy as usize & (MAX_COPIES - 1)].announced = new;
         }
     }
-    let mut head = header(RecordKind::ActivationSwap);
+    // SAFETY: as above.
+    let mut head = header_at(RecordKind::ActivationSwap, unsafe { (*thread).at_ns });
     if new != 0 {
         // SAFETY: a pointer into a map value.
         head.task = task(unsafe { &*config });

@@ -16,7 +16,7 @@ use crate::{
     aggregate,
     calibrate::{UNKNOWN, calibrate, is_complete},
     maps::{CALL_SITES, EVENTS, count, hit},
-    output::{Wake, emit, emit_with_frames, header},
+    output::{Wake, emit, emit_with_frames, header, header_at, now},
     thread::{current, layout_of_file, select_file, watched},
     user::{argument, cookie, read_user},
 };
@@ -65,6 +65,7 @@ fn enter<const IS_COMPONENT: bool>(ctx: &ProbeContext) -> u32 {
     let state = unsafe { &mut *thread };
     let record: *mut HostCall = state.record.as_mut_ptr().cast();
     let mut head = header(RecordKind::HostCall);
+    state.at_ns = head.at_ns;
     let mut frame_count = 0;
     let mut entry = 0;
     let walks = flags & EMIT_HOST_CALLS != 0;
@@ -163,11 +164,15 @@ pub fn host_call_end(ctx: ProbeContext) -> u32 {
         _ => regs.rax & 1,
     };
     let frame = regs.rsp + cookie.frame_bytes();
+    let at_ns = now();
     if flags & AGGREGATE_CALLS != 0 {
         // SAFETY: a pointer into a map value.
         if let Some(thread) = current(unsafe { &*config }) {
             // SAFETY: this thread's own entry, and a pointer into a map value.
-            unsafe { select_file(&mut *thread, &*config, cookie.file()) };
+            unsafe {
+                (*thread).at_ns = at_ns;
+                select_file(&mut *thread, &*config, cookie.file());
+            }
             aggregate::call_ended(thread, frame, succeeded);
         }
         if flags & EMIT_HOST_CALLS == 0 {
@@ -176,7 +181,7 @@ pub fn host_call_end(ctx: ProbeContext) -> u32 {
     }
     emit(
         &HostCallEnd {
-            header: header(RecordKind::HostCallEnd),
+            header: header_at(RecordKind::HostCallEnd, at_ns),
             frame,
             succeeded,
         },

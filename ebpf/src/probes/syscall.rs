@@ -4,10 +4,7 @@
 //! record and one table look-up each way.
 
 use aya_ebpf::{
-    bindings::BPF_ANY,
-    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns},
-    macros::raw_tracepoint,
-    programs::RawTracePointContext,
+    bindings::BPF_ANY, helpers::bpf_get_current_pid_tgid, macros::raw_tracepoint, programs::RawTracePointContext,
 };
 use wasmscope_common::{
     AGGREGATE_SYSCALLS, CodePublished, Counter, DOES_NOT_RETURN, EMIT_REQUESTS, EMIT_SYSCALLS, HIT_SYSCALL,
@@ -23,7 +20,7 @@ use crate::{
         NEW_PROCESS_FLAGS, OBSERVED, PROCESSES, THREADS, WATCH_FLAGS, add, count, count_undecided, generation, global,
         hit, next_generation,
     },
-    output::{Wake, emit, emit_with_frames, header},
+    output::{Wake, emit, emit_with_frames, header, header_at, now},
     probes::request,
     thread::{CopyState, NO_COPY, NOTHING_KNOWN, Thread, current, select, watched},
     user::{SyscallRegisters, read_user, read_user_word, stack_pointer},
@@ -62,8 +59,7 @@ pub fn sys_enter(ctx: RawTracePointContext) -> i32 {
     let thread = unsafe { &mut *thread };
     if thread.flags & (EMIT_SYSCALLS | AGGREGATE_SYSCALLS) != 0 {
         thread.syscall = number;
-        // SAFETY: the helper has no preconditions.
-        thread.entered_ns = unsafe { bpf_ktime_get_ns() };
+        thread.entered_ns = now();
         if number == EXIT || number == EXIT_GROUP {
             departing(thread, ctx.arg(0));
         }
@@ -238,10 +234,10 @@ fn record(thread: &mut Thread, activation: u64, entered_ns: u64, regs: u64, resu
 /// A syscall of a helper thread, whose activation is off every thread or on another one: nothing is read of it.
 #[inline(always)]
 fn record_helper(thread: &mut Thread, entered_ns: u64, regs: u64, result: i64, flags: u8) {
+    let duration_ns = now() - entered_ns;
     if thread.flags & AGGREGATE_SYSCALLS != 0 {
         let ended = if flags & DOES_NOT_RETURN == 0 {
-            // SAFETY: the helper has no preconditions.
-            unsafe { bpf_ktime_get_ns() - entered_ns }
+            duration_ns
         } else {
             aggregate::DOES_NOT_RETURN
         };
@@ -255,9 +251,7 @@ fn record_helper(thread: &mut Thread, entered_ns: u64, regs: u64, result: i64, f
         count(Counter::ActivationUnreadable);
         return;
     };
-    let mut head = header(RecordKind::HelperSyscall);
-    let duration_ns = head.at_ns - entered_ns;
-    head.at_ns = entered_ns;
+    let mut head = header_at(RecordKind::HelperSyscall, entered_ns);
     head.flags = flags;
     let record: *mut HelperSyscall = thread.record.as_mut_ptr().cast();
     // SAFETY: the workspace is as large and as aligned as the largest record.

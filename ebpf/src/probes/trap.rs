@@ -13,7 +13,7 @@ use crate::{
     aggregate,
     calibrate::{UNKNOWN, calibrate, is_complete},
     maps::count,
-    output::{emit_with_frames, header},
+    output::{emit_with_frames, header_at, now},
     thread::{NO_COPY, TRAPPED, current, select, watched},
     user::read_kernel,
 };
@@ -82,6 +82,7 @@ pub fn signal_deliver(ctx: RawTracePointContext) -> i32 {
     }
     // Activations are emitted, so the swap that ends this one is seen and takes the mark away.
     state.trapped = TRAPPED;
+    state.at_ns = now();
     if flags & AGGREGATE_INVOCATIONS != 0 {
         aggregate::trapped(thread, activation);
         if flags & EMIT_ACTIVATIONS == 0 {
@@ -97,7 +98,7 @@ pub fn signal_deliver(ctx: RawTracePointContext) -> i32 {
     let walked = walk(state, frames, frame_pointer);
     let entry = state.limits.entry_handler;
     let frame_count = walked & 0xff;
-    let mut head = header(RecordKind::Trap);
+    let mut head = header_at(RecordKind::Trap, state.at_ns);
     head.frame_count = frame_count as u16;
     head.flags = if walked & TRUNCATED == 0 { 0 } else { STACK_TRUNCATED };
     // SAFETY: as above.

@@ -9,6 +9,8 @@ use wasmscope_tests::environment::{self, Kernel};
 use wasmscope_tests::samples::{self, Sample, sums};
 use wasmscope_tests::workload::{Counts, Numbers, Workload};
 
+use crate::traced_metrics;
+
 /// One run of each kind: plain, on fibers that move between threads, nested, failing, components.
 const RUNS: [&[&str]; 6] = [
     &["--tasks", "4", "--threads", "2", "--calls", "25", "--repeat", "4"],
@@ -130,6 +132,11 @@ fn aggregates_beside_events_are_what_the_full_trace_counts() {
         assert_counts(&samples, &counted, &what);
         let traced = Captured::parse(&lines);
         traced.assert_nothing_lost();
+        traced_metrics::assert_equal(
+            &traced_metrics::served(&samples),
+            &traced_metrics::traced(&traced.traces),
+            &what,
+        );
         let traced = traced.counts();
         assert_eq!(traced.invocations, counted.invocations, "{what}");
         assert_eq!(

@@ -42,6 +42,7 @@ mod scrape;
 mod soak;
 mod stripped;
 mod stripped_components;
+mod traced_metrics;
 mod trap_kinds;
 mod traps;
 mod unknown_version;
